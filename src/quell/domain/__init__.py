@@ -1,0 +1,71 @@
+"""The language: nouns, life-cycle tables and pure rules.
+
+Owns:  the words of the glossary as frozen types, the tables of what may follow what, the error tree.
+Never: imports a third-party package, reads a clock, opens a file or a socket.
+"""
+
+from quell.domain._case import Briefing as Briefing
+from quell.domain._case import Category as Category
+from quell.domain._case import Citation as Citation
+from quell.domain._case import Confidence as Confidence
+from quell.domain._case import Diagnosis as Diagnosis
+from quell.domain._case import Evidence as Evidence
+from quell.domain._case import Fact as Fact
+from quell.domain._case import Finding as Finding
+from quell.domain._case import Hypothesis as Hypothesis
+from quell.domain._case import Outcome as Outcome
+from quell.domain._case import Subject as Subject
+from quell.domain._case import Survey as Survey
+from quell.domain._errors import BoundExceededError as BoundExceededError
+from quell.domain._errors import ConfigError as ConfigError
+from quell.domain._errors import JournalError as JournalError
+from quell.domain._errors import OverloadError as OverloadError
+from quell.domain._errors import QuellError as QuellError
+from quell.domain._errors import RefusedError as RefusedError
+from quell.domain._errors import SourceError as SourceError
+from quell.domain._errors import StateHeldError as StateHeldError
+from quell.domain._errors import StoreError as StoreError
+from quell.domain._errors import UsageError as UsageError
+from quell.domain._errors import WorldError as WorldError
+from quell.domain._ids import new_id as new_id
+from quell.domain._ids import time_of_id as time_of_id
+from quell.domain._incident import Alert as Alert
+from quell.domain._incident import Approval as Approval
+from quell.domain._incident import Change as Change
+from quell.domain._incident import Event as Event
+from quell.domain._incident import Incident as Incident
+from quell.domain._incident import Proposal as Proposal
+from quell.domain._incident import Run as Run
+from quell.domain._incident import Runbook as Runbook
+from quell.domain._incident import Severity as Severity
+from quell.domain._incident import Step as Step
+from quell.domain._incident import Symptom as Symptom
+from quell.domain._incident import TimelineEntry as TimelineEntry
+from quell.domain._incident import ToolCall as ToolCall
+from quell.domain._incident import fingerprint_of as fingerprint_of
+from quell.domain._lifecycle import APPROVAL_NEXT as APPROVAL_NEXT
+from quell.domain._lifecycle import CHANGE_NEXT as CHANGE_NEXT
+from quell.domain._lifecycle import INCIDENT_NEXT as INCIDENT_NEXT
+from quell.domain._lifecycle import RUN_NEXT as RUN_NEXT
+from quell.domain._lifecycle import ApprovalStatus as ApprovalStatus
+from quell.domain._lifecycle import ChangeStatus as ChangeStatus
+from quell.domain._lifecycle import RunStatus as RunStatus
+from quell.domain._lifecycle import Stage as Stage
+from quell.domain._lifecycle import step_to as step_to
+from quell.domain._signal import Answer as Answer
+from quell.domain._signal import AttributeDiff as AttributeDiff
+from quell.domain._signal import ChangeKind as ChangeKind
+from quell.domain._signal import EdgeShift as EdgeShift
+from quell.domain._signal import Exemplar as Exemplar
+from quell.domain._signal import FlowBreak as FlowBreak
+from quell.domain._signal import Gap as Gap
+from quell.domain._signal import GapReason as GapReason
+from quell.domain._signal import MetricShift as MetricShift
+from quell.domain._signal import Observation as Observation
+from quell.domain._signal import ObservedChange as ObservedChange
+from quell.domain._signal import OperationShift as OperationShift
+from quell.domain._signal import PatternShift as PatternShift
+from quell.domain._signal import Question as Question
+from quell.domain._signal import QuestionKind as QuestionKind
+from quell.domain._signal import Scope as Scope
+from quell.domain._signal import Window as Window

@@ -1,0 +1,94 @@
+"""The error tree: three kinds of blame, and one hint per error."""
+
+from __future__ import annotations
+
+
+class QuellError(Exception):
+    """Base of everything raised on purpose.
+
+    QuellError
+    ├── ConfigError        the operator wrote something that cannot be accepted (exit 2)
+    ├── UsageError         the caller asked for something that does not exist (exit 2)
+    ├── RefusedError       policy, identity or a life-cycle table said no (exit 4)
+    ├── WorldError         a system we depend on failed or lied (exit 3)
+    │   ├── StoreError     the telemetry store
+    │   ├── SourceError    a reader's backend
+    │   └── JournalError   the database of runs and incidents
+    ├── StateHeldError     another live process holds this state directory or port (exit 3)
+    ├── OverloadError      we shed load; try again after `retry_after_s` (exit 6)
+    └── BoundExceededError a limit that we set ourselves was reached (exit 6)
+    """
+
+    hint: str = ""
+    exit_code: int = 7
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint or self.hint
+
+
+class ConfigError(QuellError):
+    """The operator wrote something that cannot be accepted."""
+
+    exit_code = 2
+
+
+class UsageError(QuellError):
+    """The caller asked for something that does not exist."""
+
+    exit_code = 2
+
+
+class RefusedError(QuellError):
+    """Policy, identity or a life-cycle table said no."""
+
+    exit_code = 4
+
+
+class WorldError(QuellError):
+    """A system that we depend on failed or lied."""
+
+    exit_code = 3
+
+
+class StoreError(WorldError):
+    """The telemetry store failed, refused or answered nonsense."""
+
+    def __init__(self, message: str, *, hint: str = "", code: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        """The engine's own error number, such as 60 (no such table), 159 (timeout), 241 (memory)."""
+
+
+class SourceError(WorldError):
+    """A reader's backend failed, timed out or answered nonsense."""
+
+
+class JournalError(WorldError):
+    """The database of runs and incidents failed."""
+
+
+class StateHeldError(QuellError):
+    """Another live process holds this state directory or port."""
+
+    exit_code = 3
+
+
+class OverloadError(QuellError):
+    """Load was shed; the caller may try again later."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class BoundExceededError(QuellError):
+    """A limit that we set ourselves was reached."""
+
+    exit_code = 6
+
+    def __init__(self, what: str, *, limit: float, hint: str = "raise the limit or narrow the task") -> None:
+        super().__init__(f"{what} passed the limit of {limit:g}", hint=hint)
+        self.limit = limit
