@@ -1,0 +1,15 @@
+"""Read a `quell.toml` into frozen Settings.
+
+Owns:  TOML, environment references, layering, secrets, the error report, versions by content hash.
+Never: keeps a file open, reads the environment it was not handed, prints a secret.
+"""
+
+from quell.config._settings import DetectionSettings as DetectionSettings
+from quell.config._settings import InvestigationSettings as InvestigationSettings
+from quell.config._settings import JournalSettings as JournalSettings
+from quell.config._settings import PrometheusSettings as PrometheusSettings
+from quell.config._settings import Secret as Secret
+from quell.config._settings import ServerSettings as ServerSettings
+from quell.config._settings import Settings as Settings
+from quell.config._settings import StoreSettings as StoreSettings
+from quell.config._settings import TelemetrySettings as TelemetrySettings
