@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from quell.domain._errors import RefusedError
 
-
 S = TypeVar("S", bound=StrEnum)
 
 
@@ -108,4 +107,6 @@ def step_to(table: Mapping[S, frozenset[S]], now: S, then: S) -> S:
     if then in table[now]:
         return then
     allowed = ", ".join(sorted(table[now])) or "nothing: it is final"
-    raise RefusedError(f"{type(now).__name__} cannot go from {now} to {then}", hint=f"from {now} it may go to: {allowed}")
+    raise RefusedError(
+        f"{type(now).__name__} cannot go from {now} to {then}", hint=f"from {now} it may go to: {allowed}"
+    )

@@ -242,14 +242,7 @@ class Exemplar:
 
 
 Observation: TypeAlias = (
-    OperationShift
-    | EdgeShift
-    | PatternShift
-    | AttributeDiff
-    | FlowBreak
-    | MetricShift
-    | ObservedChange
-    | Exemplar
+    OperationShift | EdgeShift | PatternShift | AttributeDiff | FlowBreak | MetricShift | ObservedChange | Exemplar
 )
 
 

@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Everything they need is installed into .venv from the package index.
+VENV := .venv
+PY := $(VENV)/bin/python
+FAULT ?=
+SEED ?=
+OUT ?= .demo
+
+.PHONY: help demo test check bench lock docs clean
+
+help:
+	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
+	@echo 'make test    everything that must hold: ruff, mypy, import-linter, tests'
+	@echo 'make bench   print the figures and write them as JSON (long: about an hour; BENCH="step cli ..." for a part)'
+	@echo 'make lock    renew the development lock file'
+	@echo 'make docs    regenerate the generated parts of the documents'
+
+$(VENV)/.demo: pyproject.toml requirements/dev.lock scripts/bootstrap.py
+	python3 scripts/bootstrap.py $(VENV) lab
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements/dev.lock scripts/bootstrap.py
+	python3 scripts/bootstrap.py $(VENV) dev
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	@exec $(VENV)/bin/quell demo --out $(OUT) $(if $(FAULT),--fault $(FAULT)) $(if $(SEED),--seed $(SEED))
+
+test: check
+	$(PY) -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.dev
+	$(PY) -m bench $(BENCH)
+
+lock: $(VENV)/.dev
+	$(PY) scripts/lock.py
+
+docs: $(VENV)/.dev
+	$(PY) scripts/docs.py
+
+clean:
+	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

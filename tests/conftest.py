@@ -1,0 +1,53 @@
+"""Shared fixtures: seeds printed, clocks handed in, real peers named when they are missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests._postgres import running_postgres
+
+NEEDS = {
+    "needs_prometheus": ("prometheus", "prometheus-alertmanager"),
+    "needs_chromium": ("chromium",),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what a missing program makes impossible, and say which program and which Debian package."""
+    for item in items:
+        for marker, programs in NEEDS.items():
+            missing = [program for program in programs if shutil.which(program) is None]
+            if item.get_closest_marker(marker) and missing:
+                item.add_marker(
+                    pytest.mark.skip(reason=f"left out: needs {', '.join(missing)} (Debian packages of that name)")
+                )
+
+
+class FakeClock:
+    """A clock that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def forward(self, *, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real PostgreSQL: QUELL_TEST_POSTGRES, or one of our own for the session."""
+    with running_postgres(Path(tmp_path_factory.mktemp("postgres"))) as url:
+        yield url
