@@ -1,0 +1,163 @@
+"""`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
+
+Parts: cli, step, brief, ingest, store_kill, lab. Without a part all of them run, the long one (lab) last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+OUT = Path(".bench")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure of the table."""
+
+    part: str
+    figure: str
+    goal: str
+    value: Callable[[Mapping[str, object]], str]
+    met: Callable[[Mapping[str, object]], bool | None]
+
+
+def _number(result: Mapping[str, object], key: str) -> float:
+    value = result[key]
+    assert isinstance(value, int | float), f"{key} is not a number: {value!r}"
+    return float(value)
+
+
+ROWS = [
+    Row(
+        part="lab",
+        figure="cause named first, all faults x seeds",
+        goal=">= 90 %",
+        value=lambda r: f"{100 * _number(r, 'named_first_share'):.1f} % of {_number(r, 'fault_cases'):.0f}",
+        met=lambda r: _number(r, "named_first_share") >= 0.9,
+    ),
+    Row(
+        part="lab",
+        figure="cause named in the top 3",
+        goal=">= 98 %",
+        value=lambda r: f"{100 * _number(r, 'named_top3_share'):.1f} %",
+        met=lambda r: _number(r, "named_top3_share") >= 0.98,
+    ),
+    Row(
+        part="lab",
+        figure="healthy disturbances blamed",
+        goal="0 of 20",
+        value=lambda r: f"{_number(r, 'healthy_blamed'):.0f} of {_number(r, 'healthy_cases'):.0f}",
+        met=lambda r: _number(r, "healthy_blamed") == 0 and _number(r, "healthy_cases") >= 20,
+    ),
+    Row(
+        part="lab",
+        figure="fault -> alert, p95",
+        goal="<= 15 s",
+        value=lambda r: f"{_number(r, 'alert_p95_s'):.1f} s",
+        met=lambda r: _number(r, "alert_p95_s") <= 15,
+    ),
+    Row(
+        part="lab",
+        figure="fault -> report, p95",
+        goal="<= 40 s",
+        value=lambda r: f"{_number(r, 'report_p95_s'):.1f} s",
+        met=lambda r: _number(r, "report_p95_s") <= 40,
+    ),
+    Row(
+        part="brief",
+        figure="briefing size, p100",
+        goal="<= 1,000 tokens",
+        value=lambda r: f"{_number(r, 'tokens_max'):.0f} tokens over {_number(r, 'briefings'):.0f} briefings",
+        met=lambda r: _number(r, "tokens_max") <= 1000,
+    ),
+    Row(
+        part="store_kill",
+        figure="acknowledged telemetry lost over kill -9",
+        goal="0 of 100 kills",
+        value=lambda r: (
+            f"{_number(r, 'lost_records'):.0f} of {_number(r, 'acknowledged_records'):.0f} records, {_number(r, 'kills'):.0f} kills"
+        ),
+        met=lambda r: _number(r, "lost_records") == 0 and _number(r, "kills") >= 100,
+    ),
+    Row(
+        part="ingest",
+        figure="OTLP logs per CPU-second vs decoding in Python",
+        goal=">= 2x",
+        value=lambda r: f"{_number(r, 'ratio'):.2f}x",
+        met=lambda r: _number(r, "ratio") >= 2,
+    ),
+    Row(
+        part="cli",
+        figure="`quell --help`, CPU",
+        goal="<= 60 ms, no heavy module",
+        value=lambda r: f"{_number(r, 'help_cpu_ms'):.0f} ms, {_number(r, 'heavy_modules'):.0f} heavy modules",
+        met=lambda r: _number(r, "help_cpu_ms") <= 60 and _number(r, "heavy_modules") == 0,
+    ),
+    Row(
+        part="step",
+        figure="durable step on SQLite vs one fsynced commit",
+        goal="reported",
+        value=lambda r: f"{_number(r, 'ratio'):.2f}x",
+        met=lambda _: None,
+    ),
+]
+PARTS = ["cli", "step", "brief", "ingest", "store_kill", "lab"]
+
+
+def _measure(part: str) -> dict[str, object]:
+    print(f"measuring {part} …", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    result: dict[str, object] = importlib.import_module(f"bench.bench_{part}").measure()
+    print(f"  done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def _print_table(results: Mapping[str, Mapping[str, object]]) -> None:
+    lines = [("figure", "at least", "measured", "")]
+    for row in ROWS:
+        if row.part in results:
+            result = results[row.part]
+            verdict = row.met(result)
+            mark = {True: "yes", False: "NO", None: ""}[verdict]
+            lines.append((row.figure, row.goal, row.value(result), mark))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for number, line in enumerate(lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths).rstrip())
+
+
+def main() -> int:
+    """Measure what was asked for; exit 1 when a figure misses its goal."""
+    wanted = sys.argv[1:] or PARTS
+    if unknown := set(wanted) - set(PARTS):
+        print(f"error: no such part: {', '.join(sorted(unknown))}\nhint: one of {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    results: dict[str, dict[str, object]] = {}
+    OUT.mkdir(exist_ok=True)
+    for part in PARTS:
+        if part in wanted:
+            results[part] = _measure(part)
+            document = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 - a bench reads the real clock
+                "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+                "results": results,
+            }
+            (OUT / "figures.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    _print_table(results)
+    print(f"written: {OUT / 'figures.json'}")
+    missed = [row.figure for row in ROWS if row.part in results and row.met(results[row.part]) is False]
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
