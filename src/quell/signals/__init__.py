@@ -1,0 +1,5 @@
+"""The eyes: the telemetry store, the receiver, the readers and what is curated from them.
+
+Owns:  the store owner process, ingest and rollups, typed questions and their answers, detection, briefings.
+Never: decides what caused an incident, changes production.
+"""

@@ -1,0 +1,257 @@
+"""Materialized views that keep the rollups, from whichever way rows arrive in the exporter's tables."""
+
+from __future__ import annotations
+
+_WORD = r"""[^\s,;:=()\[\]{}"'<>|]*"""
+VARIABLE = rf"(?:{_WORD}[0-9]{_WORD}|\b[a-fA-F]{{8,}}\b)"
+"""A token with a digit, or eight and more hexadecimal letters: what changes from line to line."""
+SKELETON = rf"{VARIABLE}(?:[,;\s]+{VARIABLE})*"
+"""A run of such tokens; a list of twenty numbers masks like a list of two."""
+CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}\x{200b}-\x{200f}\x{2028}-\x{202e}\x{2066}-\x{2069}\x{feff}]+"
+"""Control codes and the invisible characters that reorder or hide text."""
+BODY_SCANNED = 1024
+TEMPLATE_CHARS = 400
+TEMPLATE_WORDS = 24
+EXAMPLE_CHARS = 300
+
+_GRAINS = {"5s": 5, "1m": 60}
+
+
+def literal(text: str) -> str:
+    """Quote a text as a SQL string."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def masked_of(body: str) -> str:
+    """Write the SQL that replaces what varies in a log body: one regex."""
+    return f"replaceRegexpAll(substring({body}, 1, {BODY_SCANNED}), {literal(SKELETON)}, '<*>')"
+
+
+def skeleton_of(masked: str) -> str:
+    """Write the SQL that cuts and cleans a masked body; only long ones and dirty ones pay for it."""
+    words = f"arrayStringConcat(arraySlice(splitByWhitespace({masked}), 1, {TEMPLATE_WORDS}), ' ')"
+    clean = f"trim(replaceRegexpAll(substringUTF8({words}, 1, {TEMPLATE_CHARS}), {literal(CONTROL)}, ' '))"
+    return f"if(length({masked}) > 120 OR match({masked}, {literal(CONTROL)}), {clean}, {masked})"
+
+
+def example_of(body: str) -> str:
+    """Write the SQL that cuts a log body to one line that is safe to store as an example."""
+    return f"replaceRegexpAll(substringUTF8(substring({body}, 1, {4 * EXAMPLE_CHARS}), 1, {EXAMPLE_CHARS}), {literal(CONTROL)}, ' ')"
+
+
+def severity_of(text: str, number: str) -> str:
+    """Write the SQL that names one of six severities: by text, else by number, else `info`."""
+    by_text = (
+        f"multiIf(match({text}, '(?i)^(fatal|crit|alert|emerg|panic)'), 'fatal', match({text}, '(?i)^(err|severe)'), 'error', "
+        f"match({text}, '(?i)^warn'), 'warn', match({text}, '(?i)^(info|notice)'), 'info', "
+        f"match({text}, '(?i)^(debug|fine|verbose)'), 'debug', match({text}, '(?i)^trace'), 'trace', '')"
+    )
+    by_number = (
+        f"multiIf({number} >= 21, 'fatal', {number} >= 17, 'error', {number} >= 13, 'warn', {number} >= 9, 'info', "
+        f"{number} >= 5, 'debug', {number} >= 1, 'trace', 'info')"
+    )
+    return f"if({text} != '' AND {by_text} != '', {by_text}, {by_number})"
+
+
+def _view(name: str, target: str, select: str) -> str:
+    return f"CREATE MATERIALIZED VIEW IF NOT EXISTS {name} TO {target} AS {select}"
+
+
+def _patterns(grain: str, seconds: int) -> str:
+    # Rows are grouped by what the one regex leaves; severity, cut and cleaning are paid once per group.
+    return _view(
+        f"quell_patterns_{grain}_mv",
+        f"quell_patterns_{grain}",
+        f"""
+SELECT bucket, service, severity, cityHash64(template) AS template_id, template, count, first_seen, last_seen, example
+FROM (
+    SELECT bucket, service,
+        {severity_of("severity_text", "severity_number")} AS severity,
+        {skeleton_of("masked")} AS template,
+        count, first_seen, last_seen,
+        {example_of("least_body")} AS example
+    FROM (
+        SELECT toDateTime(toStartOfInterval(Timestamp, INTERVAL {seconds} SECOND)) AS bucket,
+            ServiceName AS service,
+            toString(SeverityText) AS severity_text,
+            SeverityNumber AS severity_number,
+            {masked_of("Body")} AS masked,
+            count() AS count,
+            min(Timestamp) AS first_seen,
+            max(Timestamp) AS last_seen,
+            min(Body) AS least_body
+        FROM otel_logs
+        WHERE Body != ''
+        GROUP BY bucket, service, SeverityText, SeverityNumber, masked
+    )
+)""",
+    )
+
+
+PEER = """multiIf(
+        SpanKind NOT IN ('Client', 'Producer', 'SPAN_KIND_CLIENT', 'SPAN_KIND_PRODUCER'), '',
+        SpanAttributes['service.peer.name'] != '', SpanAttributes['service.peer.name'],
+        SpanAttributes['peer.service'] != '', SpanAttributes['peer.service'],
+        SpanAttributes['db.system.name'] != '', SpanAttributes['db.system.name'],
+        SpanAttributes['db.system'] != '', SpanAttributes['db.system'],
+        SpanAttributes['messaging.destination.name'] != '', SpanAttributes['messaging.destination.name'],
+        SpanAttributes['server.address'] = '', '',
+        SpanAttributes['server.port'] = '', SpanAttributes['server.address'],
+        concat(SpanAttributes['server.address'], ':', SpanAttributes['server.port']))"""
+"""The name of the callee as the caller's span tells it."""
+_CALLEE_KIND = """multiIf(
+        SpanAttributes['db.system.name'] != '' OR SpanAttributes['db.system'] != '', 'database',
+        SpanAttributes['messaging.system'] != '', 'queue',
+        SpanAttributes['service.peer.name'] != '' OR SpanAttributes['peer.service'] != '', 'service',
+        'external')"""
+_ERROR = "StatusCode IN ('Error', 'STATUS_CODE_ERROR')"
+_ERROR_TYPE = """multiIf(
+        SpanAttributes['error.type'] != '', SpanAttributes['error.type'],
+        SpanAttributes['http.response.status_code'] != '', SpanAttributes['http.response.status_code'],
+        SpanAttributes['exception.type'] != '', SpanAttributes['exception.type'],
+        StatusMessage != '', substringUTF8(StatusMessage, 1, 80),
+        'error')"""
+_SPAN_KIND = "replaceOne(replaceOne(lower(SpanKind), 'span_kind_', ''), 'unspecified', 'internal')"
+
+
+def _red(grain: str, seconds: int) -> str:
+    return _view(
+        f"quell_red_{grain}_mv",
+        f"quell_red_{grain}",
+        f"""
+SELECT toDateTime(toStartOfInterval(Timestamp, INTERVAL {seconds} SECOND)) AS bucket,
+    ServiceName AS service,
+    substringUTF8(SpanName, 1, 200) AS operation,
+    if({_SPAN_KIND} = '', 'internal', {_SPAN_KIND}) AS span_kind,
+    {PEER} AS peer,
+    count() AS calls,
+    countIf({_ERROR}) AS errors,
+    sum(Duration) AS duration_ns,
+    quantilesTDigestState(0.5, 0.95)(Duration / 1e6) AS quantiles
+FROM otel_traces
+GROUP BY bucket, service, operation, span_kind, peer""",
+    )
+
+
+_CALLS_FROM_CALLERS = f"""
+SELECT sipHash64(TraceId, SpanId) AS key,
+    toDateTime(toStartOfInterval(Timestamp, INTERVAL 5 SECOND)) AS bucket,
+    ServiceName AS caller,
+    {PEER} AS callee_hint,
+    '' AS callee,
+    Duration AS client_ns,
+    toUInt64(0) AS server_ns,
+    toUInt8({_ERROR}) AS client_error,
+    {_CALLEE_KIND} AS callee_kind,
+    if({_ERROR}, {_ERROR_TYPE}, '') AS error_type
+FROM otel_traces
+WHERE SpanKind IN ('Client', 'Producer', 'SPAN_KIND_CLIENT', 'SPAN_KIND_PRODUCER')"""
+
+_CALLS_FROM_CALLEES = """
+SELECT if(ParentSpanId != '', sipHash64(TraceId, ParentSpanId), sipHash64(Links.TraceId[1], Links.SpanId[1])) AS key,
+    toDateTime(toStartOfInterval(Timestamp, INTERVAL 5 SECOND)) AS bucket,
+    '' AS caller,
+    '' AS callee_hint,
+    ServiceName AS callee,
+    toUInt64(0) AS client_ns,
+    Duration AS server_ns,
+    toUInt8(0) AS client_error,
+    '' AS callee_kind,
+    '' AS error_type
+FROM otel_traces
+WHERE SpanKind IN ('Server', 'Consumer', 'SPAN_KIND_SERVER', 'SPAN_KIND_CONSUMER')
+    AND (ParentSpanId != '' OR notEmpty(Links.SpanId))"""
+
+
+def _sightings(table: str, time: str) -> str:
+    return f"""
+SELECT ServiceName AS service,
+    ResourceAttributes['service.version'] AS version,
+    ResourceAttributes['service.instance.id'] AS instance,
+    min({time}) AS first_seen,
+    max({time}) AS last_seen
+FROM {table}
+WHERE ServiceName != ''
+GROUP BY service, version, instance
+HAVING version != '' OR instance != ''"""
+
+
+EVENTS = {
+    "deployment.finished": "deploy",
+    "feature_flag.changed": "flag",
+    "config.changed": "config",
+    "process.exited": "exit",
+    "process.started": "restart",
+    "service.scaled": "scale",
+}
+"""Names of log events that say that something was changed, and the kind of change."""
+
+
+def _by_change(texts: dict[str, str]) -> str:
+    cases = "".join(f"change = '{kind}', {text}, " for kind, text in texts.items())
+    return f"multiIf({cases}'')"
+
+
+def _changes() -> str:
+    names = ", ".join(literal(name) for name in EVENTS)
+    kinds = ", ".join(literal(kind) for kind in EVENTS.values())
+    subject = _by_change(
+        {
+            "deploy": "service",
+            "flag": "LogAttributes['feature_flag.key']",
+            "config": "LogAttributes['config.key']",
+            "exit": "LogAttributes['process.pid']",
+            "restart": "coalesce(nullIf(LogAttributes['service.instance.id'], ''), ResourceAttributes['service.instance.id'])",
+            "scale": "service",
+        }
+    )
+    before = _by_change(
+        {
+            "deploy": "LogAttributes['service.version.previous']",
+            "flag": "LogAttributes['feature_flag.result.variant.previous']",
+            "config": "LogAttributes['config.value.previous']",
+            "scale": "LogAttributes['service.replicas.previous']",
+        }
+    )
+    after = _by_change(
+        {
+            "deploy": "LogAttributes['service.version']",
+            "flag": "LogAttributes['feature_flag.result.variant']",
+            "config": "LogAttributes['config.value']",
+            "exit": "concat(LogAttributes['process.exit.reason'], if(LogAttributes['process.exit.code'] = '', '', concat(' (', LogAttributes['process.exit.code'], ')')))",
+            "restart": "subject",
+            "scale": "LogAttributes['service.replicas']",
+        }
+    )
+    return f"""
+SELECT Timestamp AS at,
+    transform(toString(EventName), [{names}], [{kinds}], 'other') AS change,
+    if(LogAttributes['service.name'] != '', LogAttributes['service.name'], if(change = 'flag', '', toString(ServiceName))) AS service,
+    {subject} AS subject,
+    substringUTF8({before}, 1, 300) AS before,
+    substringUTF8({after}, 1, 300) AS after,
+    trim(concat(LogAttributes['vcs.ref.head.revision'], ' ', {example_of("Body")})) AS detail,
+    'events' AS source,
+    {change_key("toUnixTimestamp64Nano(at)")} AS key
+FROM otel_logs
+WHERE EventName IN ({names})"""
+
+
+def change_key(nanos: str) -> str:
+    """Write the SQL that identifies a change, so that the same one arrives once."""
+    return f"sipHash64(change, service, subject, before, after, {nanos})"
+
+
+def views_of() -> tuple[str, ...]:
+    """Write every CREATE MATERIALIZED VIEW of the rollups."""
+    bucketed = [make(grain, seconds) for make in (_patterns, _red) for grain, seconds in _GRAINS.items()]
+    return (
+        *bucketed,
+        _view("quell_calls_from_callers_mv", "quell_calls", _CALLS_FROM_CALLERS),
+        _view("quell_calls_from_callees_mv", "quell_calls", _CALLS_FROM_CALLEES),
+        _view("quell_sightings_logs_mv", "quell_sightings", _sightings("otel_logs", "Timestamp")),
+        _view("quell_sightings_traces_mv", "quell_sightings", _sightings("otel_traces", "Timestamp")),
+        _view("quell_sightings_gauge_mv", "quell_sightings", _sightings("otel_metrics_gauge", "TimeUnix")),
+        _view("quell_sightings_sum_mv", "quell_sightings", _sightings("otel_metrics_sum", "TimeUnix")),
+        _view("quell_changes_mv", "quell_changes", _changes()),
+    )
