@@ -169,6 +169,8 @@ class TelemetrySettings:
     """Spans, metrics and events of Quell itself, into its own store."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is written to stderr."""
+    log_format: Literal["auto", "plain", "json"] = "auto"
+    """`auto`: coloured lines on a terminal, plain ones otherwise; `json`: one JSON object per line."""
     log_file_max_mb: float = 10.0
     """Size at which the log file in the state directory is rotated, in MiB."""
 

@@ -1,0 +1,47 @@
+"""Text that is safe to put into a line: no control characters, no secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# C0, DEL, C1, line and paragraph separators, the marks that turn the direction of text, zero-width characters, surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_SECRET_KEY = re.compile(
+    r"(^|[_.\-])(password|passwd|secret|authorization|cookie|api[_-]?key|token|bearer|dsn)$", re.IGNORECASE
+)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+REDACTED = "[redacted]"
+_SECRET_CHARACTERS_MIN = 4
+
+
+def printable(text: str) -> str:
+    """Escape everything that could move a cursor, hide text, turn its direction or start a new line."""
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found.group()
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+class Redactor:
+    """Takes known secret values, credentials in URLs and values under secret-looking keys out of text."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        # Longest first, so that a secret that contains another one goes as a whole. Very short ones would eat words.
+        known = sorted({s for s in secrets if len(s) >= _SECRET_CHARACTERS_MIN}, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, known))) if known else None
+
+    def text(self, text: str) -> str:
+        """Return `text` without secrets."""
+        if self._known is not None:
+            text = self._known.sub(REDACTED, text)
+        return _BEARER.sub(rf"\1 {REDACTED}", _URL_PASSWORD.sub(rf"\1:{REDACTED}@", text))
+
+    def value(self, key: str, text: str) -> str:
+        """Return the text of a key without secrets; nothing of it when the key names a secret."""
+        return REDACTED if _SECRET_KEY.search(key) and text else self.text(text)
