@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import msgspec
 
 from quell.domain import (
@@ -87,4 +85,4 @@ def encode_row(row: Observation) -> bytes:
 def decode_row(raw: bytes | msgspec.Raw) -> Observation:
     """Read one row back by its `kind`."""
     kind = msgspec.json.decode(raw, type=_Kind).kind
-    return cast("Observation", _DECODERS[kind].decode(raw))
+    return _DECODERS[kind].decode(raw)
