@@ -4,6 +4,13 @@ Owns:  TOML, environment references, layering, secrets, the error report, versio
 Never: keeps a file open, reads the environment it was not handed, prints a secret.
 """
 
+from quell.config._explain import Explanation as Explanation
+from quell.config._explain import explain as explain
+from quell.config._explain import explain_all as explain_all
+from quell.config._explain import schema as schema
+from quell.config._explain import version_of as version_of
+from quell.config._load import Loaded as Loaded
+from quell.config._load import load as load
 from quell.config._settings import DetectionSettings as DetectionSettings
 from quell.config._settings import InvestigationSettings as InvestigationSettings
 from quell.config._settings import JournalSettings as JournalSettings

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
+_STRICT: dict[str, object] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 class Secret:
@@ -44,10 +49,28 @@ class Secret:
         """Hash by value."""
         return hash(("Secret", self._value))
 
+    def __deepcopy__(self, memo: object) -> Secret:
+        """Stay one object: nothing can change in it."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: a pickle would print the value."""
+        raise TypeError("a Secret is not pickled")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        """Tell pydantic: a string in the file, a Secret afterwards."""
+        # The settings themselves import nothing; only the loader has pydantic, and it is loaded by then.
+        from pydantic_core import core_schema  # noqa: PLC0415
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """The HTTP server of `quell serve`."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     host: str = "127.0.0.1"
     """Address to listen on. Only loopback is accepted until identities are configured."""
@@ -62,6 +85,8 @@ class ServerSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
     """The telemetry store: an embedded engine in a process of its own, or any ClickHouse."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     url: str = ""
     """`http(s)://host:port` of an existing ClickHouse; empty means the embedded engine (needs quell[embedded])."""
@@ -91,6 +116,8 @@ class StoreSettings:
 class JournalSettings:
     """The journal: durable runs, events, alerts and incidents."""
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     url: Secret = field(default_factory=lambda: Secret(""))
     """`postgresql://…`; empty means SQLite in the state directory."""
     executor: str = ""
@@ -106,6 +133,8 @@ class JournalSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusSettings:
     """One Prometheus-compatible source."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     name: str
     """Name shown in evidence and gaps."""
@@ -124,6 +153,8 @@ class PrometheusSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionSettings:
     """The detector that runs on the rollups."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     enabled: bool = True
     """Whether `quell serve` watches by itself."""
@@ -145,6 +176,8 @@ class DetectionSettings:
 class InvestigationSettings:
     """Bounds of one investigation."""
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     settle_s: float = 8.0
     """Time to let an incident unfold after its first alert before the readers are asked."""
     window_minutes: float = 5.0
@@ -165,6 +198,8 @@ class InvestigationSettings:
 class TelemetrySettings:
     """What Quell tells about itself."""
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     enabled: bool = True
     """Spans, metrics and events of Quell itself, into its own store."""
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -178,6 +213,8 @@ class TelemetrySettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be configured, with its defaults. No file at all is a valid configuration."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     state_dir: Path = Path(".quell")
     """Directory of everything Quell keeps: journal, store, spool, logs. One server at a time."""

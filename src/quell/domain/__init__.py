@@ -20,10 +20,12 @@ from quell.domain._errors import BoundExceededError as BoundExceededError
 from quell.domain._errors import ConfigError as ConfigError
 from quell.domain._errors import JournalError as JournalError
 from quell.domain._errors import OverloadError as OverloadError
+from quell.domain._errors import Problem as Problem
 from quell.domain._errors import QuellError as QuellError
 from quell.domain._errors import RefusedError as RefusedError
 from quell.domain._errors import SourceError as SourceError
 from quell.domain._errors import StateHeldError as StateHeldError
+from quell.domain._errors import StepError as StepError
 from quell.domain._errors import StoreError as StoreError
 from quell.domain._errors import UsageError as UsageError
 from quell.domain._errors import WorldError as WorldError

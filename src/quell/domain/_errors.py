@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One mistake in the configuration: where, what, and what to do about it."""
+
+    path: str
+    """Key, such as `server.port`; empty when the mistake is not at a key."""
+    reason: str
+    hint: str
+    source: str
+    """`quell.toml:4`, `env QUELL_SERVER__PORT`, `flag`."""
+
+    def __str__(self) -> str:
+        """Write it as one line."""
+        where = f"{self.path} ({self.source})" if self.path else self.source
+        return f"{where}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
 
 class QuellError(Exception):
     """Base of everything raised on purpose.
@@ -13,7 +32,8 @@ class QuellError(Exception):
     ├── WorldError         a system we depend on failed or lied (exit 3)
     │   ├── StoreError     the telemetry store
     │   ├── SourceError    a reader's backend
-    │   └── JournalError   the database of runs and incidents
+    │   ├── JournalError   the database of runs and incidents
+    │   └── StepError      a step of a run failed for good
     ├── StateHeldError     another live process holds this state directory or port (exit 3)
     ├── OverloadError      we shed load; try again after `retry_after_s` (exit 6)
     └── BoundExceededError a limit that we set ourselves was reached (exit 6)
@@ -31,6 +51,11 @@ class ConfigError(QuellError):
     """The operator wrote something that cannot be accepted."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = problems
+        """Every mistake that was found, in the order of the sources."""
 
 
 class UsageError(QuellError):
@@ -66,6 +91,15 @@ class SourceError(WorldError):
 
 class JournalError(WorldError):
     """The database of runs and incidents failed."""
+
+
+class StepError(WorldError):
+    """A step of a run failed for good."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        """`timeout`, `failed`, or `result` when what it returned could not be kept."""
 
 
 class StateHeldError(QuellError):

@@ -1,0 +1,273 @@
+"""Check a whole tree of settings at once: unknown keys, types, ranges, and what the types cannot say."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from quell.config._keys import Key, keys, tables
+from quell.config._settings import Settings
+from quell.config._template import Missing, Toml
+from quell.domain import Problem
+
+_TYPE_REASONS: Mapping[str, str] = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "path_type": "must be a path, as text",
+    "tuple_type": "must be a list",
+    "dataclass_type": "must be a table",
+    "dataclass_exact_type": "must be a table",
+}
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+
+Where = Callable[[str], str]
+"""Names the source of a key."""
+
+
+def check_tree(tree: Mapping[str, Toml], *, where: Where, is_whole: bool) -> tuple[Settings | None, list[Problem]]:
+    """Return the settings, or every mistake. `is_whole` is false when syntax errors hid a part of the tree."""
+    known, holes = _without_missing(tree)
+    raw = json.dumps(known, default=_as_table)
+    problems: list[Problem] = []
+    settings: Settings | None = None
+    try:
+        settings = TypeAdapter(Settings).validate_json(raw)
+    except ValidationError as error:
+        # Only type, place and text of each error are taken: the input may hold a secret.
+        for each in error.errors(include_url=False, include_input=False, include_context=False):
+            path = ".".join(map(str, each["loc"]))
+            if each["type"] == "missing" and (not is_whole or path in holes):
+                continue
+            problems.append(_problem_of(each["type"], each["msg"], path, tree=known, source=where(path)))
+    problems.extend(_rules(known, where=where))
+    return settings, problems
+
+
+def _problem_of(kind: str, message: str, path: str, *, tree: Mapping[str, Toml], source: str) -> Problem:
+    found = keys().get(_without_numbers(path))
+    if kind == "unexpected_keyword_argument":
+        return Problem(path=path, reason="unknown key", hint=did_you_mean(path), source=source)
+    if kind == "missing":
+        name = path.rpartition(".")[2]
+        return Problem(path=path, reason="required and not there", hint=f"add `{name} = …`", source=source)
+    value = _at(tree, path)
+    if kind == "literal_error" and found is not None:
+        near = difflib.get_close_matches(str(value), found.choices, n=1)
+        hint = f'did you mean "{near[0]}"?' if near and isinstance(value, str) else ""
+        return Problem(path=path, reason=f"must be {found.type_name}", hint=hint, source=source)
+    reason = _TYPE_REASONS.get(kind, message[:1].lower() + message[1:])
+    hint = "" if source == "flag" or source.startswith("env ") else _type_hint(found, value)
+    return Problem(path=path, reason=f"{reason}, not {_kind_of(value)}", hint=hint, source=source)
+
+
+def _type_hint(key: Key | None, value: Toml) -> str:
+    if key is None:
+        return ""
+    name = key.path.rpartition(".")[2]
+    if isinstance(value, str) and key.type_name in {"whole number", "number", "true or false"}:
+        return f"write it without quotes: {name} = …"
+    if key.type_name in {"text", "path", "secret"} and isinstance(value, int | float):
+        return f'write it in quotes: {name} = "…"'
+    if key.type_name == "list of text" and isinstance(value, str):
+        return f'write it in brackets: {name} = ["…"]'
+    if key.type_name == "whole number" and isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    return ""
+
+
+def did_you_mean(path: str) -> str:
+    """Suggest the key that `path` was probably meant to be; empty when nothing is near."""
+    plain = _without_numbers(path)
+    table, _, name = plain.rpartition(".")
+    siblings = [key.path.rpartition(".")[2] for each in tables() if each.path == table for key in each.keys]
+    if not table:
+        siblings += [each.path for each in tables() if each.path]
+    if near := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
+        return f"did you mean `{near[0]}`?"
+    elsewhere = [key for key in keys() if key.rpartition(".")[2] == name and name]
+    if elsewhere:
+        return f"did you mean `{elsewhere[0]}`?"
+    near = difflib.get_close_matches(plain, list(keys()), n=1, cutoff=0.7)
+    return f"did you mean `{near[0]}`?" if near else ""
+
+
+def _rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
+    for path, value in leaves(tree):
+        key = keys().get(_without_numbers(path))
+        if key is None:
+            continue
+        if key.range is not None and _is_number(value, key) and not key.range.has(float(str(value))):
+            hint = f"the default is {key.default}" if key.default is not None else ""
+            yield Problem(path=path, reason=f"must be {key.range}, not {value}", hint=hint, source=where(path))
+        rule = _VALUE_RULES.get(key.path)
+        told = rule(value) if rule is not None and isinstance(value, str) else None
+        if told is not None:
+            yield Problem(path=path, reason=told[0], hint=told[1], source=where(path))
+    yield from _prometheus_rules(tree.get("prometheus"), where=where)
+
+
+def _prometheus_rules(sources: Toml, *, where: Where) -> Iterator[Problem]:
+    if not isinstance(sources, list):
+        return
+    first: dict[str, int] = {}
+    for index, source in enumerate(sources):
+        if not isinstance(source, dict):
+            continue
+        name, path = source.get("name"), f"prometheus.{index}.name"
+        if isinstance(name, str) and name in first:
+            reason = f"the name {name!r} is taken by prometheus.{first[name]}"
+            yield Problem(
+                path=path, reason=reason, hint="names appear in evidence: make them distinct", source=where(path)
+            )
+        elif isinstance(name, str):
+            first[name] = index
+        patterns = source.get("metrics")
+        for number, pattern in enumerate(patterns if isinstance(patterns, list) else ()):
+            try:
+                re.compile(pattern) if isinstance(pattern, str) else None
+            except re.error as error:
+                at = f"prometheus.{index}.metrics.{number}"
+                yield Problem(path=at, reason=f"not a regular expression: {error}", hint="", source=where(at))
+
+
+def _loopback(value: str) -> tuple[str, str] | None:
+    try:
+        is_loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
+    except ValueError:
+        is_loopback = False
+    if is_loopback:
+        return None
+    return (
+        "must be a loopback address: nobody is asked who they are yet",
+        'keep "127.0.0.1" and put a reverse proxy that knows its users in front',
+    )
+
+
+def _http_url(value: str) -> tuple[str, str] | None:
+    if value and not _is_url(value, schemes=("http", "https")):
+        return "must be a URL such as http://127.0.0.1:9090", "start it with http:// or https:// and name a host"
+    if "@" in urlsplit(value).netloc:
+        return "must not carry a user or a password: a URL is shown, a secret is not", "use the keys made for them"
+    return None
+
+
+def _needed_http_url(value: str) -> tuple[str, str] | None:
+    return _http_url(value or "-")
+
+
+def _journal_url(value: str) -> tuple[str, str] | None:
+    # The value is a secret: it is judged and never shown.
+    if value and not _is_url(value, schemes=("postgresql", "postgres", "postgresql+psycopg")):
+        return "must be a postgresql:// URL", "leave it out to keep the journal in SQLite in the state directory"
+    return None
+
+
+def _source_name(value: str) -> tuple[str, str] | None:
+    if _SOURCE_NAME.fullmatch(value):
+        return None
+    return "must be 1 to 64 letters, digits, `_`, `.` or `-`", "it names the source in evidence and gaps"
+
+
+def _not_empty(value: str) -> tuple[str, str] | None:
+    return None if value.strip() else ("must not be empty", "")
+
+
+_VALUE_RULES: Mapping[str, Callable[[str], tuple[str, str] | None]] = {
+    "server.host": _loopback,
+    "store.url": _http_url,
+    "store.database": _not_empty,
+    "journal.url": _journal_url,
+    "prometheus.url": _needed_http_url,
+    "prometheus.name": _source_name,
+    "state_dir": _not_empty,
+}
+
+
+def _is_url(value: str, *, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(value)
+        return (
+            parts.scheme in schemes and bool(parts.hostname or parts.scheme.startswith("postgres")) and parts.port != 0
+        )
+    except ValueError:
+        return False
+
+
+def _is_number(value: Toml, key: Key) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == value and (isinstance(value, int) or key.type_name == "number")  # noqa: PLR0124 - NaN has its own error
+
+
+def leaves(tree: Toml, prefix: str = "") -> Iterator[tuple[str, Toml]]:
+    """Yield every value of a tree with its path; items of a list of tables have their number in it."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{prefix}.{index}")
+    else:
+        yield prefix, tree
+
+
+def _without_missing(tree: Mapping[str, Toml]) -> tuple[dict[str, Toml], set[str]]:
+    """Take out what a variable that is not set left open; that was reported already."""
+    holes: set[str] = set()
+
+    def kept(value: Toml, path: str) -> Toml:
+        if isinstance(value, dict):
+            pairs = {key: kept(item, f"{path}.{key}" if path else key) for key, item in value.items()}
+            return {key: item for key, item in pairs.items() if not isinstance(item, Missing)}
+        if isinstance(value, list):
+            items = [kept(item, f"{path}.{index}") for index, item in enumerate(value)]
+            return [item for item in items if not isinstance(item, Missing)]
+        if isinstance(value, Missing):
+            holes.add(path)
+        return value
+
+    known = kept(dict(tree), "")
+    assert isinstance(known, dict)
+    return known, holes
+
+
+def _at(tree: Toml, path: str) -> Toml:
+    for part in path.split("."):
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            return None
+    return tree
+
+
+def _kind_of(value: Toml) -> str:
+    kinds: tuple[tuple[type, str], ...] = (
+        (bool, "true or false"),
+        (str, "text"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (dict, "a table"),
+        (list, "a list"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "a date or time")
+
+
+def _as_table(value: object) -> dict[str, str]:
+    """Stand in for a TOML date: no setting is a date, and a table is refused everywhere with a clear type."""
+    return {"date": str(value)}
+
+
+def _without_numbers(path: str) -> str:
+    return ".".join(part for part in path.split(".") if not part.isdigit())

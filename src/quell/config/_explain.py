@@ -1,0 +1,145 @@
+"""Say what a key means, what a whole configuration looks like, and which version of it this is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+from quell.config._keys import Key, keys, tables
+from quell.config._load import Loaded
+from quell.config._settings import Secret, Settings
+from quell.domain import UsageError
+
+_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_VERSION_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One key: its value, where that came from, what it means and what else it could be."""
+
+    key: str
+    value: object
+    """JSON value; a secret shows only whether it is set; None for a key of a list of tables."""
+    origin: str
+    meaning: str
+    type: str
+    default: object
+    unit: str
+    range: str
+    variable: str
+    """The environment variable that sets it; empty when none does."""
+
+
+def explain(key: str, *, loaded: Loaded) -> Explanation:
+    """Explain one key. Raises UsageError with the nearest keys for one that does not exist."""
+    found = keys().get(_without_numbers(key))
+    values = dict(_values(loaded.settings))
+    if found is not None and (key in values or key == found.path):
+        return _explained(key, found, values.get(key), loaded)
+    # The suggestion of the check is used as it is; it costs pydantic, which is loaded by now.
+    from quell.config._check import did_you_mean  # noqa: PLC0415
+
+    inside = [name for name in keys() if name.startswith(f"{key}.")]
+    hint = f"its keys: {', '.join(inside)}" if inside else did_you_mean(key)
+    raise UsageError(f"there is no key {key}", hint=hint or "`quell config show` lists every key")
+
+
+def explain_all(loaded: Loaded) -> list[Explanation]:
+    """Explain every key that has a value, in the order of the file."""
+    values = _values(loaded.settings)
+    return [_explained(path, keys()[_without_numbers(path)], value, loaded) for path, value in values]
+
+
+def _explained(path: str, key: Key, value: object, loaded: Loaded) -> Explanation:
+    return Explanation(
+        key=path,
+        value=value,
+        origin=loaded.origins.get(path, "default"),
+        meaning=key.meaning,
+        type=key.type_name,
+        default=_shown(key.default) if not key.is_required else "(required)",
+        unit=key.unit,
+        range=str(key.range) if key.range is not None else "",
+        variable=key.variable,
+    )
+
+
+def schema() -> dict[str, object]:
+    """Return the JSON Schema (draft 2020-12) of a `quell.toml`, for editors and for programs."""
+    properties: dict[str, object] = {}
+    for table in tables():
+        entries: dict[str, object] = {key.path.rpartition(".")[2]: _schema_of(key) for key in table.keys}
+        if not table.path:
+            properties |= entries
+            continue
+        required = [key.path.rpartition(".")[2] for key in table.keys if key.is_required]
+        one: dict[str, object] = {"type": "object", "properties": entries, "additionalProperties": False}
+        one |= {"required": required} if required else {}
+        described = {"description": table.meaning}
+        properties[table.path] = described | ({"type": "array", "items": one} if table.is_list else one)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "quell.toml",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def version_of(settings: Settings) -> str:
+    """Name a configuration by its content: 16 hex digits; of a secret only counts whether it is set."""
+    text = json.dumps(dict(_values(settings, is_exact=True)), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def _values(value: object, path: str = "", *, is_exact: bool = False) -> Iterator[tuple[str, object]]:
+    """Yield every setting with its path, as JSON values."""
+    if isinstance(value, tuple) and value and is_dataclass(value[0]):
+        for index, item in enumerate(value):
+            yield from _values(item, f"{path}.{index}", is_exact=is_exact)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            below = f"{path}.{each.name}" if path else each.name
+            if getattr(value, each.name) != () or below in keys() or _without_numbers(below) in keys():
+                yield from _values(getattr(value, each.name), below, is_exact=is_exact)
+    else:
+        yield path, (value if is_exact and isinstance(value, str) else _shown(value))
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, Secret):
+        return "(set)" if value else "(empty)"
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return _URL_PASSWORD.sub(r"\1:(hidden)@", value) if isinstance(value, str) else value
+
+
+def _schema_of(key: Key) -> Mapping[str, object]:
+    types: Mapping[str, Mapping[str, object]] = {
+        "whole number": {"type": "integer"},
+        "number": {"type": "number"},
+        "true or false": {"type": "boolean"},
+        "text": {"type": "string"},
+        "path": {"type": "string"},
+        "secret": {"type": "string", "format": "password", "writeOnly": True},
+        "list of text": {"type": "array", "items": {"type": "string"}},
+    }
+    entry: dict[str, object] = {"description": key.meaning}
+    entry |= {"type": "string", "enum": list(key.choices)} if key.choices else types[key.type_name]
+    if key.range is not None:
+        entry["minimum" if key.range.is_low_included else "exclusiveMinimum"] = key.range.low
+        entry["maximum"] = key.range.high
+    if not key.is_required and key.type_name != "secret":
+        entry["default"] = _shown(key.default)
+    return entry
+
+
+def _without_numbers(path: str) -> str:
+    return ".".join(part for part in path.split(".") if not part.isdigit())
