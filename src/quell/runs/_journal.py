@@ -1,0 +1,538 @@
+"""Every read and write of runs, steps and events: one function, one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from quell.domain import RUN_NEXT, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
+from quell.runs._clock import Clock, from_text, to_text
+from quell.runs._context import Continue, Done, Failure, JsonObject, KeptStep, Next, StepRecord, WaitUntil
+from quell.runs._engine import reading, writing
+
+_EVENT_LOCK = 0x5155454C4C02
+_ERROR_MAX = 2000
+_PREFIX_MATCHES_MAX = 5
+FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
+FINAL_EVENTS = frozenset({"run.finished", "run.failed", "run.cancelled"})
+
+
+class SupersededError(Exception):
+    """This process does not hold the run any more: it was cancelled, taken over, or the lease is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A segment that this process holds."""
+
+    run: Run
+    arguments: JsonObject
+    state: JsonObject
+    segment: int
+    dispatch: int
+    token: str
+    kept: Mapping[str, KeptStep]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A run that should be on its way: the workflow `id.dispatch` must exist."""
+
+    run: str
+    kind: str
+    dispatch: int
+    status: RunStatus
+    token: str
+
+
+class Journal:
+    """The tables of runs, and what may be done to them."""
+
+    def __init__(self, engine: sa.Engine, *, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._is_postgres = engine.dialect.name == "postgresql"
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def add_run(
+        self, *, run: str, kind: str, subject: str, arguments: JsonObject, key: str | None, version: str
+    ) -> tuple[Run, bool]:
+        """Insert a queued run, or find the one of that key; tell whether it is new."""
+        now = to_text(self._clock())
+        row = {
+            "id": run,
+            "start_key": key,
+            "kind": kind,
+            "subject": subject,
+            "arguments": _json(arguments),
+            "version": version,
+            "now": now,
+        }
+        with writing(self._engine) as connection:
+            added = connection.execute(
+                sa.text(
+                    "INSERT INTO quell_runs (id, start_key, kind, subject, arguments, status, version, created_at, updated_at)"
+                    " VALUES (:id, :start_key, :kind, :subject, :arguments, 'queued', :version, :now, :now)"
+                    " ON CONFLICT (start_key) DO NOTHING RETURNING id"
+                ),
+                row,
+            ).scalar()
+            if added is None:
+                run = connection.execute(
+                    sa.text("SELECT id FROM quell_runs WHERE start_key = :start_key"), {"start_key": key}
+                ).scalar_one()
+            else:
+                self._add_segment(connection, run=run, segment=0, state={})
+            return self._locked(connection, run), added is not None
+
+    def get_run(self, id_prefix: str) -> Run:
+        """Find one run by its id or a prefix that only it has. Raises UsageError otherwise."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text("SELECT * FROM quell_runs WHERE substr(id, 1, :length) = :prefix ORDER BY number LIMIT :most"),
+                {"prefix": id_prefix, "length": len(id_prefix), "most": _PREFIX_MATCHES_MAX},
+            ).all()
+        exact = [row for row in rows if row.id == id_prefix]
+        found = exact or rows
+        if not found or not id_prefix:
+            raise UsageError(f"there is no run {id_prefix!r}", hint="quell run list shows the runs there are")
+        if len(found) > 1:
+            shown = ", ".join(row.id for row in found)
+            raise UsageError(f"{id_prefix!r} fits several runs: {shown}", hint="write more of the id")
+        return _run(found[0])
+
+    def find_run(self, run: str) -> Run | None:
+        """Find a run by its whole id."""
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.text("SELECT * FROM quell_runs WHERE id = :id"), {"id": run}).first()
+        return None if row is None else _run(row)
+
+    def list_runs(self, *, rows_max: int, kind: str | None, status: RunStatus | None) -> list[Run]:
+        """Return the newest runs first, by order of insertion."""
+        conditions = ["1 = 1"]
+        if kind is not None:
+            conditions.append("kind = :kind")
+        if status is not None:
+            conditions.append("status = :status")
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text(f"SELECT * FROM quell_runs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT :most"),
+                {
+                    "most": rows_max,
+                    **({"kind": kind} if kind is not None else {}),
+                    **({"status": str(status)} if status is not None else {}),
+                },
+            ).all()
+        return [_run(row) for row in rows]
+
+    def steps(self, run: str) -> list[Step]:
+        """Return the steps of a run that ended, in the order in which they did."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text("SELECT * FROM quell_steps WHERE run = :run AND kind = 'step' ORDER BY number"), {"run": run}
+            ).all()
+        return [
+            Step(
+                run=row.run,
+                index=index,
+                name=row.name,
+                status=_step_status(row.status),
+                started_at=from_text(row.started_at),
+                ended_at=from_text(row.ended_at),
+            )
+            for index, row in enumerate(rows)
+        ]
+
+    def cancel(self, run: str) -> Run:
+        """Move a run to cancelled; whoever executes it notices. A cancelled run stays as it is."""
+        with writing(self._engine) as connection:
+            now = self._locked(connection, run)
+            if now.status is RunStatus.CANCELLED:
+                return now
+            _move(now.status, RunStatus.CANCELLED, hint="it has ended; there is nothing to cancel")
+            self._update(connection, run, status="cancelled", token="", executor="", wake_at="")
+            self._event(connection, run, f"run.cancelled.{self._round(connection, run)}", "run.cancelled", {})
+            return self._locked(connection, run)
+
+    def resume(self, run: str) -> tuple[Run, int]:
+        """Queue a failed or cancelled run again, under the dispatch returned beside it.
+
+        Finished steps keep their results; what failed last is tried again.
+        """
+        with writing(self._engine) as connection:
+            now = self._locked(connection, run)
+            _move(now.status, RunStatus.QUEUED, hint="only a failed or cancelled run can be resumed")
+            connection.execute(
+                sa.text(
+                    "DELETE FROM quell_steps WHERE run = :run AND status = 'failed' AND number >"
+                    " (SELECT COALESCE(MAX(number), 0) FROM quell_steps WHERE run = :run AND status = 'done' AND kind = 'step')"
+                ),
+                {"run": run},
+            )
+            connection.execute(
+                sa.text(
+                    "UPDATE quell_runs SET status = 'queued', error = '', round = round + 1, dispatch = dispatch + 1,"
+                    " attempts_before = attempts, begun = -1, token = '', executor = '', wake_at = '', updated_at = :now"
+                    " WHERE id = :run"
+                ),
+                {"run": run, "now": to_text(self._clock())},
+            )
+            dispatch = connection.execute(
+                sa.text("SELECT dispatch FROM quell_runs WHERE id = :run"), {"run": run}
+            ).scalar_one()
+            return self._locked(connection, run), int(dispatch)
+
+    # -- segments -----------------------------------------------------------------------------------------------
+
+    def begin(self, run: str, *, dispatch: int, slot: str, token: str, attempts_max: int) -> Begun | None:
+        """Take hold of a run to execute its present segment; None when there is nothing to do for this dispatch.
+
+        Raises SupersededError when this process has lost its slot.
+        """
+        with writing(self._engine) as connection:
+            held = connection.execute(
+                sa.text(f"SELECT token FROM quell_slots WHERE name = :slot{' FOR SHARE' if self._is_postgres else ''}"),
+                {"slot": slot},
+            ).scalar()
+            if held != token:
+                raise SupersededError
+            now = self._find_locked(connection, run)
+            if now is None or now.dispatch != dispatch or now.status not in ("queued", "running", "waiting"):
+                return None
+            if now.status != "running":
+                _move(RunStatus(now.status), RunStatus.RUNNING)
+            attempts = now.attempts + (1 if now.status == "queued" or now.begun == now.segment else 0)
+            if attempts - now.attempts_before > attempts_max:
+                told = f"started or recovered {attempts_max} times without ending"
+                self._update(connection, run, status="failed", error=told, token="", executor="")
+                self._event(connection, run, f"run.failed.{now.round}", "run.failed", {"error": told})
+                return None
+            self._update(
+                connection,
+                run,
+                status="running",
+                executor=slot,
+                token=token,
+                attempts=attempts,
+                begun=now.segment,
+                wake_at="",
+            )
+            self._event(connection, run, f"run.started.{now.round}", "run.started", {"kind": now.kind})
+            return self._begun(connection, run, token=token)
+
+    def _begun(self, connection: sa.Connection, run: str, *, token: str) -> Begun:
+        row = connection.execute(sa.text("SELECT * FROM quell_runs WHERE id = :run"), {"run": run}).one()
+        which = {"run": run, "segment": row.segment}
+        state = connection.execute(
+            sa.text("SELECT state FROM quell_segments WHERE run = :run AND segment = :segment"), which
+        ).scalar_one()
+        kept = connection.execute(
+            sa.text("SELECT name, status, result FROM quell_steps WHERE run = :run AND segment = :segment"), which
+        ).all()
+        return Begun(
+            run=_run(row),
+            arguments=_object(row.arguments),
+            state=_object(state),
+            segment=row.segment,
+            dispatch=row.dispatch,
+            token=token,
+            kept={step.name: KeptStep(status=step.status, result=step.result) for step in kept},
+        )
+
+    def end(self, begun: Begun, outcome: Next) -> None:
+        """Keep how a segment ended. Raises SupersededError when the run is not held any more."""
+        run = begun.run.id
+        with writing(self._engine) as connection:
+            match outcome:
+                case Done(result=result):
+                    self._held(connection, begun, status="succeeded", result=_json(result), token="", executor="")
+                    self._event(
+                        connection,
+                        run,
+                        f"run.finished.{self._round(connection, run)}",
+                        "run.finished",
+                        {"result": result},
+                    )
+                case Continue(state=state):
+                    self._held(connection, begun, token="", **_next_segment(begun))
+                    self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
+                case WaitUntil(at=at, state=state):
+                    self._held(
+                        connection,
+                        begun,
+                        status="waiting",
+                        token="",
+                        executor="",
+                        wake_at=to_text(at),
+                        **_next_segment(begun),
+                    )
+                    self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
+
+    def fail(self, begun: Begun, *, error: str) -> None:
+        """End a run as failed. Raises SupersededError when the run is not held any more."""
+        run = begun.run.id
+        with writing(self._engine) as connection:
+            self._held(connection, begun, status="failed", error=error[:_ERROR_MAX], token="", executor="")
+            self._event(
+                connection,
+                run,
+                f"run.failed.{self._round(connection, run)}",
+                "run.failed",
+                {"error": error[:_ERROR_MAX]},
+            )
+
+    def step_started(self, begun: Begun, name: str) -> None:
+        """Tell that a step begins. Nothing rests on it, so it costs no flush."""
+        with writing(self._engine, durability="written") as connection:
+            self._event(
+                connection, begun.run.id, f"step.started.{begun.segment}.{name}", "step.started", {"name": name}
+            )
+
+    def step_ended(self, begun: Begun, record: StepRecord, *, failure: Failure | None) -> None:
+        """Keep the result of a step together with its event. Raises SupersededError when the run is not held."""
+        run = begun.run.id
+        with writing(self._engine) as connection:
+            self._held(connection, begun)
+            connection.execute(
+                sa.text(
+                    "INSERT INTO quell_steps (run, segment, name, kind, status, started_at, ended_at, result)"
+                    " VALUES (:run, :segment, :name, :kind, :status, :started_at, :ended_at, :result)"
+                    " ON CONFLICT (run, segment, name) DO NOTHING"
+                ),
+                {
+                    "run": run,
+                    "segment": begun.segment,
+                    "name": record.name,
+                    "kind": record.kind,
+                    "status": record.status,
+                    "started_at": record.started_at,
+                    "ended_at": record.ended_at,
+                    "result": record.result,
+                },
+            )
+            if record.kind != "step":
+                return
+            body: dict[str, object] = {"name": record.name, "elapsed_ms": record.elapsed_ms}
+            if failure is None:
+                self._event(connection, run, f"step.finished.{begun.segment}.{record.name}", "step.finished", body)
+            else:
+                body |= {"reason": failure.reason, "error": failure.detail, "attempts": failure.attempts}
+                key = f"step.failed.{self._round(connection, run)}.{begun.segment}.{record.name}"
+                self._event(connection, run, key, "step.failed", body)
+
+    # -- what is to be done -------------------------------------------------------------------------------------
+
+    def due(self, *, rows_max: int) -> list[Due]:
+        """Return the runs that should be on their way now: queued, running, or waiting and due."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text(
+                    "SELECT id, kind, dispatch, status, token FROM quell_runs WHERE status IN ('queued', 'running')"
+                    " OR (status = 'waiting' AND wake_at <= :now) ORDER BY number LIMIT :most"
+                ),
+                {"now": to_text(self._clock()), "most": rows_max},
+            ).all()
+        return [
+            Due(run=row.id, kind=row.kind, dispatch=row.dispatch, status=RunStatus(row.status), token=row.token)
+            for row in rows
+        ]
+
+    def redispatch(self, run: str, *, dispatch: int) -> bool:
+        """Give a run a fresh workflow in place of one that ended without it; only one caller succeeds."""
+        with writing(self._engine) as connection:
+            found = connection.execute(
+                sa.text(
+                    "UPDATE quell_runs SET dispatch = dispatch + 1, token = ''"
+                    " WHERE id = :run AND dispatch = :dispatch AND status IN ('queued', 'running', 'waiting')"
+                ),
+                {"run": run, "dispatch": dispatch},
+            )
+            return found.rowcount == 1
+
+    def no_longer_held(self, held: Mapping[str, str]) -> dict[str, RunStatus]:
+        """Of the runs (id -> token) that a process executes, return those that it should stop."""
+        if not held:
+            return {}
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text("SELECT id, status, token FROM quell_runs WHERE id IN :ids").bindparams(
+                    sa.bindparam("ids", expanding=True)
+                ),
+                {"ids": list(held)},
+            ).all()
+        return {row.id: RunStatus(row.status) for row in rows if row.status != "running" or row.token != held[row.id]}
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
+        """Append an event, once per (run, key); return the one that is there."""
+        with writing(self._engine) as connection:
+            self._event(connection, run, key, name, body)
+            row = connection.execute(
+                sa.text("SELECT * FROM quell_events WHERE run = :run AND key = :key"), {"run": run, "key": key}
+            ).one()
+        return _event(row)
+
+    def events(self, *, run: str | None, after: int, rows_max: int) -> list[Event]:
+        """Return events past a sequence number, in order."""
+        of_run = "" if run is None else " AND run = :run"
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text(f"SELECT * FROM quell_events WHERE seq > :after{of_run} ORDER BY seq LIMIT :most"),
+                {"after": after, "most": rows_max, **({} if run is None else {"run": run})},
+            ).all()
+        return [_event(row) for row in rows]
+
+    # -- retention ----------------------------------------------------------------------------------------------
+
+    def ended_before(self, at: datetime, *, rows_max: int) -> list[tuple[str, int]]:
+        """Return finished runs (id, number of dispatches) that nothing has touched since that time."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.text(
+                    "SELECT id, dispatch FROM quell_runs WHERE status IN ('succeeded', 'failed', 'cancelled')"
+                    " AND updated_at < :at ORDER BY number LIMIT :most"
+                ),
+                {"at": to_text(at), "most": rows_max},
+            ).all()
+        return [(row.id, row.dispatch) for row in rows]
+
+    def forget(self, runs: Sequence[str]) -> int:
+        """Delete runs with all that belongs to them, if they have still ended."""
+        if not runs:
+            return 0
+        ids = sa.bindparam("ids", expanding=True)
+        with writing(self._engine) as connection:
+            gone = (
+                connection.execute(
+                    sa.text(
+                        "DELETE FROM quell_runs WHERE id IN :ids AND status IN ('succeeded', 'failed', 'cancelled')"
+                        " RETURNING id"
+                    ).bindparams(ids),
+                    {"ids": list(runs)},
+                )
+                .scalars()
+                .all()
+            )
+            if gone:
+                connection.execute(
+                    sa.text("DELETE FROM quell_events WHERE run IN :ids").bindparams(ids), {"ids": list(gone)}
+                )
+        return len(gone)
+
+    # -- inside a transaction -----------------------------------------------------------------------------------
+
+    def _find_locked(self, connection: sa.Connection, run: str) -> sa.Row[tuple[object, ...]] | None:
+        lock = " FOR UPDATE" if self._is_postgres else ""
+        return connection.execute(sa.text(f"SELECT * FROM quell_runs WHERE id = :run{lock}"), {"run": run}).first()
+
+    def _locked(self, connection: sa.Connection, run: str) -> Run:
+        row = self._find_locked(connection, run)
+        if row is None:
+            raise UsageError(f"there is no run {run!r}", hint="quell run list shows the runs there are")
+        return _run(row)
+
+    def _round(self, connection: sa.Connection, run: str) -> int:
+        found = connection.execute(sa.text("SELECT round FROM quell_runs WHERE id = :run"), {"run": run}).scalar_one()
+        return int(found)
+
+    def _update(self, connection: sa.Connection, run: str, **columns: str | int) -> None:
+        sets = ", ".join(f"{name} = :{name}" for name in columns)
+        connection.execute(
+            sa.text(f"UPDATE quell_runs SET {sets}, updated_at = :now WHERE id = :run"),
+            {**columns, "run": run, "now": to_text(self._clock())},
+        )
+
+    def _held(self, connection: sa.Connection, begun: Begun, **columns: str | int) -> None:
+        """Change a run only while this process holds it: the fence of every write."""
+        sets = "".join(f", {name} = :{name}" for name in columns)
+        found = connection.execute(
+            sa.text(
+                f"UPDATE quell_runs SET updated_at = :now{sets} WHERE id = :run AND dispatch = :held_dispatch"
+                " AND token = :held_token AND status = 'running'"
+            ),
+            {
+                **columns,
+                "run": begun.run.id,
+                "held_dispatch": begun.dispatch,
+                "held_token": begun.token,
+                "now": to_text(self._clock()),
+            },
+        )
+        if found.rowcount != 1:
+            raise SupersededError
+
+    def _add_segment(self, connection: sa.Connection, *, run: str, segment: int, state: JsonObject) -> None:
+        connection.execute(
+            sa.text("INSERT INTO quell_segments (run, segment, state) VALUES (:run, :segment, :state)"),
+            {"run": run, "segment": segment, "state": _json(state)},
+        )
+
+    def _event(self, connection: sa.Connection, run: str, key: str, name: str, body: JsonObject) -> None:
+        """Append an event unless its key is there; the last write of a transaction, as it queues for its number."""
+        if self._is_postgres:
+            # Numbers must become visible in their order, or a reader that resumes would miss a late one.
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
+        connection.execute(
+            sa.text(
+                "INSERT INTO quell_events (run, key, name, at, body) VALUES (:run, :key, :name, :at, :body)"
+                " ON CONFLICT (run, key) DO NOTHING"
+            ),
+            {"run": run, "key": key, "name": name, "at": to_text(self._clock()), "body": _json(body)},
+        )
+
+
+def _move(now: RunStatus, then: RunStatus, *, hint: str = "") -> None:
+    """Check a change of status against the table of the domain."""
+    try:
+        step_to(RUN_NEXT, now, then)
+    except RefusedError as error:
+        raise RefusedError(f"a run that is {now} cannot become {then}", hint=hint or error.hint) from None
+
+
+def _next_segment(begun: Begun) -> dict[str, int]:
+    return {"segment": begun.segment + 1, "dispatch": begun.dispatch + 1}
+
+
+def _json(value: JsonObject) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _object(raw: str) -> JsonObject:
+    return msgspec.json.decode(raw, type=dict[str, object])
+
+
+def _step_status(text: str) -> Literal["done", "failed"]:
+    return "done" if text == "done" else "failed"
+
+
+def _run(row: sa.Row[tuple[object, ...]]) -> Run:
+    try:
+        return Run(
+            id=row.id,
+            kind=row.kind,
+            status=RunStatus(row.status),
+            subject=row.subject,
+            version=row.version,
+            created_at=from_text(row.created_at),
+            updated_at=from_text(row.updated_at),
+            attempts=row.attempts,
+            executor=row.executor,
+            error=row.error,
+            result=row.result,
+        )
+    except ValueError as error:
+        raise JournalError(
+            f"the journal holds a run that cannot be read: {error}",
+            hint="it was written by another version, or damaged",
+        ) from error
+
+
+def _event(row: sa.Row[tuple[object, ...]]) -> Event:
+    return Event(seq=row.seq, run=row.run, key=row.key, name=row.name, at=from_text(row.at), body=row.body)

@@ -1,0 +1,225 @@
+"""Runs: the one per process through which everything durable goes."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+
+from quell.config import JournalSettings
+from quell.domain import Event, Run, RunStatus, Step, UsageError, new_id
+from quell.runs._bell import Bell
+from quell.runs._clock import Clock, Entropy
+from quell.runs._context import JsonObject, Work
+from quell.runs._engine import open_engine
+from quell.runs._journal import FINAL, Journal
+from quell.runs._lease import Leases
+from quell.runs._schema import create_tables
+
+if TYPE_CHECKING:
+    from quell.runs._executor import Executor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_POLL_S = 0.2
+_THREADS = 4
+_BATCH = 500
+_ID_ENTROPY_BYTES = 10
+
+
+class Runs:
+    """Durable runs of one process, over one journal.
+
+    `open` is enough to look at runs, to start, cancel and resume them. `launch` makes this process execute them too:
+    it takes an executor slot exclusively, and takes over the runs of processes that died.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, *, settings: JournalSettings, clock: Clock, entropy: Entropy, version: str
+    ) -> None:
+        self.engine = engine
+        """Engine of the journal, for the tables of the rooms above; it blocks, so use it off the loop."""
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+        self._version = version
+        self._journal = Journal(engine, clock=clock)
+        self._works: dict[str, Work] = {}
+        self._bell = Bell()
+        self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="quell-journal")
+        self._executor: Executor | None = None
+
+    @classmethod
+    async def open(
+        cls, settings: JournalSettings, *, state_dir: Path, clock: Clock, entropy: Entropy, version: str
+    ) -> Runs:
+        """Open the journal and make its tables; take no slot yet.
+
+        Raises:
+            ConfigError: the URL is none that can be used.
+            JournalError: the database cannot be used; the hint says what to do.
+        """
+        engine = open_engine(settings.url, state_dir=state_dir)
+        runs = cls(engine, settings=settings, clock=clock, entropy=entropy, version=version)
+        try:
+            await runs._call(create_tables, engine)
+        except BaseException:
+            await runs.close()
+            raise
+        return runs
+
+    def register(self, kind: str, work: Work) -> None:
+        """Name the work of a kind of run; before `launch`."""
+        assert self._executor is None, "register before launch"
+        assert kind not in self._works, f"two works are called {kind!r}"
+        self._works[kind] = work
+
+    async def launch(self) -> None:
+        """Take a slot and execute runs of the registered kinds from now on, those of dead processes too.
+
+        Raises:
+            StateHeldError: the configured slot is held by a live process.
+            JournalError: the database cannot be used.
+        """
+        assert self._executor is None, "launch once"
+        # Loaded here: looking at runs needs neither dbos nor the half second that loading it takes.
+        from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
+        from quell.runs._executor import Executor  # noqa: PLC0415
+
+        async def execute(run: str, dispatch: int) -> None:
+            await executor.execute(run, dispatch)
+
+        executor = Executor(
+            journal=self._journal,
+            leases=Leases(self.engine, lease_s=self._settings.lease_s, entropy=self._entropy),
+            settings=self._settings,
+            clock=self._clock,
+            works=self._works,
+            call=self._call,
+            bell=self._bell,
+            dispatcher=Dispatcher(self.engine, execute=execute, loop=asyncio.get_running_loop()),
+        )
+        await executor.launch()
+        self._executor = executor
+
+    async def start(self, kind: str, *, subject: str, arguments: JsonObject, key: str | None = None) -> Run:
+        """Start a run, or return the one that this key started before, whatever became of it."""
+        if kind not in self._works:
+            raise UsageError(f"there is no work of kind {kind!r}", hint=f"known are: {', '.join(sorted(self._works))}")
+        id_ = new_id("run", at=self._clock(), entropy=self._entropy(_ID_ENTROPY_BYTES))
+        run, is_new = await self._call(
+            self._journal.add_run,
+            run=id_,
+            kind=kind,
+            subject=subject,
+            arguments=arguments,
+            key=key,
+            version=self._version,
+        )
+        if is_new:
+            await self._send(run, dispatch=0)
+        return run
+
+    async def wait(self, run_id: str, *, timeout_s: float) -> Run:
+        """Wait until a run has ended, and return it; when the time is over, return it as it then stands."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while True:
+            rung = self._bell.listen()
+            run = await self.get(run_id)
+            left_s = deadline_s - loop.time()
+            if run.status in FINAL or left_s <= 0:
+                return run
+            await self._bell.wait(rung, timeout_s=min(_POLL_S, left_s))
+
+    async def get(self, run_id: str) -> Run:
+        """Return a run by its id or a prefix that only it has. Raises UsageError otherwise."""
+        return await self._call(self._journal.get_run, run_id)
+
+    async def list(self, *, limit: int, kind: str | None = None, status: RunStatus | None = None) -> builtins.list[Run]:
+        """Return the newest runs first."""
+        return await self._call(self._journal.list_runs, rows_max=limit, kind=kind, status=status)
+
+    async def steps(self, run_id: str) -> builtins.list[Step]:
+        """Return the steps of a run that ended, in the order in which they did."""
+        run = await self.get(run_id)
+        return await self._call(self._journal.steps, run.id)
+
+    async def events(self, *, run: str | None = None, after: int = 0, limit: int = 500) -> builtins.list[Event]:
+        """Return events past a sequence number, in order; of one run or stream, or of all."""
+        return await self._call(self._journal.events, run=run, after=after, rows_max=limit)
+
+    async def follow(self, *, run: str | None = None, after: int = 0) -> AsyncIterator[Event]:
+        """Yield events past a sequence number as they come; of one run until it has ended, of all for ever."""
+        while True:
+            rung = self._bell.listen()
+            # The status first: a run that had ended then has no event after those that are read next.
+            now = None if run is None else await self._call(self._journal.find_run, run)
+            batch = await self._call(self._journal.events, run=run, after=after, rows_max=_BATCH)
+            for event in batch:
+                after = event.seq
+                yield event
+            if len(batch) == _BATCH:
+                continue
+            if now is not None and now.status in FINAL:
+                return
+            await self._bell.wait(rung, timeout_s=_POLL_S)
+
+    async def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
+        """Append to the event log of a run or of another stream, such as an incident; once per key."""
+        event = await self._call(self._journal.emit, run, name, key=key, body=body)
+        self._bell.ring()
+        return event
+
+    async def cancel(self, run_id: str) -> Run:
+        """Cancel a run, wherever it is executed; a step that runs is interrupted. Raises RefusedError when it has ended."""
+        run = await self._call(self._journal.cancel, (await self.get(run_id)).id)
+        if self._executor is not None:
+            self._executor.interrupt(run.id, why="cancelled")
+        self._bell.ring()
+        return run
+
+    async def resume(self, run_id: str) -> Run:
+        """Go on with a failed or cancelled run: finished steps keep their results. Raises RefusedError otherwise."""
+        run, dispatch = await self._call(self._journal.resume, (await self.get(run_id)).id)
+        await self._send(run, dispatch=dispatch)
+        return run
+
+    async def retain(self) -> int:
+        """Delete runs that ended longer ago than the configured retention; return how many."""
+        before = self._clock() - timedelta(days=self._settings.retention_days)
+        gone = 0
+        while old := await self._call(self._journal.ended_before, before, rows_max=_BATCH):
+            if self._executor is not None:
+                await self._executor.forget(old)
+            count = await self._call(self._journal.forget, [run for run, _ in old])
+            gone += count
+            if count == 0:
+                break
+        return gone
+
+    async def close(self) -> None:
+        """Stop executing, give the slot back and close the database. What was running goes on elsewhere, or later."""
+        if self._executor is not None:
+            await self._executor.close()
+            self._executor = None
+        self._pool.shutdown(wait=False)
+        self.engine.dispose()
+
+    async def _send(self, run: Run, *, dispatch: int) -> None:
+        """Queue a run at once if this process can; otherwise the next sweep of one that can does."""
+        self._bell.ring()
+        if self._executor is not None:
+            await self._executor.enqueue(run.id, kind=run.kind, dispatch=dispatch)
+
+    async def _call(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking function of the journal off the loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))

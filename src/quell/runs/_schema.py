@@ -1,0 +1,100 @@
+"""The tables of the journal, alike in SQLite and Postgres."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from quell.domain import JournalError
+from quell.runs._engine import writing
+
+VERSION = 1
+_SCHEMA_LOCK = 0x5155454C4C01
+_NUMBER = {
+    "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+}
+
+# Times are texts in UTC that sort as times do. `number` and `seq` give the order; no clock does.
+_TABLES: tuple[str, ...] = (
+    "CREATE TABLE IF NOT EXISTS quell_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS quell_runs (
+        number {number},
+        id TEXT NOT NULL UNIQUE,
+        start_key TEXT UNIQUE,
+        kind TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        arguments TEXT NOT NULL,
+        status TEXT NOT NULL,
+        version TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        updated_at TEXT NOT NULL,
+        wake_at TEXT NOT NULL DEFAULT '',
+        attempts BIGINT NOT NULL DEFAULT 0,
+        attempts_before BIGINT NOT NULL DEFAULT 0,
+        round BIGINT NOT NULL DEFAULT 0,
+        segment BIGINT NOT NULL DEFAULT 0,
+        begun BIGINT NOT NULL DEFAULT -1,
+        dispatch BIGINT NOT NULL DEFAULT 0,
+        executor TEXT NOT NULL DEFAULT '',
+        token TEXT NOT NULL DEFAULT '',
+        error TEXT NOT NULL DEFAULT '',
+        result TEXT NOT NULL DEFAULT ''
+    )""",
+    "CREATE INDEX IF NOT EXISTS quell_runs_open ON quell_runs (status, wake_at)",
+    """CREATE TABLE IF NOT EXISTS quell_segments (
+        run TEXT NOT NULL REFERENCES quell_runs (id) ON DELETE CASCADE,
+        segment BIGINT NOT NULL,
+        state TEXT NOT NULL,
+        PRIMARY KEY (run, segment)
+    )""",
+    """CREATE TABLE IF NOT EXISTS quell_steps (
+        number {number},
+        run TEXT NOT NULL REFERENCES quell_runs (id) ON DELETE CASCADE,
+        segment BIGINT NOT NULL,
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        status TEXT NOT NULL,
+        started_at TEXT NOT NULL,
+        ended_at TEXT NOT NULL,
+        result TEXT NOT NULL,
+        UNIQUE (run, segment, name)
+    )""",
+    """CREATE TABLE IF NOT EXISTS quell_events (
+        seq {number},
+        run TEXT NOT NULL,
+        key TEXT NOT NULL,
+        name TEXT NOT NULL,
+        at TEXT NOT NULL,
+        body TEXT NOT NULL,
+        UNIQUE (run, key)
+    )""",
+    "CREATE INDEX IF NOT EXISTS quell_events_of_run ON quell_events (run, seq)",
+    """CREATE TABLE IF NOT EXISTS quell_slots (
+        name TEXT PRIMARY KEY,
+        token TEXT NOT NULL UNIQUE,
+        host TEXT NOT NULL,
+        pid BIGINT NOT NULL,
+        pid_started TEXT NOT NULL,
+        expires_s DOUBLE PRECISION NOT NULL
+    )""",
+)
+
+
+def create_tables(engine: sa.Engine) -> None:
+    """Make the tables that are missing. Raises JournalError when a newer Quell wrote this journal."""
+    number = _NUMBER[engine.dialect.name]
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
+        for table in _TABLES:
+            connection.exec_driver_sql(table.replace("{number}", number))
+        connection.execute(
+            sa.text("INSERT INTO quell_meta (name, value) VALUES ('schema', :version) ON CONFLICT (name) DO NOTHING"),
+            {"version": str(VERSION)},
+        )
+        found = int(connection.execute(sa.text("SELECT value FROM quell_meta WHERE name = 'schema'")).scalar_one())
+    if found > VERSION:
+        raise JournalError(
+            f"this journal was written by a newer Quell (schema {found}, known {VERSION})",
+            hint="upgrade quell, or choose another state directory",
+        )
