@@ -154,7 +154,7 @@ def _explained(engine: sa.Engine) -> Iterator[None]:
     """Turn a failure of the database into a JournalError that says what it means."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         raise explain(engine, error) from error
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
@@ -134,7 +134,7 @@ class Executor:
     async def execute(self, run: str, dispatch: int) -> None:
         """Execute one dispatch of a run. Cancelled, and so left to be recovered, when this process may not go on."""
         lease = self._lease
-        if lease is None:
+        if lease is None or not await self._is_free(run):
             raise asyncio.CancelledError
         try:
             begun = await self._call(
@@ -149,7 +149,7 @@ class Executor:
             log.warning("run %s cannot begin here: %s", run, error or "the slot is lost")
             raise asyncio.CancelledError from error
         self._bell.ring()
-        if begun is None or run in self._active:
+        if begun is None:
             return
         active = _Active(begun=begun, task=asyncio.create_task(self._perform(begun)))
         self._active[run] = active
@@ -163,6 +163,15 @@ class Executor:
             self._bell.ring()
         if active.interrupted == "fenced" or (active.task.cancelled() and not active.interrupted):
             raise asyncio.CancelledError
+
+    async def _is_free(self, run: str) -> bool:
+        """Let an earlier dispatch of the same run end here first."""
+        earlier = self._active.get(run)
+        if earlier is not None:
+            self.interrupt(run, why="superseded")
+            await asyncio.wait({earlier.task}, timeout=_GRACE_S)
+            await asyncio.sleep(0)
+        return run not in self._active
 
     async def _perform(self, begun: Begun) -> None:
         run = begun.run
@@ -180,7 +189,7 @@ class Executor:
             await self.keep(self._journal.end, begun, outcome)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the work raises ends the run as failed
+        except Exception as error:
             log.debug("run %s failed", run.id, exc_info=error)
             await self.keep(self._journal.fail, begun, error=_told(error))
         else:
@@ -227,7 +236,7 @@ class Executor:
             await asyncio.sleep(period_s)
             assert self._lease is not None
             asked_s = time.monotonic()
-            renewal = asyncio.ensure_future(self._call(self._leases.renew, self._lease))
+            renewal = asyncio.ensure_future(in_thread(self._leases.renew, self._lease))
             while not renewal.done():
                 left_s = renewed_s + lease_s * _FENCE_SHARE - time.monotonic()
                 if left_s <= 0:
@@ -235,7 +244,7 @@ class Executor:
                 await asyncio.wait({renewal}, timeout=max(left_s, period_s))
             try:
                 is_ours = renewal.result()
-            except JournalError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the lease was not renewed
                 log.warning("lease on %s not renewed: %s", self._lease.slot, error)
                 if time.monotonic() > renewed_s + lease_s * _FENCE_SHARE:
                     await self._fence("the lease could not be renewed")
@@ -291,12 +300,17 @@ class Executor:
     async def _sweep_forever(self) -> None:
         """Take over what dead processes left, and send on what nobody has sent."""
         period_s = min(self._settings.lease_s / _RENEWALS_PER_LEASE, _SWEEP_MAX_S)
+        trouble = ""
         while True:
             if self._lease is not None:
                 try:
                     await self._sweep()
                 except Exception as error:  # noqa: BLE001 - the next round tries again; DBOS raises errors of many kinds
-                    log.warning("sweep failed: %s", error)
+                    if str(error) != trouble:
+                        log.warning("sweep failed: %s", error)
+                    trouble = str(error)
+                else:
+                    trouble = ""
             with suppress(TimeoutError):
                 async with asyncio.timeout(period_s):
                     await self._sweep_now.wait()

@@ -407,7 +407,7 @@ class Journal:
         """Delete runs with all that belongs to them, if they have still ended."""
         if not runs:
             return 0
-        ids = sa.bindparam("ids", expanding=True)
+        ids: sa.BindParameter[list[str]] = sa.bindparam("ids", expanding=True)
         with writing(self._engine) as connection:
             gone = (
                 connection.execute(

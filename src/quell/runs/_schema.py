@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from quell.domain import JournalError
-from quell.runs._engine import writing
+from quell.runs._engine import reading, writing
 
 VERSION = 1
 _SCHEMA_LOCK = 0x5155454C4C01
@@ -82,6 +82,8 @@ _TABLES: tuple[str, ...] = (
 
 def create_tables(engine: sa.Engine) -> None:
     """Make the tables that are missing. Raises JournalError when a newer Quell wrote this journal."""
+    if _found(engine) == VERSION:
+        return  # the usual case, without a write
     number = _NUMBER[engine.dialect.name]
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
@@ -98,3 +100,12 @@ def create_tables(engine: sa.Engine) -> None:
             f"this journal was written by a newer Quell (schema {found}, known {VERSION})",
             hint="upgrade quell, or choose another state directory",
         )
+
+
+def _found(engine: sa.Engine) -> int | None:
+    """Return the version of the tables that are there, None when there are none."""
+    with reading(engine) as connection:
+        if not sa.inspect(connection).has_table("quell_meta"):
+            return None
+        value = connection.execute(sa.text("SELECT value FROM quell_meta WHERE name = 'schema'")).scalar()
+    return None if value is None else int(value)

