@@ -1,0 +1,415 @@
+"""The survey, indexed: services, edges and stores as they were and as they are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias, TypeVar
+
+from quell.diagnosis._metrics import MetricFact, resource_of
+from quell.diagnosis._vocabulary import STATEMENT, symptoms_in
+from quell.diagnosis._weights import THRESHOLDS
+from quell.domain import (
+    Alert,
+    AttributeDiff,
+    ChangeKind,
+    EdgeShift,
+    Fact,
+    FlowBreak,
+    MetricShift,
+    ObservedChange,
+    OperationShift,
+    PatternShift,
+    Subject,
+    Survey,
+)
+
+T = TypeVar("T")
+StoreKind: TypeAlias = Literal["database", "queue", "external"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationFact:
+    """One operation, compared with itself."""
+
+    id: str
+    row: OperationShift
+
+    @property
+    def errors_added(self) -> float:
+        """Failed calls beyond what the baseline's share predicts; 0 below the floors."""
+        return excess_errors(self.row.errors, self.row.calls, self.row.errors_before, self.row.calls_before)
+
+    @property
+    def ms_added(self) -> float:
+        """Milliseconds that all calls of the window took longer than the baseline's mean predicts; 0 below the floors."""
+        row = self.row
+        if min(row.calls, row.calls_before) < THRESHOLDS.calls_min:
+            return 0.0
+        mean, mean_before = row.total_ms / row.calls, row.total_ms_before / row.calls_before
+        if is_slower(mean, mean_before) or is_tail_slower(row.p95_ms, row.p95_ms_before):
+            return max(0.0, mean - mean_before) * row.calls
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeFact:
+    """One caller -> callee edge, compared with itself."""
+
+    id: str
+    row: EdgeShift
+
+    @property
+    def name(self) -> str:
+        """`caller->callee`."""
+        return f"{self.row.caller}->{self.row.callee}"
+
+    @property
+    def subject(self) -> Subject:
+        """The edge as an object at fault."""
+        return Subject(kind="edge", name=self.name)
+
+    @property
+    def known(self) -> bool:
+        """Whether both windows hold enough calls to compare durations."""
+        return min(self.row.calls, self.row.calls_before) >= THRESHOLDS.calls_min
+
+    @property
+    def raw_errors_added(self) -> float:
+        """Failed or unanswered calls beyond the baseline's share, without floors: for explaining callers away."""
+        row = self.row
+        failed, failed_before = max(row.errors, row.unanswered), max(row.errors_before, row.unanswered_before)
+        return max(0.0, failed - row.calls * (failed_before / row.calls_before if row.calls_before else 0.0))
+
+    @property
+    def errors_added(self) -> float:
+        """The same, 0 below the floors."""
+        row = self.row
+        failed, failed_before = max(row.errors, row.unanswered), max(row.errors_before, row.unanswered_before)
+        return excess_errors(failed, row.calls, failed_before, row.calls_before)
+
+    @property
+    def raw_ms_added(self) -> float:
+        """Milliseconds added as the caller saw them, without floors."""
+        row = self.row
+        if not row.calls_before:
+            return row.client_ms * row.calls
+        return max(0.0, row.client_ms - row.client_ms_before) * row.calls
+
+    @property
+    def own_ms(self) -> float | None:
+        """Mean milliseconds of a call now that the callee does not account for; None when that cannot be told."""
+        row = self.row
+        if row.callee_kind == "queue":
+            return None
+        if row.gap_ms is not None and not row.unanswered:
+            return max(0.0, row.gap_ms)
+        return max(0.0, row.client_ms - (row.server_ms or 0.0) * (1 - self.unanswered_share))
+
+    @property
+    def own_ms_before(self) -> float:
+        """The same in the baseline."""
+        row = self.row
+        if row.gap_ms_before is not None and not row.unanswered_before:
+            return max(0.0, row.gap_ms_before)
+        return max(0.0, row.client_ms_before - (row.server_ms_before or 0.0))
+
+    @property
+    def unanswered_share(self) -> float:
+        """Part of the calls that no span of the callee answers."""
+        return min(1.0, self.row.unanswered / self.row.calls) if self.row.calls else 0.0
+
+    @property
+    def own_ms_added(self) -> float:
+        """Milliseconds that all calls of the window lost between caller and callee; 0 below the floors."""
+        own = self.own_ms
+        if own is None or not self.known:
+            return 0.0
+        added = own - self.own_ms_before
+        if added < THRESHOLDS.gap_floor_ms or own < THRESHOLDS.gap_ratio * self.own_ms_before:
+            return 0.0
+        return added * self.row.calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternFact:
+    """One log template that appeared or changed its frequency."""
+
+    id: str
+    row: PatternShift
+    symptoms: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeFact:
+    """One change, with everything that reports it."""
+
+    ids: tuple[str, ...]
+    row: ObservedChange
+    at: datetime
+    """The earliest report."""
+    rank: int = 0
+
+    @property
+    def text(self) -> str:
+        """All words of it, lower case."""
+        return f"{self.row.subject} {self.row.before} {self.row.after} {self.row.detail}".casefold()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffFact:
+    """One attribute value among bad records."""
+
+    id: str
+    row: AttributeDiff
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowFact:
+    """One step that is followed by something else."""
+
+    id: str
+    row: FlowBreak
+
+
+@dataclass(slots=True, kw_only=True)
+class Scene:
+    """Everything of one survey by what it is about."""
+
+    survey: Survey
+    alerts: tuple[Alert, ...]
+    operations: dict[str, list[OperationFact]] = field(default_factory=dict)
+    """Server and consumer operations by service."""
+    requests: dict[str, list[OperationFact]] = field(default_factory=dict)
+    """Client operations by the service that makes them."""
+    produced: dict[str, list[OperationFact]] = field(default_factory=dict)
+    edges: list[EdgeFact] = field(default_factory=list)
+    metrics: dict[str, list[MetricFact]] = field(default_factory=dict)
+    patterns: dict[str, list[PatternFact]] = field(default_factory=dict)
+    changes: list[ChangeFact] = field(default_factory=list)
+    diffs: dict[str, list[DiffFact]] = field(default_factory=dict)
+    flows: dict[str, list[FlowFact]] = field(default_factory=dict)
+    stores: dict[str, StoreKind] = field(default_factory=dict)
+    """Callees that report no calls themselves."""
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Every service that any fact names, stores excepted."""
+        named = {*self.operations, *self.requests, *self.metrics, *self.patterns, *self.flows, *self.diffs}
+        named |= {e.row.caller for e in self.edges} | {e.row.callee for e in self.edges}
+        named |= {c.row.service for c in self.changes}
+        return tuple(sorted(n for n in named if n and n not in self.stores))
+
+    @property
+    def pace(self) -> float:
+        """Length of the window as a part of the baseline's."""
+        return self.survey.window.seconds / self.survey.baseline.seconds
+
+    def into(self, callee: str) -> list[EdgeFact]:
+        """Return the edges that end here."""
+        return [e for e in self.edges if e.row.callee == callee]
+
+    def out_of(self, caller: str) -> list[EdgeFact]:
+        """Return the edges that start here."""
+        return [e for e in self.edges if e.row.caller == caller]
+
+    def subject_of(self, name: str) -> Subject:
+        """Return the object that a node's name stands for."""
+        return Subject(kind=self.stores.get(name, "service"), name=name)
+
+    def calls_of(self, service: str) -> tuple[int, float]:
+        """Return calls taken in the window, and what the baseline's rate predicts for it."""
+        rows = [o.row for o in self.operations.get(service, [])]
+        return sum(r.calls for r in rows), sum(r.calls_before for r in rows) * self.pace
+
+    def changes_of(self, *kinds: ChangeKind, service: str | None = None) -> list[ChangeFact]:
+        """Return the changes of some kinds, of one service or of all."""
+        return [c for c in self.changes if c.row.change in kinds and (service is None or c.row.service == service)]
+
+    def moved(self, service: str, *resources: str) -> list[MetricFact]:
+        """Return the moved series of a service that measure one of these."""
+        return [m for m in self.metrics.get(service, []) if m.resource in resources]
+
+    def words(self, service: str, symptom: str) -> list[PatternFact]:
+        """Return the new or more frequent log templates of a service that speak of a failure mode."""
+        return [p for p in self.patterns.get(service, []) if symptom in p.symptoms]
+
+
+def excess_errors(errors: int, calls: int, errors_before: int, calls_before: int) -> float:
+    """Return failed calls beyond the baseline's share, or 0 when floor or significance is missed."""
+    if calls <= 0 or errors < THRESHOLDS.errors_min:
+        return 0.0
+    share, share_before = min(1.0, errors / calls), (min(1.0, errors_before / calls_before) if calls_before else 0.0)
+    if share - share_before < THRESHOLDS.error_share_floor:
+        return 0.0
+    pooled = min(1.0, (errors + errors_before) / (calls + calls_before))
+    spread = math.sqrt(max(pooled * (1 - pooled), 1e-12) * (1 / calls + 1 / max(calls_before, 1)))
+    if pooled < 1 and (share - share_before) / spread < THRESHOLDS.error_z_min:
+        return 0.0
+    return errors - calls * share_before
+
+
+def is_slower(mean_ms: float, before_ms: float) -> bool:
+    """Tell whether a mean grew by both ratio and floor."""
+    return mean_ms - before_ms >= THRESHOLDS.slow_floor_ms and mean_ms >= THRESHOLDS.slow_ratio * before_ms
+
+
+def is_tail_slower(p95_ms: float, before_ms: float) -> bool:
+    """Tell whether a 95th percentile grew by both ratio and floor."""
+    return p95_ms - before_ms >= THRESHOLDS.tail_floor_ms and p95_ms >= THRESHOLDS.tail_ratio * before_ms
+
+
+def earliest(moments: Iterable[datetime | None]) -> datetime | None:
+    """Return the first of the known moments."""
+    return min((m for m in moments if m is not None), default=None)
+
+
+def is_statement(operation: str) -> bool:
+    """Tell whether a client span's name is a statement for a database."""
+    return STATEMENT.match(operation) is not None
+
+
+def _natural(evidence_id: str) -> tuple[str, int, str]:
+    match = re.fullmatch(r"(\D*)(\d{1,9})", evidence_id)
+    return (match[1], int(match[2]), "") if match else (evidence_id, -1, evidence_id)
+
+
+def build_scene(survey: Survey, alerts: Sequence[Alert]) -> Scene:
+    """Index a survey; the order of its facts does not matter."""
+    facts = sorted(survey.facts, key=lambda f: (_natural(f.evidence.id), f.evidence.digest, repr(f.observation)))
+    scene = Scene(survey=survey, alerts=tuple(sorted(alerts, key=lambda a: (a.starts_at, a.id))))
+    _index_operations(scene, facts)
+    scene.edges = _unique_edges(facts)
+    scene.metrics = _grouped(
+        (
+            f.observation.service,
+            MetricFact(id=f.evidence.id, row=f.observation, resource=resource_of(f.observation.metric)),
+        )
+        for f in facts
+        if isinstance(f.observation, MetricShift)
+    )
+    scene.patterns = _grouped(_pattern(f, f.observation) for f in facts if isinstance(f.observation, PatternShift))
+    scene.diffs = _grouped(
+        (f.observation.service, DiffFact(id=f.evidence.id, row=f.observation))
+        for f in facts
+        if isinstance(f.observation, AttributeDiff)
+    )
+    scene.flows = _grouped(
+        (f.observation.service, FlowFact(id=f.evidence.id, row=f.observation))
+        for f in facts
+        if isinstance(f.observation, FlowBreak)
+    )
+    scene.changes = _merged_changes(facts)
+    _find_stores(scene)
+    _house_store_metrics(scene)
+    return scene
+
+
+def _index_operations(scene: Scene, facts: Sequence[Fact]) -> None:
+    seen: set[tuple[str, str, str]] = set()
+    targets = {
+        "server": scene.operations,
+        "consumer": scene.operations,
+        "client": scene.requests,
+        "producer": scene.produced,
+    }
+    for fact in sorted(facts, key=_least_calls_last):
+        row = fact.observation
+        if not isinstance(row, OperationShift) or row.span_kind not in targets:
+            continue
+        if (key := (row.service, row.operation, row.span_kind)) in seen:
+            continue
+        seen.add(key)
+        targets[row.span_kind].setdefault(row.service, []).append(OperationFact(id=fact.evidence.id, row=row))
+
+
+def _least_calls_last(fact: Fact) -> int:
+    row = fact.observation
+    return -(row.calls + row.calls_before) if isinstance(row, OperationShift | EdgeShift) else 0
+
+
+def _unique_edges(facts: Sequence[Fact]) -> list[EdgeFact]:
+    found: dict[tuple[str, str], EdgeFact] = {}
+    for fact in sorted(facts, key=_least_calls_last):
+        row = fact.observation
+        if isinstance(row, EdgeShift) and row.caller != row.callee:
+            found.setdefault((row.caller, row.callee), EdgeFact(id=fact.evidence.id, row=row))
+    return [found[key] for key in sorted(found)]
+
+
+def _pattern(fact: Fact, row: PatternShift) -> tuple[str, PatternFact]:
+    grew = row.is_new or row.count > row.count_before
+    symptoms = symptoms_in(row.template) if grew and row.severity in {"warn", "error", "fatal"} else frozenset[str]()
+    return row.service, PatternFact(id=fact.evidence.id, row=row, symptoms=symptoms)
+
+
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = defaultdict(list)
+    for service, item in pairs:
+        groups[service].append(item)
+    return dict(groups)
+
+
+def _merged_changes(facts: Sequence[Fact]) -> list[ChangeFact]:
+    """Join reports of the same change: same kind, service and (but for deploys) subject, close in time."""
+    found: list[ChangeFact] = []
+    rows = [(f.evidence.id, f.observation) for f in facts if isinstance(f.observation, ObservedChange)]
+    for evidence_id, row in sorted(rows, key=lambda pair: (pair[1].at, _natural(pair[0]))):
+        same = next((i for i, c in enumerate(found) if _is_same(c, row)), None)
+        if same is None:
+            found.append(ChangeFact(ids=(evidence_id,), row=row, at=row.at))
+        else:
+            old = found[same]
+            fuller = max((old.row, row), key=lambda r: (bool(r.before), bool(r.after), len(r.detail)))
+            found[same] = ChangeFact(ids=(*old.ids, evidence_id), row=fuller, at=old.at)
+    return found
+
+
+def _is_same(known: ChangeFact, row: ObservedChange) -> bool:
+    if known.row.change is not row.change or known.row.service != row.service:
+        return False
+    near = row.at - known.at <= timedelta(seconds=THRESHOLDS.deploy_restart_s)
+    if row.change is ChangeKind.DEPLOY:
+        return near and (known.row.after == row.after or not known.row.after or not row.after)
+    return (
+        near
+        and row.change in {ChangeKind.FLAG, ChangeKind.CONFIG}
+        and (known.row.subject, known.row.after) == (row.subject, row.after)
+    )
+
+
+def _find_stores(scene: Scene) -> None:
+    callers = {e.row.caller for e in scene.edges}
+    for edge in scene.edges:
+        row = edge.row
+        if row.callee in scene.operations or row.callee in callers:
+            continue
+        if row.callee_kind != "service":
+            scene.stores[row.callee] = row.callee_kind
+        elif (
+            row.server_ms is None
+            and row.server_ms_before is None
+            and not row.unanswered
+            and row.callee not in scene.metrics
+        ):
+            scene.stores.setdefault(row.callee, "external")
+
+
+def _house_store_metrics(scene: Scene) -> None:
+    """Give series of a store that an exporter reports under its own name to the one store they can belong to."""
+    databases = [name for name, kind in scene.stores.items() if kind == "database"]
+    if len(databases) != 1:
+        return
+    strays = [
+        m
+        for service in sorted(scene.metrics)
+        if service not in scene.stores
+        for m in scene.metrics[service]
+        if m.resource in {"locks", "scan", "query_time", "backends"}
+    ]
+    if strays:
+        scene.metrics.setdefault(databases[0], []).extend(strays)
