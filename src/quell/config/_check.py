@@ -93,7 +93,7 @@ def did_you_mean(path: str) -> str:
     if not table:
         siblings += [each.path for each in tables() if each.path]
     if near := difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
-        return f"did you mean `{near[0]}`?"
+        return f"did you mean `{table + '.' if table else ''}{near[0]}`?"
     elsewhere = [key for key in keys() if key.rpartition(".")[2] == name and name]
     if elsewhere:
         return f"did you mean `{elsewhere[0]}`?"

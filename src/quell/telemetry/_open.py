@@ -165,6 +165,7 @@ def open_telemetry(
     instance: str,
     clock: Clock,
     env: Mapping[str, str],
+    console: Literal["stderr", "off"] = "stderr",
 ) -> Telemetry:
     """Make `span`, `count` and `event` speak for this process; at most one Telemetry is open at a time.
 
@@ -178,7 +179,7 @@ def open_telemetry(
         instance=instance,
         clock=clock,
         env=env,
-        stderr=sys.stderr,
+        stderr=sys.stderr if console == "stderr" else None,
     )
     install(opened)
     return opened

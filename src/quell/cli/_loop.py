@@ -1,0 +1,49 @@
+"""Run a coroutine so that the first signal lets it clean up and the third one does not ask."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+from quell.cli._exit import ExitCode
+from quell.cli._main import TerminatedError
+
+_SIGNALS_MAX = 3
+
+
+def run_until_done(work: Callable[[], Awaitable[int]]) -> int:
+    """Return what `work` returns. Raises KeyboardInterrupt or TerminatedError when a signal cancelled it."""
+    came: list[int] = []
+
+    async def guarded() -> int:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            came.append(number)
+            if len(came) >= _SIGNALS_MAX:
+                os._exit(ExitCode.INTERRUPTED)
+            if len(came) == _SIGNALS_MAX - 1:
+                sys.stderr.write("still cleaning up; once more ends at once\n")
+            else:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
+        return await work()
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        raise (TerminatedError if came[0] == signal.SIGTERM else KeyboardInterrupt) from None
+    finally:
+        if came:
+            # asyncio gave the handlers back; a late signal during what follows must not look like a crash.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,111 @@
+"""The outermost frame of a command: from arguments to an exit code, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from quell.cli._exit import ExitCode
+
+if TYPE_CHECKING:
+    from quell.cli._session import Session
+
+_STDOUT, _STDERR = 1, 2
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: like Ctrl-C, but from a supervisor."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave the interpreter with its exit code."""
+    code: int = ExitCode.INTERRUPTED
+    try:
+        # The handler first: everything after it may be interrupted and still ends with an exit code of ours.
+        signal.signal(signal.SIGTERM, _terminate)
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        pass
+    sys.exit(code)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminatedError
+
+
+def _run(arguments: list[str]) -> int:
+    from quell.cli._session import Session
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    session = Session(env=dict(os.environ), is_json=_wants_json(arguments))
+    try:
+        code = _invoke(arguments, session)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as in `quell watch | head`: nobody wants to hear about it.
+        _silence(_STDOUT)
+        return ExitCode.DONE
+    except KeyboardInterrupt:
+        return _interrupted(session)
+    except BaseException as error:  # noqa: BLE001 - the frame that turns every error into a message and an exit code
+        return _failed(error, session)
+    return code
+
+
+def _invoke(arguments: list[str], session: Session) -> int:
+    from quell.cli._root import ReaderGoneError, root
+
+    try:
+        code = root.main(args=arguments, prog_name="quell", standalone_mode=False, obj=session)
+    except ReaderGoneError:
+        raise BrokenPipeError from None
+    except SystemExit as left:
+        # Commands of other packages may leave like this; their code is theirs.
+        return left.code if isinstance(left.code, int) else ExitCode.DONE if left.code is None else ExitCode.BAD
+    return int(code) if code is not None else ExitCode.DONE
+
+
+def _interrupted(session: Session) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(_STDOUT)
+    from quell.cli._failure import tell_interrupted
+
+    tell_interrupted(session)
+    return ExitCode.INTERRUPTED
+
+
+def _failed(error: BaseException, session: Session) -> int:
+    from quell.cli._failure import tell_failure
+
+    try:
+        code = tell_failure(error, session)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _silence(_STDERR)
+        return ExitCode.BUG
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What could not be written is known already; the interpreter shall not complain a second time.
+        _silence(_STDOUT)
+    return code
+
+
+def _silence(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Tell whether errors are wanted as JSON, even those of a command line that cannot be parsed."""
+    upto = arguments.index("--") if "--" in arguments else len(arguments)
+    return "--json" in arguments[:upto]

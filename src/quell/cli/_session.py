@@ -1,0 +1,67 @@
+"""What one invocation knows: environment, shared options, and the settings once somebody needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from quell.app import App
+    from quell.config import Loaded, Settings
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One invocation of `quell`."""
+
+    env: dict[str, str]
+    is_json: bool = False
+    is_debug: bool = False
+    config: Path | None = None
+    overrides: dict[str, str] = field(default_factory=dict)
+    """Flags that stand for settings, by key."""
+    command: str = "quell"
+    note: str = ""
+    """What an interrupted command wants to have said."""
+    _loaded: Loaded | None = None
+
+    def loaded(self) -> Loaded:
+        """Read the configuration once. Raises ConfigError with every mistake."""
+        if self._loaded is None:
+            from quell.config import load
+
+            self._loaded = load(self.config, env=self.env, overrides=self.overrides)
+        return self._loaded
+
+    def settings(self) -> Settings:
+        """Return the settings."""
+        return self.loaded().settings
+
+    @property
+    def known_settings(self) -> Settings | None:
+        """Settings, if they were read without a mistake."""
+        return self._loaded.settings if self._loaded is not None else None
+
+    def use_colour(self, choice: Literal["auto", "always", "never"]) -> None:
+        """Let `--color` win over NO_COLOR and FORCE_COLOR, for everything that reads the environment below."""
+        if choice == "auto":
+            return
+        self.env.pop("FORCE_COLOR" if choice == "never" else "NO_COLOR", None)
+        self.env["NO_COLOR" if choice == "never" else "FORCE_COLOR"] = "1"
+
+    def with_app(self, work: Callable[[App], Awaitable[int]], *, role: Literal["serve", "command"] = "command") -> int:
+        """Open the app, let `work` use it, close it; Ctrl-C and SIGTERM cancel the work and still close it."""
+        settings = self.settings()
+        import os
+
+        from quell.app import open_app
+        from quell.cli._loop import run_until_done
+        from quell.runs import system_clock
+
+        async def use() -> int:
+            async with open_app(settings, role=role, clock=system_clock, entropy=os.urandom, env=self.env) as app:
+                return await work(app)
+
+        return run_until_done(use)
