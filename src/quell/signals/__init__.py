@@ -3,3 +3,6 @@
 Owns:  the store owner process, ingest and rollups, typed questions and their answers, detection, briefings.
 Never: decides what caused an incident, changes production.
 """
+
+from quell.signals._client import StoreClient as StoreClient
+from quell.signals._store import Store as Store

@@ -56,7 +56,9 @@ def lay_tables(engine: Engine, *, limits: Limits, mark: Path) -> None:
     digest = hashlib.sha256("\n".join(statements).encode()).hexdigest()
     if mark.exists() and mark.read_text() == digest:
         return
-    names = engine.run("SELECT name FROM system.tables WHERE database = currentDatabase() AND (engine = 'MaterializedView' OR startsWith(name, 'quell_raw_')) ORDER BY engine = 'Null'")
+    names = engine.run(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND (engine = 'MaterializedView' OR startsWith(name, 'quell_raw_')) ORDER BY engine = 'Null'"
+    )
     for name in names.decode().split():
         engine.run(f"DROP TABLE IF EXISTS {name}")
     for statement in statements:

@@ -9,11 +9,41 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from chdb.session import Session
+import chdb.session
 
 T = TypeVar("T")
+
+
+class _Result(Protocol):
+    def bytes(self) -> bytes | None: ...
+    def storage_rows_read(self) -> int: ...
+    def storage_bytes_read(self) -> int: ...
+    def rows_written(self) -> int: ...
+    def bytes_written(self) -> int: ...
+
+
+class _Written(Protocol):
+    rows_written: int
+    bytes_written: int
+
+
+class _Stream(Protocol):
+    def append(self, rows: bytes, /) -> object: ...
+    def finish(self) -> _Written: ...
+    def cancel(self) -> object: ...
+
+
+class _Session(Protocol):
+    """What we use of the engine's own session, which has no annotations."""
+
+    def query(self, sql: str, fmt: str = ..., *, params: dict[str, str] | None = ...) -> _Result: ...
+    def send_insert(self, query: str, fmt: str) -> _Stream: ...
+    def close(self) -> object: ...
+
+
+_new_session: Callable[[str], _Session] = chdb.session.Session
 
 _INSERT = re.compile(
     r"^\s*INSERT\s+INTO\s+(?:TABLE\s+)?(?P<target>[\w.`\"]+)\s*(?P<columns>\([^)]*\))?\s*(?P<settings>SETTINGS\s.*?)?\s*FORMAT\s+(?P<format>\w+)[ \t]*\n?",
@@ -115,29 +145,29 @@ class Engine:
             "log_queries": "0",
         }
         self._local = threading.local()
-        self._sessions: list[Session] = []
+        self._sessions: list[_Session] = []
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._pending = 0
         self._first = self._open()  # keeps the database open however the threads come and go
 
-    def _open(self) -> Session:
-        session = Session(self._address)
+    def _open(self) -> _Session:
+        session = _new_session(self._address)
         session.query("SET " + ", ".join(f"{name} = {quoted(value)}" for name, value in self._standing.items()))
         with self._lock:
             self._sessions.append(session)
         return session
 
-    def _session(self) -> Session:
-        session: Session | None = getattr(self._local, "session", None)
+    def _session(self) -> _Session:
+        session: _Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = self._open()
         return session
 
     def _retire(self) -> None:
         """Drop this thread's session after something left it in doubt."""
-        session: Session | None = getattr(self._local, "session", None)
+        session: _Session | None = getattr(self._local, "session", None)
         self._local.session = None
         if session is not None:
             with self._lock:
@@ -151,7 +181,10 @@ class Engine:
     def _submit(self, work: Callable[[], T], *, writes: bool) -> Future[T]:
         with self._lock:
             if self._pending >= _PENDING_MAX:
-                raise EngineError(TOO_MANY_QUERIES, f"Code: {TOO_MANY_QUERIES}. DB::Exception: more than {_PENDING_MAX} statements wait")
+                raise EngineError(
+                    TOO_MANY_QUERIES,
+                    f"Code: {TOO_MANY_QUERIES}. DB::Exception: more than {_PENDING_MAX} statements wait",
+                )
             self._pending += 1
         pool = self._writers if writes else self._readers
         future = pool.submit(work)
@@ -180,14 +213,16 @@ class Engine:
             if settings:
                 self._restore(session, settings)
 
-    def _restore(self, session: Session, settings: Mapping[str, str]) -> None:
-        back = (f"{name} = {quoted(self._standing[name]) if name in self._standing else 'DEFAULT'}" for name in settings)
+    def _restore(self, session: _Session, settings: Mapping[str, str]) -> None:
+        back = (
+            f"{name} = {quoted(self._standing[name]) if name in self._standing else 'DEFAULT'}" for name in settings
+        )
         try:
             session.query("SET " + ", ".join(back))
         except Exception:  # noqa: BLE001 - whatever it is, a fresh session is the remedy
             self._retire()
 
-    def _ask(self, session: Session, statement: Statement, started: int) -> Outcome:
+    def _ask(self, session: _Session, statement: Statement, started: int) -> Outcome:
         insert = _INSERT.match(statement.text[:_HEAD_BYTES].decode("utf-8", "replace"))
         if insert is not None:
             return self._insert(session, insert, statement, started)
@@ -195,14 +230,14 @@ class Engine:
         result = session.query(text, statement.output_format, params=dict(statement.params) or None)
         return Outcome(
             body=bytes(result.bytes() or b""),
-            read_rows=int(result.storage_rows_read()),
-            read_bytes=int(result.storage_bytes_read()),
-            written_rows=int(result.rows_written()) if hasattr(result, "rows_written") else 0,
-            written_bytes=int(result.bytes_written()) if hasattr(result, "bytes_written") else 0,
+            read_rows=result.storage_rows_read(),
+            read_bytes=result.storage_bytes_read(),
+            written_rows=result.rows_written(),
+            written_bytes=result.bytes_written(),
             elapsed_ns=time.perf_counter_ns() - started,
         )
 
-    def _insert(self, session: Session, insert: re.Match[str], statement: Statement, started: int) -> Outcome:
+    def _insert(self, session: _Session, insert: re.Match[str], statement: Statement, started: int) -> Outcome:
         target, columns, settings, form = insert.group("target", "columns", "settings", "format")
         # The head was decoded with replacement only beyond the clause, so its length in bytes is that of its text.
         inline = statement.text[len(insert.group(0).encode()) :]
@@ -220,8 +255,8 @@ class Engine:
             body=b"",
             read_rows=0,
             read_bytes=0,
-            written_rows=int(result.rows_written),
-            written_bytes=int(result.bytes_written),
+            written_rows=result.rows_written,
+            written_bytes=result.bytes_written,
             elapsed_ns=time.perf_counter_ns() - started,
         )
 

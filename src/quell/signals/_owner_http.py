@@ -51,7 +51,16 @@ _CONTENT_TYPES = {
     "RowBinary": "application/octet-stream",
     "TabSeparated": "text/tab-separated-values; charset=UTF-8",
 }
-_REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 413: "Content Too Large", 415: "Unsupported Media Type", 500: "Internal Server Error", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(slots=True)
@@ -77,7 +86,9 @@ class Reply:
 class Desk:
     """Turns requests into statements and outcomes into replies."""
 
-    def __init__(self, engine: Engine, *, token: str, seen: Callable[[str], None], asked_to_close: Callable[[str], bool]) -> None:
+    def __init__(
+        self, engine: Engine, *, token: str, seen: Callable[[str], None], asked_to_close: Callable[[str], bool]
+    ) -> None:
         self._engine = engine
         self._token = token
         self._seen = seen
@@ -94,7 +105,12 @@ class Desk:
                 self._seen(client)
             return Reply(body=b"Ok.\n")
         if not self._knows(request, fields):
-            return _refusal(EngineError(_AUTHENTICATION_FAILED, "Code: 516. DB::Exception: Authentication failed: the token is in store.json of the state directory. (AUTHENTICATION_FAILED)"))
+            return _refusal(
+                EngineError(
+                    _AUTHENTICATION_FAILED,
+                    "Code: 516. DB::Exception: Authentication failed: the token is in store.json of the state directory. (AUTHENTICATION_FAILED)",
+                )
+            )
         self._seen(client)
         if path == "/quell/close":
             return Reply(body=b"closing\n" if self._asked_to_close(client) else b"in use\n")
@@ -112,7 +128,9 @@ class Desk:
                 given = base64.b64decode(credentials, validate=True).decode("utf-8", "replace").partition(":")[2]
             except binascii.Error:
                 given = ""
-        return hmac.compare_digest(unquote_plus(given).encode(), self._token.encode()) or hmac.compare_digest(given.encode(), self._token.encode())
+        return hmac.compare_digest(unquote_plus(given).encode(), self._token.encode()) or hmac.compare_digest(
+            given.encode(), self._token.encode()
+        )
 
     async def _query(self, request: Request, fields: dict[str, str]) -> Reply:
         try:
@@ -126,7 +144,11 @@ class Desk:
         statement = Statement(
             text=text,
             rows=rows,
-            settings={name: value for name, value in fields.items() if name not in _NOT_SETTINGS and not name.startswith(("param_", "http_"))},
+            settings={
+                name: value
+                for name, value in fields.items()
+                if name not in _NOT_SETTINGS and not name.startswith(("param_", "http_"))
+            },
             params={name[6:]: value for name, value in fields.items() if name.startswith("param_")},
             output_format=output,
         )

@@ -133,14 +133,20 @@ class Upkeep:
     def tick(self) -> None:
         """Do what is due."""
         now = time.monotonic()
-        seen = self._engine.run("SELECT count(), groupBitXor(cityHash64(service, version, instance)) FROM quell_sightings FINAL")
+        seen = self._engine.run(
+            "SELECT count(), groupBitXor(cityHash64(service, version, instance)) FROM quell_sightings FINAL"
+        )
         if seen != self._sightings or now >= self._due.edges:
             self._engine.run(DERIVE_CHANGES)
             self._sightings = seen
         if now >= self._due.late:
             self._due.late = now + _LATE_EVERY_S
             self._due.edges = now + _EDGES_EVERY_S
-            self._engine.run(ROLL_EDGES.replace("{back_s}", str((SHORT_ROLLUP_HOURS * 60 - 20) * 60 if self._due.space == 0.0 else 720)))
+            self._engine.run(
+                ROLL_EDGES.replace(
+                    "{back_s}", str((SHORT_ROLLUP_HOURS * 60 - 20) * 60 if self._due.space == 0.0 else 720)
+                )
+            )
         elif now >= self._due.edges:
             self._due.edges = now + _EDGES_EVERY_S
             self._engine.run(ROLL_EDGES.replace("{back_s}", "240"))

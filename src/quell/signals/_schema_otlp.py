@@ -177,7 +177,9 @@ def _join(source: str, pieces: dict[str, str]) -> str:
 
 def _outer_levels(resources: str, scopes: str, items: str, table: str) -> str:
     """Write the subquery that opens the two outer levels; their maps are built once, before rows multiply."""
-    of_resource = _join(resources, {"resource_list": "resource.attributes", "ResourceSchemaUrl": "schema_url", "scopes": scopes})
+    of_resource = _join(
+        resources, {"resource_list": "resource.attributes", "ResourceSchemaUrl": "schema_url", "scopes": scopes}
+    )
     of_scope = _join(
         "scopes",
         {
