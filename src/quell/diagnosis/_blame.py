@@ -44,6 +44,8 @@ class Ledger:
     """Service -> the service, store or edge it suffers from most."""
     symptoms: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Service -> (added errors, added milliseconds) of its own calls, whoever caused them."""
+    blips: list[tuple[str, EdgeFact]] = field(default_factory=list)
+    """(service, edge): calls that failed while the service was restarted on purpose, and that is over."""
     onset: datetime | None = None
     """First moment at which calls got worse."""
 
@@ -119,6 +121,9 @@ def fanout_of(scene: Scene, edge: EdgeFact) -> float:
 def _blame_edge(scene: Scene, ledger: Ledger, edge: EdgeFact) -> None:
     left = leftover_errors(scene, edge)
     if left:
+        if is_blip(scene, edge, left):
+            ledger.blips.append((edge.row.callee, edge))
+            return
         owner = owner_of_failures(scene, edge)
         _entry(ledger, owner).add(errors=left, since=edge.row.since, ids=(edge.id,))
     if edge.own_ms_added:
@@ -128,6 +133,26 @@ def _blame_edge(scene: Scene, ledger: Ledger, edge: EdgeFact) -> None:
             else owner_of_gap(scene, edge)
         )
         _entry(ledger, owner).add(lost_ms=edge.own_ms_added, since=edge.row.since, ids=(edge.id,))
+
+
+def is_blip(scene: Scene, edge: EdgeFact, left: float) -> bool:
+    """Tell whether calls failed only while their callee was restarted on purpose, and whether that is over."""
+    callee, end = edge.row.callee, scene.survey.window.end
+    restarts = scene.changes_of(ChangeKind.DEPLOY, ChangeKind.RESTART, service=callee)
+    if not restarts or unplanned_exits(scene, callee) or left > THRESHOLDS.blip_share * edge.row.calls:
+        return False
+    if (end - max(c.at for c in restarts)).total_seconds() < THRESHOLDS.settled_s or len(
+        restarts
+    ) > THRESHOLDS.blip_restarts_max:
+        return False
+    calls, expected = scene.calls_of(callee)
+    if calls < THRESHOLDS.serving_ratio * expected or any(
+        o.errors_added or o.ms_added for o in scene.operations.get(callee, [])
+    ):
+        return False
+    recent = end - timedelta(seconds=THRESHOLDS.settled_s)
+    lines = (p.row for name in (callee, edge.row.caller) for p in scene.patterns.get(name, []))
+    return not any(r.is_new and r.severity in {"error", "fatal"} and r.last_seen > recent for r in lines)
 
 
 def leftover_errors(scene: Scene, edge: EdgeFact) -> float:

@@ -28,7 +28,10 @@ _RESOURCES: Final = frozenset(
     }
 )
 _HARD: Final = ("exit_oom", "exit_repeated", "exit_final", "callee_refused", "queue_growth")
-_KINDS_OF_CALLS: Final = frozenset({"calls", "callee"})
+_PLACE: Final = frozenset(
+    {"locus", "suspect", "first_mover", "alerted", "all_callers", "callee_steady", "one_edge_only"}
+)
+"""Contributions that say where, not what."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,8 @@ def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[C
     kinds = candidate.families - {"logs", "timing"}
     if not kinds:
         caps.append((Confidence.LOW, "only wording of log lines speaks for it"))
+    elif candidate.has("wording") and not _names_kind(candidate):
+        caps.append((Confidence.LOW, "only wording of log lines tells the kind of cause"))
     elif len(kinds) == 1:
         caps.append((Confidence.MEDIUM, "only one kind of signal speaks for it"))
     if candidate.category is Category.NOVEL:
@@ -100,6 +105,11 @@ def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[C
             (Confidence.MEDIUM, f"{rival.category.value.replace('_', ' ')} of {rival.subject.name} is nearly as likely")
         )
     return caps
+
+
+def _names_kind(candidate: Candidate) -> bool:
+    """Tell whether anything but words says what kind of cause it is."""
+    return any(c.points > 0 and c.name not in _PLACE and c.family != "logs" for c in candidate.contributions)
 
 
 def _is_rival(candidate: Candidate, other: Candidate) -> bool:

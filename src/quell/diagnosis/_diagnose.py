@@ -42,20 +42,20 @@ def diagnose(survey: Survey, *, alerts: Sequence[Alert] = ()) -> Diagnosis:
     ranked = rank_candidates(scene, ledger)
     impact = _impact(scene, ledger)
     causes = [c for c in ranked if is_cause(scene, c)]
-    calm = not ledger.of and not ledger.symptoms and not causes
+    calm = not ledger.of and not causes and (not ledger.symptoms or bool(ledger.blips))
     ordered = [*causes, *(c for c in ranked if c not in causes)][: THRESHOLDS.hypotheses_max]
     if causes:
         finding = _found(scene, causes[0], ranked)
     elif (
         calm and (healthy := healthy_judgement(scene)).confidence is not Confidence.NONE and not _unknown_service(scene)
     ):
-        finding = _healthy(scene, healthy)
+        finding = _healthy(scene, ledger, healthy)
         ordered = []
     else:
         finding = _inconclusive(scene, impact, ordered)
     return Diagnosis(
         finding=finding,
-        hypotheses=tuple(_hypothesis(scene, c, ordered, number) for number, c in enumerate(ordered, start=1)),
+        hypotheses=tuple(_hypothesis(scene, c, ranked, number) for number, c in enumerate(ordered, start=1)),
         impact=impact,
         victims=tuple(sorted(ledger.victims.items())),
     )
@@ -82,16 +82,23 @@ def _found(scene: Scene, top: Candidate, ranked: Sequence[Candidate]) -> Finding
     )
 
 
-def _healthy(scene: Scene, judgement: Judgement) -> Finding:
+def _healthy(scene: Scene, ledger: Ledger, judgement: Judgement) -> Finding:
     made = scene.changes_of(ChangeKind.DEPLOY, ChangeKind.CONFIG, ChangeKind.FLAG)
     cited = [Citation(evidence=i, says="changed, and nothing got worse after it") for c in made for i in c.ids[:1]]
     operations = sorted((o for ops in scene.operations.values() for o in ops), key=lambda o: (-o.row.calls, o.id))
     cited.extend(Citation(evidence=o.id, says="calls are as before") for o in operations[:3])
     names = sorted({c.row.service or "all services" for c in made})
     extra = f" Changes of {', '.join(shown(n) for n in names[:3])} in this time did no harm." if names else ""
+    statement = "Nothing that users feel got worse: errors and latency of every service are within their baseline."
+    if ledger.blips:
+        restarted = ", ".join(sorted({shown(service) for service, _ in ledger.blips}))
+        statement = (
+            f"Some calls failed while {restarted} was restarted on purpose; that is over, and it answers as before."
+        )
+        cited[:0] = [Citation(evidence=e.id, says="failed only around the restart") for _, e in ledger.blips]
     return Finding(
         outcome=Outcome.HEALTHY,
-        statement=f"Nothing that users feel got worse: errors and latency of every service are within their baseline.{extra}",
+        statement=f"{statement}{extra}",
         category=None,
         subject=None,
         since=None,
@@ -134,7 +141,7 @@ def _unknown_service(scene: Scene) -> str:
     return named[0] if named and not known & set(named) else ""
 
 
-def _hypothesis(scene: Scene, candidate: Candidate, ordered: Sequence[Candidate], number: int) -> Hypothesis:
+def _hypothesis(scene: Scene, candidate: Candidate, ranked: Sequence[Candidate], number: int) -> Hypothesis:
     return Hypothesis(
         id=f"H{number}",
         category=candidate.category,
@@ -142,7 +149,7 @@ def _hypothesis(scene: Scene, candidate: Candidate, ordered: Sequence[Candidate]
         statement=statement_of(candidate),
         since=candidate.since,
         status=_status(scene, candidate),
-        confidence=judge(scene, candidate, ordered).confidence,
+        confidence=judge(scene, candidate, ranked).confidence,
         score=round(candidate.score, 3),
         support=candidate.support,
         against=candidate.against,

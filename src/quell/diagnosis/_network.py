@@ -46,12 +46,21 @@ def _latency(scene: Scene, ledger: Ledger, edge: EdgeFact) -> Candidate:
     candidate.add(
         "edge_gap",
         ids=(edge.id,),
-        strength=1.0 if candidate.has("locus") else 0.4,
+        strength=_answered_part(edge) if candidate.has("locus") else 0.4 * _answered_part(edge),
         says=f"time that the callee does not account for: {before:.0f} -> {own:.0f} ms",
     )
     if edge.row.callee in scene.stores:
         _weigh_statements(scene, candidate, edge)
     return candidate
+
+
+def _answered_part(edge: EdgeFact) -> float:
+    """Return the part of the lost time that answered calls lost: waiting for calls that get lost is no slow wire."""
+    row = edge.row
+    if row.gap_ms is None or row.gap_ms_before is None or not edge.errors_added:
+        return 1.0
+    answered = row.calls * (1 - edge.unanswered_share)
+    return min(1.0, max(0.0, row.gap_ms - row.gap_ms_before) * answered / edge.own_ms_added)
 
 
 def _weigh_statements(scene: Scene, candidate: Candidate, edge: EdgeFact) -> None:

@@ -52,7 +52,7 @@ def rank_candidates(scene: Scene, ledger: Ledger) -> list[Candidate]:
     _weigh_wires(found)
     _weigh_order(ledger, found)
     _weigh_alerts(scene, found)
-    found = [c for c in found if c.support and c.score > 0]
+    found = [c for c in found if c.support and (c.score > 0 or c.against)]
     _weigh_first_mover(found)
     return _distinct(sorted(found, key=order_of))
 
@@ -206,8 +206,8 @@ def _weigh_first_mover(found: Sequence[Candidate]) -> None:
     """Prefer the earliest among equal suspects at different places."""
     if not found:
         return
-    top = max(c.score for c in found)
-    equal = [c for c in found if c.score >= top - THRESHOLDS.tie and c.since is not None]
+    top = max(c.hard_score for c in found)
+    equal = [c for c in found if c.hard_score >= top - THRESHOLDS.tie and c.since is not None]
     moments = [c.since for c in equal if c.since is not None]
     if len({c.at for c in equal}) < 2 or not moments:
         return

@@ -45,6 +45,8 @@ class Thresholds:
     serving_ratio: float = 0.7
     blip_share: float = 0.15
     """A planned restart may fail this part of the calls and still be a restart that worked."""
+    blip_restarts_max: int = 3
+    """Reports of one rollout: the deploy, and a start or two."""
     settled_s: float = 20.0
     """Errors that stopped this long before the end of the window are over."""
 
@@ -163,7 +165,7 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType(
         "explained_by_resource": _w(-2.0, "metrics", "one of its ends ran out of something"),
         "comes_back": _w(-3.0, "changes", "it comes back again and again"),
         "explained_by_statement": _w(-2.0, "metrics", "the store itself shows what takes the time"),
-        "uneven": _w(-1.5, "calls", "one statement is slow and others on the same wire are not"),
+        "uneven": _w(-3.0, "calls", "one statement is slow and others on the same wire are not"),
         "no_self_badness": _w(-3.0, "calls", "shows no trouble of its own"),
         "fits_load": _w(-2.0, "calls", "the load did not change"),
         "not_hurt": _w(-1.5, "calls", "calls of the service are well"),

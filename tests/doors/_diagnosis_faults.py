@@ -1,0 +1,239 @@
+"""Every kind of fault, told as a story with its truth, its noise, and its victims two hops away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quell.domain import Category, ChangeKind
+from tests.doors._diagnosis_story import Story
+
+Teller = Callable[[Story], None]
+
+
+def crash_loop(s: Story) -> None:
+    s.fail_into("stock", 0.5, "connection_refused", "connection_reset")
+    for n in range(4):
+        s.exit("stock", "crashed (1)", at_s=n * 18)
+        s.start("stock", at_s=n * 18 + 6)
+    s.log("stock", "unhandled exception in worker <*>, exiting", severity="fatal", count=4)
+    s.log("api", "connection refused by stock:<*>")
+
+
+def release_with_errors(s: Story) -> None:
+    s.now.own_errors["bill"] = 0.3
+    s.change(ChangeKind.DEPLOY, "bill", at_s=-4, before="v3", after="v4")
+    s.exit("bill", "stopped (0)", at_s=-6)
+    s.start("bill", at_s=-5)
+    s.change(ChangeKind.DEPLOY, "bill", at_s=-3, after="v4", subject="service.version")
+    s.log("bill", "KeyError: <*> in charge()")
+    s.diff("bill", "service.version", "v4")
+
+
+def release_with_latency(s: Story) -> None:
+    s.now.own_ms["search"] = 160
+    s.change(ChangeKind.DEPLOY, "search", at_s=-2, before="v7", after="v8")
+    s.metric("search", "process.cpu.utilization", 0.1, 0.97)
+
+
+def release_with_more_queries(s: Story) -> None:
+    s.now.fanout["stock", "maindb"] = 30.0
+    s.change(ChangeKind.DEPLOY, "stock", at_s=-5, before="a1", after="a2")
+
+
+def release_that_crashes(s: Story) -> None:
+    crash_loop(s)
+    s.change(ChangeKind.DEPLOY, "stock", at_s=-8, before="a1", after="a2")
+
+
+def wrong_address(s: Story) -> None:
+    s.now.lost["api", "stock"] = 0.999
+    s.now.loss_ms = 3
+    s.types["api", "stock"] = ("connection_refused",)
+    s.change(ChangeKind.CONFIG, "api", at_s=-3, subject="stock_url", before="http://stock:80", after="http://stokc:80")
+
+
+def wrong_value(s: Story) -> None:
+    s.now.own_errors["bill"] = 0.6
+    s.change(ChangeKind.CONFIG, "bill", at_s=-6, subject="currency", before="EUR", after="EURO")
+    s.log("bill", "invalid configuration value for currency: <*>")
+
+
+def flag_for_one(s: Story) -> None:
+    s.now.own_errors["search"] = 0.4
+    s.change(ChangeKind.FLAG, "search", at_s=-2, subject="new-ranking", before="off", after="on")
+    s.flow("search", "rank", "respond")
+
+
+def flag_for_all(s: Story) -> None:
+    s.now.own_ms["bill"] = 300
+    s.change(ChangeKind.FLAG, "", at_s=-3, subject="new-ledger", before="off", after="on")
+
+
+def service_down(s: Story) -> None:
+    s.fail_into("stock", 0.95, "connection_refused")
+    s.exit("stock", "stopped (0)", at_s=-1)
+    s.metric("stock", "process.cpu.utilization", 0.2, 0.0, shape="gone")
+    s.log("search", "ConnectError: all connection attempts failed")
+
+
+def database_down(s: Story) -> None:
+    s.fail_into("maindb", 0.97, "connection_refused")
+    s.log("stock", "OperationalError: connection refused")
+
+
+def third_party_down(s: Story) -> None:
+    s.fail_into("bank", 0.9, "503", "timeout", wait_ms=2000)
+
+
+def latency_between(s: Story) -> None:
+    s.now.gap_ms["api", "bill"] = 250
+
+
+def latency_to_database(s: Story) -> None:
+    s.now.gap_ms["bill", "maindb"] = 120
+    s.statement("bill", "SELECT invoices", 2.5, 121)
+    s.statement("bill", "INSERT invoices", 3.0, 124, share=0.3)
+
+
+def partition(s: Story) -> None:
+    s.now.lost["search", "stock"] = 0.98
+    s.types["search", "stock"] = ("timeout",)
+
+
+def packet_loss_to_only_callee(s: Story) -> None:
+    s.now.lost["api", "bill"] = 0.25
+    s.types["api", "bill"] = ("timeout", "connection_reset")
+    s.log("api", "ReadTimeout calling bill after <*> ms")
+
+
+def cpu_hog(s: Story) -> None:
+    s.now.own_ms["stock"] = 90
+    s.now.gap_ms["api", "stock"] = s.now.gap_ms["search", "stock"] = 40
+    s.metric("stock", "process.cpu.utilization", 0.2, 0.99)
+    s.metric("stock", "http.server.active_requests", 1, 9)
+
+
+def memory_leak(s: Story) -> None:
+    s.fail_into("bill", 0.3, "connection_reset", "connection_refused")
+    s.metric("bill", "process.memory.usage", 90e6, 185e6, limit=190e6, unit="By", shape="trend", at_s=-5)
+    s.exit("bill", "oom_killed (137)", at_s=40)
+    s.start("bill", at_s=46)
+    s.exit("bill", "oom_killed (137)", at_s=70)
+
+
+def pool_exhausted(s: Story) -> None:
+    s.now.own_ms["stock"] = 400
+    s.metric("stock", "db.client.connection.count", 1, 4, limit=4, state="used")
+    s.metric("stock", "db.client.connection.pending_requests", 0, 12)
+    s.metric("stock", "db.client.connection.wait_time", 0.1, 380, unit="ms")
+    s.log("stock", "PoolTimeout: could not acquire a connection within <*> s")
+
+
+def slow_query(s: Story) -> None:
+    for caller in ("search", "stock", "bill", "worker"):
+        s.now.gap_ms[caller, "maindb"] = 60
+    s.metric("maindb", "postgresql.query.duration", 2, 70, unit="ms")
+    s.metric("maindb", "postgresql.rows_scanned", 500, 240_000, unit="{row}/s")
+    s.metric("stock", "db.client.connection.count", 1, 4, limit=4, state="used")
+    s.metric("stock", "db.client.connection.pending_requests", 0, 3)
+
+
+def slow_query_of_one(s: Story) -> None:
+    s.now.gap_ms["search", "maindb"] = 300
+    s.statement("search", "SELECT items by name", 2.5, 590, share=0.5)
+    s.statement("search", "SELECT item", 2.4, 2.6, share=0.5)
+
+
+def lock_contention(s: Story) -> None:
+    s.now.gap_ms["stock", "maindb"] = 400
+    s.now.gap_ms["bill", "maindb"] = 350
+    s.statement("stock", "UPDATE stock", 3, 1500, share=0.5)
+    s.statement("stock", "SELECT stock", 2, 2.1, share=1.5)
+    s.metric("maindb", "postgresql.locks.waiting", 0, 7)
+    s.metric("maindb", "postgresql.query.duration", 2, 300, unit="ms")
+    s.log("stock", "canceling statement due to lock timeout")
+
+
+def disk_full(s: Story) -> None:
+    s.now.own_errors["bill"] = 0.9
+    s.metric("bill", "system.filesystem.usage", 2e6, 8.38e6, limit=8.4e6, unit="By", shape="trend", at_s=-10)
+    s.log("bill", "OSError: [Errno 28] No space left on device")
+
+
+def descriptors_used_up(s: Story) -> None:
+    s.now.own_errors["stock"] = 0.2
+    s.now.lost["stock", "maindb"] = 0.3
+    s.types["stock", "maindb"] = ("OSError",)
+    s.now.loss_ms = 2
+    s.metric("stock", "process.open_file_descriptor.count", 30, 160, limit=160, shape="trend", at_s=-8)
+    s.log("stock", "OSError: [Errno 24] Too many open files")
+
+
+def traffic_spike(s: Story) -> None:
+    s.now.rate = 48
+    s.now.own_ms["api"] = 140
+    s.now.own_ms["web"] = 60
+    s.metric("api", "process.cpu.utilization", 0.3, 0.99, at_s=4)
+
+
+def certificate(s: Story) -> None:
+    s.fail_into("bill", 0.999, "certificate_expired")
+    s.metric("bill", "tls.certificate.expiry", 86_400 * 30, -60, unit="s")
+    s.log("api", "ssl.SSLCertVerificationError: certificate verify failed: certificate has expired")
+
+
+def clock(s: Story) -> None:
+    s.now.own_errors["bill"] = 0.8
+    s.metric("bill", "process.clock.offset", 0.001, 900, unit="s")
+    s.log("bill", "token not yet valid, issued in the future")
+
+
+def backlog(s: Story) -> None:
+    s.now.own_ms["worker"] = 900
+    s.now.worker_rate = 1.0
+    s.metric("api", "queue.depth", 2, 160, shape="trend", messaging__destination__name="parcels")
+    s.metric("api", "queue.oldest_age", 0.3, 55, unit="s", shape="trend", messaging__destination__name="parcels")
+
+
+FAULTS: dict[str, tuple[Teller, Category, tuple[str, str]]] = {
+    teller.__name__: (teller, category, subject)
+    for teller, category, subject in (
+        (crash_loop, Category.CRASH_LOOP, ("service", "stock")),
+        (release_with_errors, Category.BAD_RELEASE, ("service", "bill")),
+        (release_with_latency, Category.BAD_RELEASE, ("service", "search")),
+        (release_with_more_queries, Category.BAD_RELEASE, ("service", "stock")),
+        (release_that_crashes, Category.BAD_RELEASE, ("service", "stock")),
+        (wrong_address, Category.BAD_CONFIG, ("service", "api")),
+        (wrong_value, Category.BAD_CONFIG, ("service", "bill")),
+        (flag_for_one, Category.BAD_FLAG, ("flag", "new-ranking")),
+        (flag_for_all, Category.BAD_FLAG, ("flag", "new-ledger")),
+        (service_down, Category.DEPENDENCY_DOWN, ("service", "stock")),
+        (database_down, Category.DEPENDENCY_DOWN, ("database", "maindb")),
+        (third_party_down, Category.DEPENDENCY_DOWN, ("external", "bank")),
+        (latency_between, Category.NETWORK_LATENCY, ("edge", "api->bill")),
+        (latency_to_database, Category.NETWORK_LATENCY, ("edge", "bill->maindb")),
+        (partition, Category.NETWORK_LOSS, ("edge", "search->stock")),
+        (packet_loss_to_only_callee, Category.NETWORK_LOSS, ("edge", "api->bill")),
+        (cpu_hog, Category.CPU_SATURATION, ("service", "stock")),
+        (memory_leak, Category.MEMORY_EXHAUSTION, ("service", "bill")),
+        (pool_exhausted, Category.POOL_EXHAUSTION, ("service", "stock")),
+        (slow_query, Category.SLOW_QUERY, ("database", "maindb")),
+        (slow_query_of_one, Category.SLOW_QUERY, ("database", "maindb")),
+        (lock_contention, Category.LOCK_CONTENTION, ("database", "maindb")),
+        (disk_full, Category.DISK_FULL, ("service", "bill")),
+        (descriptors_used_up, Category.DESCRIPTOR_EXHAUSTION, ("service", "stock")),
+        (traffic_spike, Category.TRAFFIC_SPIKE, ("service", "web")),
+        (certificate, Category.CERTIFICATE_EXPIRED, ("service", "bill")),
+        (clock, Category.CLOCK_SKEW, ("service", "bill")),
+        (backlog, Category.QUEUE_BACKLOG, ("queue", "parcels")),
+    )
+}
+"""Name -> (story, category, (kind, name) of the object at fault)."""
+
+
+def tell(name: str, *, seed: int = 1) -> Story:
+    """Tell a fault amid noise."""
+    story = Story(seed)
+    story.noise()
+    FAULTS[name][0](story)
+    return story
