@@ -93,8 +93,11 @@ class Pen(Protocol):
     async def step_started(self, name: str) -> None:
         """Tell that a step begins."""
 
-    async def step_ended(self, record: StepRecord, *, failure: Failure | None) -> None:
+    async def step_ended(self, record: StepRecord, *, error: str | None) -> None:
         """Keep how a step ended, together with its event."""
+
+    async def step_retried(self, name: str, *, attempt: int, error: str) -> None:
+        """Tell that an attempt failed and another follows."""
 
     async def emit(self, name: str, *, key: str, body: JsonObject) -> None:
         """Append to the event log, once per key."""
@@ -170,10 +173,10 @@ class RunContext:
             failure = Failure(reason=error.reason, detail=str(error), attempts=attempts)
             result = msgspec.json.encode(failure).decode()
             record = _record(name, "failed", began_at=began_at, began_s=began_s, result=result)
-            await self._pen.step_ended(record, failure=failure)
+            await self._pen.step_ended(record, error=failure.detail)
             raise
         record = _record(name, "done", began_at=began_at, began_s=began_s, result=raw)
-        await self._pen.step_ended(record, failure=None)
+        await self._pen.step_ended(record, error=None)
         return value
 
     async def now(self) -> datetime:
@@ -189,7 +192,7 @@ class RunContext:
         record = StepRecord(
             name=name, kind="now", status="done", started_at=to_text(at), ended_at=to_text(at), elapsed_ms=0, result=raw
         )
-        await self._pen.step_ended(record, failure=None)
+        await self._pen.step_ended(record, error=None)
         return at
 
     async def emit(self, name: str, *, key: str, **body: object) -> None:
@@ -218,6 +221,7 @@ class RunContext:
             if attempt == attempts:
                 hint = origin.hint if isinstance(origin, QuellError) else ""
                 raise StepError(f"step {name}: {cause}", reason=reason, hint=hint) from origin
+            await self._pen.step_retried(name, attempt=attempt, error=cause)
             await asyncio.sleep(min(_BACKOFF_FIRST_S * 2 ** (attempt - 1), _BACKOFF_MAX_S))
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -15,7 +15,7 @@ from quell.config import JournalSettings
 from quell.domain import JournalError, RunStatus, StateHeldError
 from quell.runs._bell import Bell
 from quell.runs._clock import Clock
-from quell.runs._context import Continue, Done, Failure, JsonObject, Next, RunContext, StepRecord, WaitUntil, Work
+from quell.runs._context import Continue, Done, JsonObject, Next, RunContext, StepRecord, WaitUntil, Work
 from quell.runs._journal import Begun, Due, Journal, SupersededError
 from quell.runs._lease import Lease, Leases
 
@@ -359,8 +359,11 @@ class _Pen:
     async def step_started(self, name: str) -> None:
         await self._executor.keep(self._journal.step_started, self._begun, name)
 
-    async def step_ended(self, record: StepRecord, *, failure: Failure | None) -> None:
-        await self._executor.keep(self._journal.step_ended, self._begun, record, failure=failure)
+    async def step_ended(self, record: StepRecord, *, error: str | None) -> None:
+        await self._executor.keep(self._journal.step_ended, self._begun, record, error=error)
+
+    async def step_retried(self, name: str, *, attempt: int, error: str) -> None:
+        await self._executor.keep(self._journal.step_retried, self._begun, name, attempt=attempt, error=error)
 
     async def emit(self, name: str, *, key: str, body: JsonObject) -> None:
         await self._executor.keep(self._journal.emit, self._begun.run.id, name, key=key, body=body)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -10,13 +11,15 @@ from typing import Literal
 import msgspec
 import sqlalchemy as sa
 
+from quell import telemetry
 from quell.domain import RUN_NEXT, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
 from quell.runs._clock import Clock, from_text, to_text
-from quell.runs._context import Continue, Done, Failure, JsonObject, KeptStep, Next, StepRecord, WaitUntil
+from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._engine import reading, writing
 
 _EVENT_LOCK = 0x5155454C4C02
 _ERROR_MAX = 2000
+_TOLD = "quell_told"
 _PREFIX_MATCHES_MAX = 5
 FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 FINAL_EVENTS = frozenset({"run.finished", "run.failed", "run.cancelled"})
@@ -35,6 +38,8 @@ class Begun:
     state: JsonObject
     segment: int
     dispatch: int
+    round: int
+    """How often it was resumed."""
     token: str
     kept: Mapping[str, KeptStep]
 
@@ -74,7 +79,7 @@ class Journal:
             "version": version,
             "now": now,
         }
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             added = connection.execute(
                 sa.text(
                     "INSERT INTO quell_runs (id, start_key, kind, subject, arguments, status, version, created_at, updated_at)"
@@ -89,6 +94,7 @@ class Journal:
                 ).scalar_one()
             else:
                 self._add_segment(connection, run=run, segment=0, state={})
+                self._event(connection, run, "run.queued", "run.queued", {"kind": kind, "subject": subject})
             return self._locked(connection, run), added is not None
 
     def get_run(self, id_prefix: str) -> Run:
@@ -151,13 +157,15 @@ class Journal:
 
     def cancel(self, run: str) -> Run:
         """Move a run to cancelled; whoever executes it notices. A cancelled run stays as it is."""
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             now = self._locked(connection, run)
             if now.status is RunStatus.CANCELLED:
                 return now
             _move(now.status, RunStatus.CANCELLED, hint="it has ended; there is nothing to cancel")
             self._update(connection, run, status="cancelled", token="", executor="", wake_at="")
-            self._event(connection, run, f"run.cancelled.{self._round(connection, run)}", "run.cancelled", {})
+            self._event(
+                connection, run, f"run.cancelled.{self._round(connection, run)}", "run.cancelled", {"kind": now.kind}
+            )
             return self._locked(connection, run)
 
     def resume(self, run: str) -> tuple[Run, int]:
@@ -165,7 +173,7 @@ class Journal:
 
         Finished steps keep their results; what failed last is tried again.
         """
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             now = self._locked(connection, run)
             _move(now.status, RunStatus.QUEUED, hint="only a failed or cancelled run can be resumed")
             connection.execute(
@@ -183,10 +191,12 @@ class Journal:
                 ),
                 {"run": run, "now": to_text(self._clock())},
             )
-            dispatch = connection.execute(
-                sa.text("SELECT dispatch FROM quell_runs WHERE id = :run"), {"run": run}
-            ).scalar_one()
-            return self._locked(connection, run), int(dispatch)
+            row = connection.execute(
+                sa.text("SELECT round, dispatch FROM quell_runs WHERE id = :run"), {"run": run}
+            ).one()
+            body = {"kind": now.kind, "subject": now.subject}
+            self._event(connection, run, f"run.resumed.{row.round}", "run.resumed", body)
+            return self._locked(connection, run), int(row.dispatch)
 
     # -- segments -----------------------------------------------------------------------------------------------
 
@@ -195,7 +205,7 @@ class Journal:
 
         Raises SupersededError when this process has lost its slot.
         """
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             held = connection.execute(
                 sa.text(f"SELECT token FROM quell_slots WHERE name = :slot{' FOR SHARE' if self._is_postgres else ''}"),
                 {"slot": slot},
@@ -211,7 +221,7 @@ class Journal:
             if attempts - now.attempts_before > attempts_max:
                 told = f"started or recovered {attempts_max} times without ending"
                 self._update(connection, run, status="failed", error=told, token="", executor="")
-                self._event(connection, run, f"run.failed.{now.round}", "run.failed", {"error": told})
+                self._event(connection, run, f"run.failed.{now.round}", "run.failed", {"kind": now.kind, "error": told})
                 return None
             self._update(
                 connection,
@@ -223,8 +233,22 @@ class Journal:
                 begun=now.segment,
                 wake_at="",
             )
-            self._event(connection, run, f"run.started.{now.round}", "run.started", {"kind": now.kind})
+            if now.begun == now.segment:
+                self._tell_recovery(connection, now, slot=slot, attempts=attempts)
+            else:
+                body = {"kind": now.kind, "subject": now.subject, "attempt": attempts}
+                self._event(connection, run, f"run.started.{now.round}", "run.started", body)
             return self._begun(connection, run, token=token)
+
+    def _tell_recovery(
+        self, connection: sa.Connection, now: sa.Row[tuple[object, ...]], *, slot: str, attempts: int
+    ) -> None:
+        if now.executor in ("", slot):
+            body = {"kind": now.kind, "attempt": attempts}
+            self._event(connection, now.id, f"run.recovered.{attempts}", "run.recovered", body)
+        else:
+            body = {"kind": now.kind, "from_executor": now.executor, "to_executor": slot}
+            self._event(connection, now.id, f"run.taken_over.{attempts}", "run.taken_over", body)
 
     def _begun(self, connection: sa.Connection, run: str, *, token: str) -> Begun:
         row = connection.execute(sa.text("SELECT * FROM quell_runs WHERE id = :run"), {"run": run}).one()
@@ -241,6 +265,7 @@ class Journal:
             state=_object(state),
             segment=row.segment,
             dispatch=row.dispatch,
+            round=row.round,
             token=token,
             kept={step.name: KeptStep(status=step.status, result=step.result) for step in kept},
         )
@@ -248,56 +273,47 @@ class Journal:
     def end(self, begun: Begun, outcome: Next) -> None:
         """Keep how a segment ended. Raises SupersededError when the run is not held any more."""
         run = begun.run.id
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             match outcome:
                 case Done(result=result):
                     self._held(connection, begun, status="succeeded", result=_json(result), token="", executor="")
-                    self._event(
-                        connection,
-                        run,
-                        f"run.finished.{self._round(connection, run)}",
-                        "run.finished",
-                        {"result": result},
-                    )
+                    body = self._ending(begun) | {"outcome": str(result.get("outcome", ""))}
+                    self._event(connection, run, f"run.finished.{begun.round}", "run.finished", body)
                 case Continue(state=state):
                     self._held(connection, begun, token="", **_next_segment(begun))
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
+                    body = {"segment": begun.segment + 1}
+                    self._event(connection, run, f"run.continued.{begun.segment + 1}", "run.continued", body)
                 case WaitUntil(at=at, state=state):
-                    self._held(
-                        connection,
-                        begun,
-                        status="waiting",
-                        token="",
-                        executor="",
-                        wake_at=to_text(at),
-                        **_next_segment(begun),
-                    )
+                    columns = {"status": "waiting", "token": "", "executor": "", "wake_at": to_text(at)}
+                    self._held(connection, begun, **columns, **_next_segment(begun))
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
+                    body = {"until": to_text(at)}
+                    self._event(connection, run, f"run.waiting.{begun.segment + 1}", "run.waiting", body)
 
     def fail(self, begun: Begun, *, error: str) -> None:
         """End a run as failed. Raises SupersededError when the run is not held any more."""
-        run = begun.run.id
-        with writing(self._engine) as connection:
-            self._held(connection, begun, status="failed", error=error[:_ERROR_MAX], token="", executor="")
-            self._event(
-                connection,
-                run,
-                f"run.failed.{self._round(connection, run)}",
-                "run.failed",
-                {"error": error[:_ERROR_MAX]},
-            )
+        run, told = begun.run.id, error[:_ERROR_MAX]
+        with self._writing() as connection:
+            self._held(connection, begun, status="failed", error=told, token="", executor="")
+            body = self._ending(begun) | {"error": told}
+            self._event(connection, run, f"run.failed.{begun.round}", "run.failed", body)
+
+    def _ending(self, begun: Begun) -> dict[str, object]:
+        elapsed_s = (self._clock() - begun.run.created_at).total_seconds()
+        return {"kind": begun.run.kind, "elapsed_ms": round(max(0.0, elapsed_s) * 1000)}
 
     def step_started(self, begun: Begun, name: str) -> None:
         """Tell that a step begins. Nothing rests on it, so it costs no flush."""
-        with writing(self._engine, durability="written") as connection:
+        with self._writing(durability="written") as connection:
             self._event(
                 connection, begun.run.id, f"step.started.{begun.segment}.{name}", "step.started", {"name": name}
             )
 
-    def step_ended(self, begun: Begun, record: StepRecord, *, failure: Failure | None) -> None:
+    def step_ended(self, begun: Begun, record: StepRecord, *, error: str | None) -> None:
         """Keep the result of a step together with its event. Raises SupersededError when the run is not held."""
         run = begun.run.id
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             self._held(connection, begun)
             connection.execute(
                 sa.text(
@@ -318,13 +334,22 @@ class Journal:
             )
             if record.kind != "step":
                 return
-            body: dict[str, object] = {"name": record.name, "elapsed_ms": record.elapsed_ms}
-            if failure is None:
+            ended = connection.execute(
+                sa.text("SELECT COUNT(*) FROM quell_steps WHERE run = :run AND kind = 'step'"), {"run": run}
+            ).scalar_one()
+            body: dict[str, object] = {"name": record.name, "index": ended - 1, "elapsed_ms": record.elapsed_ms}
+            if error is None:
                 self._event(connection, run, f"step.finished.{begun.segment}.{record.name}", "step.finished", body)
             else:
-                body |= {"reason": failure.reason, "error": failure.detail, "attempts": failure.attempts}
-                key = f"step.failed.{self._round(connection, run)}.{begun.segment}.{record.name}"
-                self._event(connection, run, key, "step.failed", body)
+                key = f"step.failed.{begun.round}.{begun.segment}.{record.name}"
+                self._event(connection, run, key, "step.failed", body | {"error": error})
+
+    def step_retried(self, begun: Begun, name: str, *, attempt: int, error: str) -> None:
+        """Tell that an attempt failed and another follows."""
+        key = f"step.retried.{begun.run.attempts}.{begun.segment}.{name}.{attempt}"
+        with self._writing(durability="written") as connection:
+            body = {"name": name, "attempt": attempt, "error": error}
+            self._event(connection, begun.run.id, key, "step.retried", body)
 
     # -- what is to be done -------------------------------------------------------------------------------------
 
@@ -345,7 +370,7 @@ class Journal:
 
     def redispatch(self, run: str, *, dispatch: int) -> bool:
         """Give a run a fresh workflow in place of one that ended without it; only one caller succeeds."""
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             found = connection.execute(
                 sa.text(
                     "UPDATE quell_runs SET dispatch = dispatch + 1, token = ''"
@@ -372,7 +397,7 @@ class Journal:
 
     def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
         """Append an event, once per (run, key); return the one that is there."""
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             self._event(connection, run, key, name, body)
             row = connection.execute(
                 sa.text("SELECT * FROM quell_events WHERE run = :run AND key = :key"), {"run": run, "key": key}
@@ -408,7 +433,7 @@ class Journal:
         if not runs:
             return 0
         ids: sa.BindParameter[list[str]] = sa.bindparam("ids", expanding=True)
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             gone = (
                 connection.execute(
                     sa.text(
@@ -425,6 +450,19 @@ class Journal:
                     sa.text("DELETE FROM quell_events WHERE run IN :ids").bindparams(ids), {"ids": list(gone)}
                 )
         return len(gone)
+
+    @contextmanager
+    def _writing(self, *, durability: Literal["flushed", "written"] = "flushed") -> Iterator[sa.Connection]:
+        """Give one write transaction, and tell telemetry of its events once they are kept."""
+        with writing(self._engine, durability=durability) as connection:
+            told: list[tuple[str, str, JsonObject]] = []
+            connection.info[_TOLD] = told
+            yield connection
+        for run, name, body in told:
+            if name in telemetry.EVENTS:
+                # `name` is taken by the event itself.
+                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
+                telemetry.event(name, run=run, **fields)
 
     # -- inside a transaction -----------------------------------------------------------------------------------
 
@@ -479,13 +517,15 @@ class Journal:
         if self._is_postgres:
             # Numbers must become visible in their order, or a reader that resumes would miss a late one.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
-        connection.execute(
+        added = connection.execute(
             sa.text(
                 "INSERT INTO quell_events (run, key, name, at, body) VALUES (:run, :key, :name, :at, :body)"
                 " ON CONFLICT (run, key) DO NOTHING"
             ),
             {"run": run, "key": key, "name": name, "at": to_text(self._clock()), "body": _json(body)},
         )
+        if added.rowcount == 1:
+            connection.info[_TOLD].append((run, name, body))
 
 
 def _move(now: RunStatus, then: RunStatus, *, hint: str = "") -> None:
@@ -498,6 +538,10 @@ def _move(now: RunStatus, then: RunStatus, *, hint: str = "") -> None:
 
 def _next_segment(begun: Begun) -> dict[str, int]:
     return {"segment": begun.segment + 1, "dispatch": begun.dispatch + 1}
+
+
+def _field(value: object) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _json(value: JsonObject) -> str:
