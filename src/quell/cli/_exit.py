@@ -20,6 +20,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class DeadlineError(Exception):
+    """A command waited as long as it was told to."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.DONE: "done; for `investigate`: a cause was found, or nothing is wrong",
     ExitCode.BAD: "what was asked about is bad: a check failed, an investigation is inconclusive",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from click import ClickException
 from click.exceptions import Abort, NoSuchCommand, NoSuchOption, UsageError
 
-from quell.cli._exit import ExitCode
+from quell.cli._exit import DeadlineError, ExitCode
 from quell.cli._session import Session
 from quell.domain import ConfigError, Problem, QuellError, new_id
 from quell.telemetry import event, open_telemetry, printable
@@ -78,6 +78,8 @@ def _told(error: BaseException) -> _Told:
         kind = type(error).__name__
         causes = _causes(error)
         return _Told(kind=kind, message=str(error), hint=error.hint, exit=code, causes=causes, problems=problems)
+    if isinstance(error, DeadlineError):
+        return _Told(kind="DeadlineError", message=str(error), hint=error.hint, exit=ExitCode.DEADLINE)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return _Told(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quell.cli._session import Session
 
 _GAP = "  "
-_WIDTH_DEFAULT = 100
+_WIDTH_DEFAULT, _WIDTH_MIN, _WIDTH_MAX = 100, 60, 140
 _COLOURS: Mapping[str, str] = {"red": "31;1", "green": "32", "yellow": "33", "cyan": "36", "dim": "2", "bold": "1"}
 
 
@@ -57,6 +57,13 @@ def put_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         sys.stdout.write((line[: width - 1] + "…" if width is not None and len(line) > width else line) + "\n")
 
 
+def text_width() -> int:
+    """Return the columns that prose on stdout should have."""
+    if not sys.stdout.isatty():
+        return _WIDTH_DEFAULT
+    return max(_WIDTH_MIN, min(_WIDTH_MAX, shutil.get_terminal_size((_WIDTH_DEFAULT, 24)).columns))
+
+
 def note(text: str) -> None:
     """Write a remark for people to stderr."""
     from quell.telemetry import printable
@@ -65,9 +72,9 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def note_cut(shown: int, *, what: str, more: str) -> None:
+def note_cut(shown: str, *, more: str) -> None:
     """Say that a listing was cut, and how to get the rest."""
-    note(f"showing the newest {shown} {what}; there are more: {more}")
+    note(f"showing {shown}; there are more: {more}")
 
 
 def painted(text: str, colour: str, session: Session, *, stream: Literal["stdout", "stderr"] = "stdout") -> str:
