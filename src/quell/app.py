@@ -1,0 +1,330 @@
+"""The composition root: Settings become an App; every organ is built, joined and closed here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from quell import __version__, telemetry
+from quell.config import Settings, version_of
+from quell.domain import Answer, Gap, QuellError, Question, StateHeldError, StoreError
+from quell.incidents import Curve, CurveAsk, Desk
+from quell.runs import Clock, Entropy, Runs
+from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
+from quell.telemetry import Telemetry, open_telemetry
+
+Role = Literal["serve", "command"]
+
+_CLOSE_TIMEOUT_S = 10.0
+_STORE_RETRY_S = 5.0
+_TEND_INTERVAL_S = 2.0
+_RETAIN_INTERVAL_S = 3600.0
+_STORE_READER = "store"
+
+
+@dataclass(slots=True, kw_only=True)
+class App:
+    """All organs of one process."""
+
+    settings: Settings
+    role: Role
+    clock: Clock
+    entropy: Entropy
+    telemetry: Telemetry
+    runs: Runs
+    vault: Vault
+    readers: tuple[Reader, ...]
+    desk: Desk
+    version: str
+    _launching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _is_launched: bool = False
+
+    @property
+    def store(self) -> Store | None:
+        """The telemetry store, if it was needed so far and answers."""
+        return self.vault.store
+
+    @property
+    def receiver(self) -> Receiver | None:
+        """The receiver of telemetry; None in a command, and while the store cannot be opened."""
+        return self.vault.receiver
+
+    @property
+    def detector(self) -> Detector | None:
+        """The detector; None in a command, and while the store cannot be opened."""
+        return self.vault.detector
+
+    async def open_store(self) -> Store:
+        """Open the telemetry store, or attach to the one that runs. Raises StoreError when it cannot be used."""
+        return await self.vault.open()
+
+    async def launch(self) -> None:
+        """Let this process execute runs; twice is once."""
+        async with self._launching:
+            if not self._is_launched:
+                await self.runs.launch()
+                self._is_launched = True
+
+    async def watch_forever(self) -> None:
+        """Run the loops of a server until cancelled; one that fails says so and goes on."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_loop("store", self._keep_store, interval_s=_STORE_RETRY_S))
+            group.create_task(_loop("incidents", self.desk.tend, interval_s=_TEND_INTERVAL_S))
+            group.create_task(_loop("retention", self._retain, interval_s=_RETAIN_INTERVAL_S))
+            if self.settings.detection.enabled:
+                interval_s = self.settings.detection.interval_s
+                telemetry.event("detector.started", interval_s=interval_s)
+                group.create_task(_loop("detector", self._look, interval_s=interval_s))
+
+    def announce(self, url: str) -> None:
+        """Write down where this server answers, for other processes of this user."""
+        path = self.settings.state_dir / "serve.json"
+        scratch = path.with_suffix(".json.new")
+        scratch.write_text(json.dumps({"pid": os.getpid(), "url": url}) + "\n", encoding="utf-8")
+        scratch.chmod(0o600)
+        scratch.replace(path)
+
+    async def _keep_store(self) -> None:
+        if self.vault.store is None:
+            await self.vault.open()
+
+    async def _retain(self) -> None:
+        deleted = await self.runs.retain()
+        if deleted:
+            telemetry.event("run.retained", deleted=deleted)
+
+    async def _look(self) -> None:
+        detector = self.vault.detector
+        if detector is None:
+            return
+        with telemetry.span("quell.look"):
+            alerts = await detector.look(self.clock())
+        if alerts:
+            await self.desk.handle(alerts)
+
+
+class Vault:
+    """The telemetry store and what lives on it, opened when first needed."""
+
+    def __init__(self, settings: Settings, *, role: Role, clock: Clock, entropy: Entropy) -> None:
+        self._settings = settings
+        self._role = role
+        self._clock = clock
+        self._entropy = entropy
+        self._opening = asyncio.Lock()
+        self._failure: tuple[float, StoreError] | None = None
+        self.on_open: Callable[[], None] = lambda: None
+        self.store: Store | None = None
+        self.reader: ClickHouseReader | None = None
+        self.receiver: Receiver | None = None
+        self.detector: Detector | None = None
+
+    async def open(self) -> Store:
+        """Open the store once. Raises StoreError, at once again for a while after it failed."""
+        async with self._opening:
+            if self.store is not None:
+                return self.store
+            now = asyncio.get_running_loop().time()
+            if self._failure is not None and now - self._failure[0] < _STORE_RETRY_S / 2:
+                raise self._failure[1]
+            try:
+                self.store = await self._build()
+            except StoreError as error:
+                self._failure = (now, error)
+                raise
+            self.on_open()
+            return self.store
+
+    async def _build(self) -> Store:
+        settings = self._settings
+        store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
+        self.reader = ClickHouseReader(store.client)
+        if self._role == "serve":
+            self.receiver = await Receiver.open(store, settings=settings, clock=self._clock, entropy=self._entropy)
+            self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy)
+        return store
+
+    async def close(self) -> None:
+        """Close what was opened, in reverse order."""
+        if self.receiver is not None:
+            await self.receiver.close()
+        if self.store is not None:
+            await self.store.close()
+
+
+class StoreReader:
+    """Asks the telemetry store, which is opened at the first question; a store that cannot be opened is a Gap."""
+
+    name = _STORE_READER
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    async def ask(self, question: Question, *, timeout_s: float) -> Answer | Gap:
+        """Answer one question."""
+        try:
+            await self._vault.open()
+        except QuellError as error:
+            detail = f"the telemetry store cannot be used: {error}"
+            return Gap(question=question.kind, source=self.name, query="", reason="failed", detail=detail)
+        assert self._vault.reader is not None, "an open store has its reader"
+        return await self._vault.reader.ask(question, timeout_s=timeout_s)
+
+    async def check(self) -> list[str]:
+        """Return what keeps the store from answering."""
+        try:
+            await self._vault.open()
+        except QuellError as error:
+            return [f"{error} ({error.hint})" if error.hint else str(error)]
+        assert self._vault.reader is not None, "an open store has its reader"
+        return await self._vault.reader.check()
+
+
+@asynccontextmanager
+async def open_app(
+    settings: Settings, *, role: Role, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+) -> AsyncIterator[App]:
+    """Build the app, hand it over, and close everything in reverse order.
+
+    A command opens the journal only; store and executor follow when something needs them. A server takes the state
+    directory for itself, and starts even when its store does not: it goes on trying, and says what is missing.
+
+    Raises:
+        StateHeldError: another server has this state directory.
+        JournalError: the journal cannot be used.
+    """
+    version = version_of(settings)
+    async with AsyncExitStack() as stack:
+        instance = f"{os.uname().nodename}-{os.getpid()}"
+        telling = open_telemetry(
+            settings, role=role, service_version=__version__, instance=instance, clock=clock, env=env
+        )
+        stack.push_async_callback(_closed, "telemetry", telling.close)
+        if role == "serve":
+            stack.enter_context(_held(settings.state_dir))
+        runs = await Runs.open(
+            settings.journal, state_dir=settings.state_dir, clock=clock, entropy=entropy, version=version
+        )
+        stack.push_async_callback(_closed, "journal", runs.close)
+        vault = Vault(settings, role=role, clock=clock, entropy=entropy)
+        stack.push_async_callback(_closed, "store", vault.close)
+        prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
+        for each in prometheus:
+            stack.push_async_callback(_closed, each.name, each.close)
+        readers: tuple[Reader, ...] = (StoreReader(vault), *prometheus)
+        app: App
+
+        async def ready() -> None:
+            await app.launch()
+
+        desk = await asyncio.to_thread(
+            Desk,
+            runs=runs,
+            readers=readers,
+            settings=settings.investigation,
+            clock=clock,
+            entropy=entropy,
+            curves=_curves_of(vault),
+            ready=ready if role == "command" else None,
+        )
+        app = App(
+            settings=settings,
+            role=role,
+            clock=clock,
+            entropy=entropy,
+            telemetry=telling,
+            runs=runs,
+            vault=vault,
+            readers=readers,
+            desk=desk,
+            version=version,
+        )
+        if role == "serve":
+            await _start_serving(app)
+        yield app
+
+
+async def _start_serving(app: App) -> None:
+    """Open what a server needs from the beginning; without its store it is a server that says so."""
+
+    async def export(signal: Literal["logs", "traces", "metrics"], body: bytes) -> object:
+        receiver = app.receiver
+        if receiver is None:
+            raise StoreError("the telemetry store is not open")
+        return await receiver.receive(signal, body, content_type="application/x-protobuf", content_encoding="")
+
+    app.vault.on_open = lambda: app.telemetry.attach(export)
+    try:
+        await app.vault.open()
+    except StoreError as error:
+        telemetry.event("app.part_failed", part="store", error=f"{error} {error.hint}".strip())
+    await app.launch()
+
+
+def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]]]:
+    """Return what draws the charts' curves from the store's rollups."""
+
+    async def curves(ask: CurveAsk) -> tuple[Curve, ...]:
+        await vault.open()
+        assert vault.reader is not None, "an open store has its reader"
+        return ()
+
+    return curves
+
+
+async def _loop(part: str, work: Callable[[], Awaitable[None]], *, interval_s: float) -> None:
+    """Do `work` again and again; a failure is told once per kind and does not end the loop."""
+    told = ""
+    while True:
+        try:
+            await work()
+            told = ""
+        except Exception as error:  # noqa: BLE001 - one bad look must not blind the server for good
+            said = f"{type(error).__name__}: {error}"
+            if said != told:
+                name = "detector.failed" if part == "detector" else "app.part_failed"
+                body = {"error": said} if part == "detector" else {"part": part, "error": said}
+                telemetry.event(name, **body)
+            told = said
+        await asyncio.sleep(interval_s)
+
+
+async def _closed(part: str, close: Callable[[], Awaitable[None]]) -> None:
+    """Close one organ within a bounded time, so that the others are closed as well."""
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await close()
+    except Exception as error:  # noqa: BLE001 - what fails to close must not keep the rest from closing
+        telemetry.event("app.part_failed", part=part, error=f"while closing: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _held(state_dir: Path) -> Iterator[None]:
+    """Hold a state directory for one server. Raises StateHeldError naming who has it."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(state_dir / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 64).decode(errors="replace").strip() or "unknown"
+            raise StateHeldError(
+                f"the state directory {state_dir} is held by another server (pid {holder})",
+                hint="stop that server, or give this one its own state_dir",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (state_dir / "serve.json").unlink()
+    finally:
+        os.close(descriptor)

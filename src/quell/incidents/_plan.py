@@ -1,0 +1,82 @@
+"""Choose where an investigation looks: the window in trouble, and a healthy baseline before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from quell.config import InvestigationSettings
+from quell.domain import Alert, Window
+
+_MARGIN = timedelta(seconds=30)
+"""Alerts begin a little after the trouble does: detection needs a few looks."""
+_GUARD = timedelta(seconds=5)
+_BASELINE_MIN = timedelta(seconds=60)
+_LOOK_BACK = 4
+"""A healthy stretch is sought this many baselines back."""
+_AFTERMATH = timedelta(seconds=30)
+"""Numbers take this long to settle after an incident's last alert ended."""
+
+
+def choose_window(
+    alerts: Sequence[Alert], *, at: datetime, settings: InvestigationSettings, since_s: float | None
+) -> tuple[Window, list[str]]:
+    """Return the window in trouble, and what has to be said about it."""
+    if since_s is not None:
+        return Window(start=at - timedelta(seconds=since_s), end=at), []
+    longest = timedelta(minutes=settings.window_minutes)
+    dated = [alert for alert in alerts if alert.source != "person"]
+    if not dated:
+        minutes = settings.window_minutes
+        return Window(start=at - longest, end=at), [f"No time was named; the last {minutes:g} minutes were looked at."]
+    first = min(dated, key=lambda alert: alert.starts_at)
+    start = min(first.starts_at, at) - _MARGIN
+    if at - start <= longest:
+        return Window(start=start, end=at), []
+    note = f"The trouble began more than {settings.window_minutes:g} minutes ago; the stretch around its beginning was looked at."
+    return Window(start=start, end=start + longest), [note]
+
+
+def choose_baseline(
+    window: Window, *, trouble: Iterable[Window], settings: InvestigationSettings
+) -> tuple[Window, list[str]]:
+    """Return the newest healthy stretch before the window, earlier incidents left out, and what has to be said about it."""
+    length = timedelta(minutes=settings.baseline_minutes)
+    wanted = window.before(length=length, guard=_GUARD)
+    reach = Window(start=window.start - _LOOK_BACK * length, end=wanted.end)
+    free = _without(reach, trouble)
+    long_enough = [stretch for stretch in free if stretch.end - stretch.start >= _BASELINE_MIN]
+    if not long_enough:
+        return wanted, [
+            "No healthy stretch before the window is free of earlier incidents; the baseline overlaps them."
+        ]
+    newest = long_enough[-1]
+    chosen = Window(start=max(newest.start, newest.end - length), end=newest.end)
+    if chosen == wanted:
+        return chosen, []
+    return chosen, ["The baseline leaves out the time of earlier incidents."]
+
+
+def trouble_of(alerts: Sequence[Alert], *, at: datetime) -> Window | None:
+    """Return the stretch that an incident disturbed: from before its first alert until things settled."""
+    dated = [alert for alert in alerts if alert.source != "person"]
+    if not dated:
+        return None
+    start = min(alert.starts_at for alert in dated) - _MARGIN
+    end = max(alert.ends_at or at for alert in dated) + _AFTERMATH
+    return Window(start=start, end=end) if end > start else None
+
+
+def _without(reach: Window, busy: Iterable[Window]) -> list[Window]:
+    """Return what is left of `reach`, oldest first."""
+    free: list[Window] = []
+    start = reach.start
+    for stretch in sorted(busy, key=lambda w: (w.start, w.end)):
+        if stretch.start > start:
+            end = min(stretch.start, reach.end)
+            if end > start:
+                free.append(Window(start=start, end=end))
+        start = max(start, stretch.end)
+        if start >= reach.end:
+            return free
+    return [*free, Window(start=start, end=reach.end)]

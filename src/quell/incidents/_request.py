@@ -1,0 +1,166 @@
+"""Read a person's question, or a file of alerts: words in, typed request out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+import msgspec
+
+from quell.domain import Alert, Symptom, UsageError
+from quell.incidents._model import Reading, Request
+from quell.signals import parse_alertmanager
+
+Entropy = Callable[[int], bytes]
+
+_UNIT_S: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SINCE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
+_SPAN = re.compile(
+    r"\b(?:since|last|past|for|in the last|ago)?\s*(?:the\s+)?(\d+|an?|half an?|few)?\s*"
+    r"(seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|[smhd])\b(?:\s+ago)?",
+    re.IGNORECASE,
+)
+_SPAN_CUE = re.compile(r"\b(since|last|past|for|within|ago)\b", re.IGNORECASE)
+_SYMPTOM_WORDS: tuple[tuple[Symptom, frozenset[str]], ...] = (
+    (Symptom.SILENCE, frozenset({"down", "dead", "silent", "gone", "unreachable", "offline", "missing"})),
+    (Symptom.ERRORS, frozenset({"error", "errors", "failing", "fails", "fail", "failed", "broken", "500", "502", "503", "5xx", "crash", "crashing", "crashes", "exception", "exceptions"})),
+    (Symptom.LATENCY, frozenset({"slow", "slower", "latency", "lag", "lagging", "timeout", "timeouts", "hanging", "hangs", "stuck", "delayed", "delay"})),
+    (Symptom.SATURATION, frozenset({"cpu", "memory", "disk", "full", "saturated", "overloaded", "exhausted", "oom"})),
+    (Symptom.TRAFFIC, frozenset({"traffic", "spike", "load", "busy", "requests"})),
+)  # fmt: skip
+_WORD = re.compile(r"[a-z0-9]+")
+_NOT_A_NAME = frozenset(
+    _WORD.findall(
+        "why what is are was the a an and or of in on to for with from since last past minutes minute hours hour days "
+        "day ago our my it its there so very too all everything service services system users customers please check "
+        "look at happening happened wrong problem problems issue issues how when who does do did has have been being"
+    )
+)
+_SUFFIXES = frozenset({"service", "svc", "server", "api", "app"})
+_CLOSE_ENOUGH = 0.84
+_FUZZY_LETTERS_MIN = 5
+_SINCE_MAX_S = 7 * 86400.0
+
+
+def seconds_of(text: str) -> float:
+    """Read a length of time such as `30m`, `90s`, `2h`, `1d`. Raises UsageError otherwise."""
+    match = _SINCE.match(text)
+    seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
+    if not 0 < seconds <= _SINCE_MAX_S:
+        raise UsageError(f"{text!r} is not a length of time", hint="write 90s, 30m, 2h or 1d; at most 7d")
+    return seconds
+
+
+def read_question(text: str, *, services: Iterable[str], operations: Mapping[str, str]) -> Reading:
+    """Understand a question, given the names that telemetry knows.
+
+    Args:
+        text: The question as typed.
+        services: Every known service name.
+        operations: Operation name -> the service that serves it.
+    """
+    known = sorted(set(services))
+    words = _WORD.findall(text.lower())
+    found = _named(words, known)
+    notes: list[str] = []
+    if not found:
+        found, notes = _guessed(words, known, operations)
+    if not found and known:
+        notes.append(f"The question names no service that telemetry knows; all {len(known)} were looked at.")
+    elif not found:
+        notes.append("Telemetry knows no service yet, so the question could not be narrowed to one.")
+    symptom = next((symptom for symptom, cues in _SYMPTOM_WORDS if cues & set(words)), Symptom.OTHER)
+    return Reading(services=tuple(found), symptom=symptom, since_s=_span_s(text), notes=tuple(notes))
+
+
+def _named(words: list[str], known: Iterable[str]) -> list[str]:
+    """Return the services whose name stands in the words, whole; longer names first, overlaps dropped."""
+    spans: list[tuple[int, int, str]] = []
+    for name in known:
+        parts = _WORD.findall(name.lower())
+        bare = [part for part in parts if part not in _SUFFIXES] or parts
+        for wanted in (parts, bare):
+            starts = [i for i in range(len(words) - len(wanted) + 1) if wanted and words[i : i + len(wanted)] == wanted]
+            if starts:
+                spans.append((starts[0], starts[0] + len(wanted), name))
+                break
+    spans.sort(key=lambda s: (-(s[1] - s[0]), s))
+    kept: list[tuple[int, int, str]] = []
+    for span in spans:
+        inside = any(k[0] <= span[0] and span[1] <= k[1] and (k[1] - k[0]) > (span[1] - span[0]) for k in kept)
+        if not inside:
+            kept.append(span)
+    return sorted(name for _, _, name in kept)
+
+
+def _guessed(words: list[str], known: list[str], operations: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Try the words as parts of operation names, then as misspelt service names; say what was assumed."""
+    content = [word for word in words if word not in _NOT_A_NAME and len(word) > 2]
+    by_operation: dict[str, str] = {}
+    for operation in sorted(operations):
+        parts = set(_WORD.findall(operation.lower()))
+        for word in content:
+            if word in parts:
+                by_operation.setdefault(operations[operation], operation)
+    if by_operation:
+        notes = [
+            f"Took {service} to be meant, because it serves {by_operation[service]!r}."
+            for service in sorted(by_operation)
+        ]
+        return sorted(by_operation), notes
+    bare = {"".join(p for p in _WORD.findall(name.lower()) if p not in _SUFFIXES): name for name in known}
+    for word in content:
+        close = difflib.get_close_matches(word, list(bare), n=1, cutoff=_CLOSE_ENOUGH)
+        if len(word) >= _FUZZY_LETTERS_MIN and close:
+            return [bare[close[0]]], [f"Took {word!r} to mean the service {bare[close[0]]}."]
+    return [], []
+
+
+def _span_s(text: str) -> float | None:
+    """Read a length of time such as `since 30m`, `last hour`, `for 10 minutes`, `2h ago`."""
+    for match in _SPAN.finditer(text):
+        amount, unit = match[1], match[2].lower()
+        cue = _SPAN_CUE.search(text[max(0, match.start() - 12) : match.end() + 4])
+        if cue is None or (amount is None and len(unit) == 1):
+            continue
+        number = {"half a": 0.5, "half an": 0.5, "few": 3.0}.get((amount or "1").lower())
+        if number is None:
+            number = float(amount) if amount and amount.isdigit() else 1.0
+        seconds = number * _UNIT_S[unit[0]]
+        if 0 < seconds <= _SINCE_MAX_S:
+            return seconds
+    return None
+
+
+def request_of_alerts(body: bytes, *, received_at: datetime, entropy: Entropy) -> Request:
+    """Read a file of alerts: what Alertmanager sends, or one or many Alerts as Quell prints them.
+
+    Raises UsageError with every problem that was found.
+    """
+    ours = _our_alerts(body)
+    found = ours if ours is not None else parse_alertmanager(body, received_at=received_at, entropy=entropy)
+    if not found:
+        raise UsageError(
+            "the file holds no alert", hint="give what Alertmanager's webhook sends, or `quell incident show --json`"
+        )
+    return Request(alerts=tuple(found), text=found[0].summary or found[0].name)
+
+
+def _our_alerts(body: bytes) -> list[Alert] | None:
+    """Return alerts in our own form, None when the file is of another form."""
+    try:
+        raw = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"the file is not JSON: {error}", hint="give a JSON file of alerts") from error
+    found = raw.get("alerts") if isinstance(raw, dict) else raw
+    many = found if isinstance(found, list) else [raw]
+    if not all(isinstance(each, dict) and "starts_at" in each and "fingerprint" in each for each in many):
+        return None
+    try:
+        return msgspec.convert(many, type=list[Alert], strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            f"an alert of the file is incomplete: {error}", hint="see docs/reference/http.md for its fields"
+        ) from error

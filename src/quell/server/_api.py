@@ -1,0 +1,121 @@
+"""The API: incidents, runs, alerts and health as JSON, reports as files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quell import __version__, telemetry
+from quell.app import App
+from quell.domain import QuellError, Stage
+from quell.incidents import render
+from quell.server._body import read_body
+from quell.server._errors import WireError, json_response
+from quell.signals import parse_alertmanager
+
+_LIMIT_MAX = 500
+_FORMS: dict[str, tuple[Literal["text", "markdown", "json", "html"], str]] = {
+    "md": ("markdown", "text/markdown; charset=utf-8"),
+    "json": ("json", "application/json"),
+    "html": ("html", "text/html; charset=utf-8"),
+    "txt": ("text", "text/plain; charset=utf-8"),
+}
+_ALERTS_MAX_MB = 4.0
+
+
+class Api:
+    """Answers the questions of programs and people about incidents and runs."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def health(self, _request: Request) -> Response:
+        """Say whether this server does its work; 503 while an organ is missing."""
+        store = self._app.store
+        parts: dict[str, object] = {"journal": "ok", "store": "ok" if store is not None else "not open"}
+        if store is not None:
+            try:
+                parts["store_status"] = await store.status()
+            except QuellError as error:
+                parts["store"] = str(error)
+        try:
+            await self._app.runs.list(limit=1)
+        except QuellError as error:
+            parts["journal"] = str(error)
+        is_well = parts["journal"] == parts["store"] == "ok"
+        body = {
+            "kind": "health",
+            "ok": is_well,
+            "version": __version__,
+            "workflow_version": self._app.version,
+            "parts": parts,
+        }
+        return json_response(body, status=200 if is_well else 503)
+
+    async def incidents(self, request: Request) -> Response:
+        """List incidents, newest first."""
+        limit = _limit(request)
+        stage = request.query_params.get("stage")
+        if stage is not None and stage not in set(Stage):
+            raise WireError(400, "UsageError", f"there is no stage {stage[:40]!r}", hint=f"one of {', '.join(Stage)}")
+        stages = [Stage(stage)] if stage else []
+        found = await self._app.desk.incidents(limit=limit + 1, stages=stages)
+        body = {"kind": "incidents", "ok": True, "incidents": found[:limit], "is_cut": len(found) > limit}
+        return json_response(body)
+
+    async def incident(self, request: Request) -> Response:
+        """Return one case file."""
+        case = await self._app.desk.case_file(request.path_params["id"])
+        return Response(render(case, "json"), media_type="application/json")
+
+    async def report(self, request: Request) -> Response:
+        """Return one report as a file."""
+        entry = _FORMS.get(request.path_params["form"])
+        if entry is None:
+            raise WireError(404, "UsageError", "there is no such form of a report", hint=f"one of {', '.join(_FORMS)}")
+        form, media = entry
+        case = await self._app.desk.case_file(request.path_params["id"])
+        response = Response(render(case, form), media_type=media)
+        # Our own page carries its own policy; this one holds even if it were ever edited.
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        )
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    async def runs(self, request: Request) -> Response:
+        """List runs, newest first."""
+        limit = _limit(request)
+        found = await self._app.runs.list(limit=limit + 1)
+        return json_response({"kind": "runs", "ok": True, "runs": found[:limit], "is_cut": len(found) > limit})
+
+    async def run(self, request: Request) -> Response:
+        """Return one run with its steps."""
+        run = await self._app.runs.get(request.path_params["id"])
+        steps = await self._app.runs.steps(run.id)
+        return json_response({"kind": "run", "ok": True, "run": run, "steps": steps})
+
+    async def alerts(self, request: Request) -> Response:
+        """List alerts, newest first."""
+        limit = _limit(request)
+        found = await self._app.desk.alerts(limit=limit + 1)
+        return json_response({"kind": "alerts", "ok": True, "alerts": found[:limit], "is_cut": len(found) > limit})
+
+    async def alertmanager(self, request: Request) -> Response:
+        """Take in what Alertmanager sends (webhook, version 4)."""
+        body = await read_body(request, body_max_mb=_ALERTS_MAX_MB)
+        alerts = parse_alertmanager(body, received_at=self._app.clock(), entropy=self._app.entropy)
+        firing = sum(alert.status == "firing" for alert in alerts)
+        telemetry.event("alert.received", source="alertmanager", firing=firing, resolved=len(alerts) - firing)
+        incidents = await self._app.desk.handle(alerts)
+        ids = [incident.id for incident in incidents]
+        return json_response({"kind": "alerts_received", "ok": True, "alerts": len(alerts), "incidents": ids})
+
+
+def _limit(request: Request) -> int:
+    written = request.query_params.get("limit", "50")
+    if not written.isdecimal() or not 1 <= int(written) <= _LIMIT_MAX:
+        raise WireError(400, "UsageError", f"limit is {written[:20]!r}", hint=f"a number from 1 to {_LIMIT_MAX}")
+    return int(written)

@@ -1,0 +1,96 @@
+"""Errors on the wire: one JSON form for our API, the Status message of OTLP for telemetry."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+from starlette.responses import Response
+
+from quell.domain import (
+    BoundExceededError,
+    ConfigError,
+    OverloadError,
+    QuellError,
+    RefusedError,
+    StateHeldError,
+    UsageError,
+    WorldError,
+)
+
+Form: TypeAlias = Literal["json", "protobuf"]
+
+_STATUS: tuple[tuple[type[QuellError], int], ...] = (
+    (BoundExceededError, 413),
+    (OverloadError, 429),
+    (UsageError, 400),
+    (RefusedError, 409),
+    (ConfigError, 400),
+    (WorldError, 503),
+    (StateHeldError, 503),
+)
+_GRPC_CODE = {400: 3, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
+"""HTTP status -> google.rpc.Code, as OTLP/HTTP wants in the body of an error."""
+RETRY_AFTER_S = 5
+
+
+class WireError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(
+        self, status: int, kind: str, message: str, *, hint: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.hint = hint
+        self.retry_after_s = retry_after_s
+
+
+def wire_error_of(error: QuellError) -> WireError:
+    """Say what an error of ours means on the wire."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    retry_after_s = error.retry_after_s if isinstance(error, OverloadError) else None
+    if status == 503:
+        retry_after_s = RETRY_AFTER_S
+    return WireError(status, type(error).__name__, str(error), hint=error.hint, retry_after_s=retry_after_s)
+
+
+def json_response(body: object, *, status: int = 200) -> Response:
+    """Answer with JSON."""
+    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
+
+
+def error_response(error: WireError) -> Response:
+    """Answer with an error of our API."""
+    said = {"kind": error.kind, "message": str(error), "hint": error.hint}
+    response = json_response({"ok": False, "error": said}, status=error.status)
+    return _with_retry(response, error)
+
+
+def otlp_error_response(error: WireError, *, form: Form) -> Response:
+    """Answer with an error in the way of OTLP/HTTP: a Status in the content type of the request."""
+    code = _GRPC_CODE.get(error.status, 2)
+    said = f"{error}; {error.hint}" if error.hint else str(error)
+    if form == "json":
+        return _with_retry(json_response({"code": code, "message": said}, status=error.status), error)
+    message = said.encode()
+    body = b"\x08" + _varint(code) + b"\x12" + _varint(len(message)) + message
+    response = Response(body, status_code=error.status, media_type="application/x-protobuf")
+    return _with_retry(response, error)
+
+
+def _with_retry(response: Response, error: WireError) -> Response:
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+def _varint(number: int) -> bytes:
+    """Write a number as protobuf does: seven bits at a time, the lowest first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

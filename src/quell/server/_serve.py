@@ -1,0 +1,126 @@
+"""Serve an app over HTTP until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from quell import telemetry
+from quell.app import App
+from quell.domain import StateHeldError
+from quell.server._asgi import asgi
+from quell.server._events import Streams
+from quell.server._guard import check_host
+
+_STOP_TIMEOUT_S = 5
+_BACKLOG = 256
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever started it: they cancel, and it stops."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self.is_up.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
+
+
+async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None) -> None:
+    """Answer requests and watch, until cancelled; then finish what was begun, within a few seconds.
+
+    Args:
+        app: Opened in the role `serve`.
+        on_ready: Told the URL once requests are answered.
+
+    Raises:
+        ConfigError: the host is not loopback.
+        StateHeldError: the port is taken.
+    """
+    settings = app.settings.server
+    check_host(settings.host)
+    telemetry.event("server.starting", host=settings.host, port=settings.port)
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    starlette = asgi(app)
+    streams: Streams = starlette.state.streams
+    config = uvicorn.Config(
+        starlette,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+        ws="none",
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    watching = asyncio.create_task(app.watch_forever())
+    try:
+        up = asyncio.create_task(server.is_up.wait())
+        await asyncio.wait({up, serving}, return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        app.announce(url)
+        telemetry.event("server.ready", url=url, pid=os.getpid())
+        on_ready(url)
+        await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        began_s = loop.time()
+        telemetry.event("server.stopping", reason="told to stop")
+        watching.cancel()
+        streams.stopping.set()
+        server.should_exit = True
+        await _finished(serving)
+        with suppress(asyncio.CancelledError):
+            await watching
+        listener.close()
+        telemetry.event("server.stopped", elapsed_ms=round((loop.time() - began_s) * 1000))
+
+
+async def _finished(serving: asyncio.Task[None]) -> None:
+    """Wait for the server to finish, even when told to stop once more."""
+    try:
+        await asyncio.wait_for(asyncio.shield(serving), timeout=_STOP_TIMEOUT_S + 2)
+    except (TimeoutError, asyncio.CancelledError):
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StateHeldError(
+                f"port {port} of {host} is taken by another program",
+                hint="stop it, or choose another with --port or server.port; 0 takes a free one",
+            ) from error
+        raise StateHeldError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="check server.host and server.port"
+        ) from error
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+    return listener
