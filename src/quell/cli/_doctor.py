@@ -153,9 +153,8 @@ def _living(session: Session) -> list[Check]:
         checks.append(await _bounded("clock", partial(_clock, app)))
         checks.append(await _bounded("port", partial(_port, app)))
         checks.append(await _bounded("store", partial(_store, app)))
-        for reader in app.readers:
-            if reader.name != "store":
-                checks.append(await _bounded(f"source {reader.name}", partial(_source, reader)))
+        sources = [reader for reader in app.readers if reader.name != "store"]
+        checks.extend([await _bounded(f"source {each.name}", partial(_source, each)) for each in sources])
         return ExitCode.DONE
 
     try:

@@ -36,9 +36,12 @@ def tell_failure(error: BaseException, session: Session) -> int:
         tell_interrupted(session)
         return ExitCode.INTERRUPTED
     told = _told(error)
-    if told.exit is ExitCode.BUG:
-        told = _reported(told, session)
-    _log(error, told, session)
+    try:
+        if told.exit is ExitCode.BUG:
+            told = _reported(told, session)
+        _log(error, told, session)
+    except Exception as failure:  # noqa: BLE001 - a report that cannot be kept must not hide the error it is about
+        told = replace(told, hint=f"`--debug` shows where; it could not be logged: {failure}")
     if session.is_debug:
         traceback.print_exception(error)
     if session.is_json:

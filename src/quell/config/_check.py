@@ -108,7 +108,7 @@ def _rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
             continue
         if key.range is not None and _is_number(value, key) and not key.range.has(float(str(value))):
             hint = f"the default is {key.default}" if key.default is not None else ""
-            yield Problem(path=path, reason=f"must be {key.range}, not {value}", hint=hint, source=where(path))
+            yield Problem(path=path, reason=f"must be {key.range}", hint=hint, source=where(path))
         rule = _VALUE_RULES.get(key.path)
         told = rule(value) if rule is not None and isinstance(value, str) else None
         if told is not None:
