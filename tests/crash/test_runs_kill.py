@@ -87,8 +87,13 @@ def assert_whole(lines: list[dict[str, object]]) -> None:
     names = Counter((event["name"], event["key"]) for event in events)
     assert set(names.values()) == {1}
     kinds = Counter(event["name"] for event in events)
+    for told_again in ("run.recovered", "run.taken_over"):
+        kinds.pop(told_again, None)
     assert kinds == {
+        "run.queued": 1,
         "run.started": 1,
+        "run.continued": 1,
+        "run.waiting": 1,
         "step.started": len(STEPS),
         "step.finished": len(STEPS),
         "sample.planned": 1,

@@ -17,7 +17,7 @@ from dbos import DBOS, DBOSClient, DBOSConfig, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from quell.domain import JournalError
-from quell.runs._engine import explain
+from quell.runs._database import explain
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
@@ -62,7 +62,8 @@ class _Forward(logging.Handler):
     """Hands DBOS's own records to our logger, from warnings on."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger("quell.runs").handle(record)
+        if "Asyncio task cancelled" not in str(record.msg):  # what closing looks like; the rest of the run is recovered
+            logging.getLogger("quell.runs").handle(record)
 
 
 def _quiet() -> None:
@@ -91,8 +92,9 @@ def _segment() -> Callable[..., Awaitable[None]]:
 class Dispatcher:
     """DBOS of this process, launched under the token of a lease. Every method blocks: call it from a thread."""
 
-    def __init__(self, engine: sa.Engine, *, execute: Execute, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, engine: sa.Engine, *, where: str, execute: Execute, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
+        self._where = where
         self._execute = execute
         self._loop = loop
         self._is_up = False
@@ -142,7 +144,7 @@ class Dispatcher:
             DBOS.launch()
         except sa.exc.SQLAlchemyError as error:
             self.close()
-            raise explain(self._engine, error) from error
+            raise explain(error, where=self._where) from error
         except BaseException:
             self.close()
             raise

@@ -9,20 +9,17 @@ from datetime import datetime
 from typing import Literal
 
 import msgspec
-import sqlalchemy as sa
 
 from quell import telemetry
 from quell.domain import RUN_NEXT, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
 from quell.runs._clock import Clock, from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
-from quell.runs._engine import reading, writing
+from quell.runs._database import Connection, Database, Durability, Row, names
 
 _EVENT_LOCK = 0x5155454C4C02
 _ERROR_MAX = 2000
-_TOLD = "quell_told"
 _PREFIX_MATCHES_MAX = 5
 FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
-FINAL_EVENTS = frozenset({"run.finished", "run.failed", "run.cancelled"})
 
 
 class SupersededError(Exception):
@@ -51,17 +48,15 @@ class Due:
     run: str
     kind: str
     dispatch: int
-    status: RunStatus
-    token: str
 
 
 class Journal:
     """The tables of runs, and what may be done to them."""
 
-    def __init__(self, engine: sa.Engine, *, clock: Clock) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, *, clock: Clock) -> None:
+        self._database = database
         self._clock = clock
-        self._is_postgres = engine.dialect.name == "postgresql"
+        self._is_postgres = database.dialect == "postgresql"
 
     # -- runs ---------------------------------------------------------------------------------------------------
 
@@ -69,45 +64,38 @@ class Journal:
         self, *, run: str, kind: str, subject: str, arguments: JsonObject, key: str | None, version: str
     ) -> tuple[Run, bool]:
         """Insert a queued run, or find the one of that key; tell whether it is new."""
-        now = to_text(self._clock())
-        row = {
-            "id": run,
-            "start_key": key,
-            "kind": kind,
-            "subject": subject,
-            "arguments": _json(arguments),
-            "version": version,
-            "now": now,
-        }
         with self._writing() as connection:
-            added = connection.execute(
-                sa.text(
-                    "INSERT INTO quell_runs (id, start_key, kind, subject, arguments, status, version, created_at, updated_at)"
-                    " VALUES (:id, :start_key, :kind, :subject, :arguments, 'queued', :version, :now, :now)"
-                    " ON CONFLICT (start_key) DO NOTHING RETURNING id"
-                ),
-                row,
-            ).scalar()
-            if added is None:
-                run = connection.execute(
-                    sa.text("SELECT id FROM quell_runs WHERE start_key = :start_key"), {"start_key": key}
-                ).scalar_one()
+            added = connection.run(
+                "INSERT INTO quell_runs (id, start_key, kind, subject, arguments, status, version, created_at, updated_at)"
+                " VALUES (:run, :key, :kind, :subject, :arguments, 'queued', :version, :now, :now)"
+                " ON CONFLICT (start_key) DO NOTHING",
+                run=run,
+                key=key,
+                kind=kind,
+                subject=subject,
+                arguments=_json(arguments),
+                version=version,
+                now=to_text(self._clock()),
+            )
+            if added == 0:
+                run = connection.one("SELECT id FROM quell_runs WHERE start_key = :key", key=key).id
             else:
                 self._add_segment(connection, run=run, segment=0, state={})
                 self._event(connection, run, "run.queued", "run.queued", {"kind": kind, "subject": subject})
-            return self._locked(connection, run), added is not None
+            return _run(self._locked(connection, run)), added == 1
 
     def get_run(self, id_prefix: str) -> Run:
         """Find one run by its id or a prefix that only it has. Raises UsageError otherwise."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text("SELECT * FROM quell_runs WHERE substr(id, 1, :length) = :prefix ORDER BY number LIMIT :most"),
-                {"prefix": id_prefix, "length": len(id_prefix), "most": _PREFIX_MATCHES_MAX},
-            ).all()
-        exact = [row for row in rows if row.id == id_prefix]
-        found = exact or rows
+        with self._database.reading() as connection:
+            rows = connection.all(
+                "SELECT * FROM quell_runs WHERE substr(id, 1, :length) = :prefix ORDER BY number LIMIT :most",
+                prefix=id_prefix,
+                length=len(id_prefix),
+                most=_PREFIX_MATCHES_MAX,
+            )
+        found = [row for row in rows if row.id == id_prefix] or rows
         if not found or not id_prefix:
-            raise UsageError(f"there is no run {id_prefix!r}", hint="quell run list shows the runs there are")
+            raise _missing(id_prefix)
         if len(found) > 1:
             shown = ", ".join(row.id for row in found)
             raise UsageError(f"{id_prefix!r} fits several runs: {shown}", hint="write more of the id")
@@ -115,34 +103,26 @@ class Journal:
 
     def find_run(self, run: str) -> Run | None:
         """Find a run by its whole id."""
-        with reading(self._engine) as connection:
-            row = connection.execute(sa.text("SELECT * FROM quell_runs WHERE id = :id"), {"id": run}).first()
+        with self._database.reading() as connection:
+            row = connection.first("SELECT * FROM quell_runs WHERE id = :run", run=run)
         return None if row is None else _run(row)
 
     def list_runs(self, *, rows_max: int, kind: str | None, status: RunStatus | None) -> list[Run]:
         """Return the newest runs first, by order of insertion."""
-        conditions = ["1 = 1"]
-        if kind is not None:
-            conditions.append("kind = :kind")
-        if status is not None:
-            conditions.append("status = :status")
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text(f"SELECT * FROM quell_runs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT :most"),
-                {
-                    "most": rows_max,
-                    **({"kind": kind} if kind is not None else {}),
-                    **({"status": str(status)} if status is not None else {}),
-                },
-            ).all()
+        wanted = {name: str(value) for name, value in (("kind", kind), ("status", status)) if value is not None}
+        conditions = " AND ".join(["1 = 1", *(f"{name} = :{name}" for name in wanted)])
+        with self._database.reading() as connection:
+            rows = connection.all(
+                f"SELECT * FROM quell_runs WHERE {conditions} ORDER BY number DESC LIMIT :most", most=rows_max, **wanted
+            )
         return [_run(row) for row in rows]
 
     def steps(self, run: str) -> list[Step]:
         """Return the steps of a run that ended, in the order in which they did."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text("SELECT * FROM quell_steps WHERE run = :run AND kind = 'step' ORDER BY number"), {"run": run}
-            ).all()
+        with self._database.reading() as connection:
+            rows = connection.all(
+                "SELECT * FROM quell_steps WHERE run = :run AND kind = 'step' ORDER BY number", run=run
+            )
         return [
             Step(
                 run=row.run,
@@ -159,14 +139,12 @@ class Journal:
         """Move a run to cancelled; whoever executes it notices. A cancelled run stays as it is."""
         with self._writing() as connection:
             now = self._locked(connection, run)
-            if now.status is RunStatus.CANCELLED:
-                return now
+            if now.status == "cancelled":
+                return _run(now)
             _move(now.status, RunStatus.CANCELLED, hint="it has ended; there is nothing to cancel")
             self._update(connection, run, status="cancelled", token="", executor="", wake_at="")
-            self._event(
-                connection, run, f"run.cancelled.{self._round(connection, run)}", "run.cancelled", {"kind": now.kind}
-            )
-            return self._locked(connection, run)
+            self._event(connection, run, f"run.cancelled.{now.round}", "run.cancelled", {"kind": now.kind})
+            return _run(self._locked(connection, run))
 
     def resume(self, run: str) -> tuple[Run, int]:
         """Queue a failed or cancelled run again, under the dispatch returned beside it.
@@ -176,27 +154,28 @@ class Journal:
         with self._writing() as connection:
             now = self._locked(connection, run)
             _move(now.status, RunStatus.QUEUED, hint="only a failed or cancelled run can be resumed")
-            connection.execute(
-                sa.text(
-                    "DELETE FROM quell_steps WHERE run = :run AND status = 'failed' AND number >"
-                    " (SELECT COALESCE(MAX(number), 0) FROM quell_steps WHERE run = :run AND status = 'done' AND kind = 'step')"
-                ),
-                {"run": run},
+            connection.run(
+                "DELETE FROM quell_steps WHERE run = :run AND status = 'failed' AND number >"
+                " (SELECT COALESCE(MAX(number), 0) FROM quell_steps"
+                " WHERE run = :run AND status = 'done' AND kind = 'step')",
+                run=run,
             )
-            connection.execute(
-                sa.text(
-                    "UPDATE quell_runs SET status = 'queued', error = '', round = round + 1, dispatch = dispatch + 1,"
-                    " attempts_before = attempts, begun = -1, token = '', executor = '', wake_at = '', updated_at = :now"
-                    " WHERE id = :run"
-                ),
-                {"run": run, "now": to_text(self._clock())},
+            self._update(
+                connection,
+                run,
+                status="queued",
+                error="",
+                round=now.round + 1,
+                dispatch=now.dispatch + 1,
+                attempts_before=now.attempts,
+                begun=-1,
+                token="",
+                executor="",
+                wake_at="",
             )
-            row = connection.execute(
-                sa.text("SELECT round, dispatch FROM quell_runs WHERE id = :run"), {"run": run}
-            ).one()
             body = {"kind": now.kind, "subject": now.subject}
-            self._event(connection, run, f"run.resumed.{row.round}", "run.resumed", body)
-            return self._locked(connection, run), int(row.dispatch)
+            self._event(connection, run, f"run.resumed.{now.round + 1}", "run.resumed", body)
+            return _run(self._locked(connection, run)), now.dispatch + 1
 
     # -- segments -----------------------------------------------------------------------------------------------
 
@@ -205,23 +184,22 @@ class Journal:
 
         Raises SupersededError when this process has lost its slot.
         """
+        share = " FOR SHARE" if self._is_postgres else ""
         with self._writing() as connection:
-            held = connection.execute(
-                sa.text(f"SELECT token FROM quell_slots WHERE name = :slot{' FOR SHARE' if self._is_postgres else ''}"),
-                {"slot": slot},
-            ).scalar()
-            if held != token:
+            held = connection.first(f"SELECT token FROM quell_slots WHERE name = :slot{share}", slot=slot)
+            if held is None or held.token != token:
                 raise SupersededError
             now = self._find_locked(connection, run)
             if now is None or now.dispatch != dispatch or now.status not in ("queued", "running", "waiting"):
                 return None
             if now.status != "running":
-                _move(RunStatus(now.status), RunStatus.RUNNING)
+                _move(now.status, RunStatus.RUNNING)
             attempts = now.attempts + (1 if now.status == "queued" or now.begun == now.segment else 0)
             if attempts - now.attempts_before > attempts_max:
-                told = f"started or recovered {attempts_max} times without ending"
-                self._update(connection, run, status="failed", error=told, token="", executor="")
-                self._event(connection, run, f"run.failed.{now.round}", "run.failed", {"kind": now.kind, "error": told})
+                error = f"started or recovered {attempts_max} times without ending"
+                self._update(connection, run, status="failed", error=error, token="", executor="")
+                body = {"kind": now.kind, "error": error}
+                self._event(connection, run, f"run.failed.{now.round}", "run.failed", body)
                 return None
             self._update(
                 connection,
@@ -240,9 +218,7 @@ class Journal:
                 self._event(connection, run, f"run.started.{now.round}", "run.started", body)
             return self._begun(connection, run, token=token)
 
-    def _tell_recovery(
-        self, connection: sa.Connection, now: sa.Row[tuple[object, ...]], *, slot: str, attempts: int
-    ) -> None:
+    def _tell_recovery(self, connection: Connection, now: Row, *, slot: str, attempts: int) -> None:
         if now.executor in ("", slot):
             body = {"kind": now.kind, "attempt": attempts}
             self._event(connection, now.id, f"run.recovered.{attempts}", "run.recovered", body)
@@ -250,15 +226,11 @@ class Journal:
             body = {"kind": now.kind, "from_executor": now.executor, "to_executor": slot}
             self._event(connection, now.id, f"run.taken_over.{attempts}", "run.taken_over", body)
 
-    def _begun(self, connection: sa.Connection, run: str, *, token: str) -> Begun:
-        row = connection.execute(sa.text("SELECT * FROM quell_runs WHERE id = :run"), {"run": run}).one()
-        which = {"run": run, "segment": row.segment}
-        state = connection.execute(
-            sa.text("SELECT state FROM quell_segments WHERE run = :run AND segment = :segment"), which
-        ).scalar_one()
-        kept = connection.execute(
-            sa.text("SELECT name, status, result FROM quell_steps WHERE run = :run AND segment = :segment"), which
-        ).all()
+    def _begun(self, connection: Connection, run: str, *, token: str) -> Begun:
+        row = self._locked(connection, run)
+        of_segment = "FROM quell_{} WHERE run = :run AND segment = :segment"
+        state = connection.one("SELECT state " + of_segment.format("segments"), run=run, segment=row.segment).state
+        kept = connection.all("SELECT name, status, result " + of_segment.format("steps"), run=run, segment=row.segment)
         return Begun(
             run=_run(row),
             arguments=_object(row.arguments),
@@ -272,7 +244,8 @@ class Journal:
 
     def end(self, begun: Begun, outcome: Next) -> None:
         """Keep how a segment ended. Raises SupersededError when the run is not held any more."""
-        run = begun.run.id
+        run, following = begun.run.id, {"segment": begun.segment + 1, "dispatch": begun.dispatch + 1}
+        body: dict[str, object]
         with self._writing() as connection:
             match outcome:
                 case Done(result=result):
@@ -280,16 +253,15 @@ class Journal:
                     body = self._ending(begun) | {"outcome": str(result.get("outcome", ""))}
                     self._event(connection, run, f"run.finished.{begun.round}", "run.finished", body)
                 case Continue(state=state):
-                    self._held(connection, begun, token="", **_next_segment(begun))
+                    self._held(connection, begun, token="", **following)
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
                     body = {"segment": begun.segment + 1}
                     self._event(connection, run, f"run.continued.{begun.segment + 1}", "run.continued", body)
                 case WaitUntil(at=at, state=state):
-                    columns = {"status": "waiting", "token": "", "executor": "", "wake_at": to_text(at)}
-                    self._held(connection, begun, **columns, **_next_segment(begun))
+                    until = to_text(at)
+                    self._held(connection, begun, status="waiting", token="", executor="", wake_at=until, **following)
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
-                    body = {"until": to_text(at)}
-                    self._event(connection, run, f"run.waiting.{begun.segment + 1}", "run.waiting", body)
+                    self._event(connection, run, f"run.waiting.{begun.segment + 1}", "run.waiting", {"until": until})
 
     def fail(self, begun: Begun, *, error: str) -> None:
         """End a run as failed. Raises SupersededError when the run is not held any more."""
@@ -306,37 +278,32 @@ class Journal:
     def step_started(self, begun: Begun, name: str) -> None:
         """Tell that a step begins. Nothing rests on it, so it costs no flush."""
         with self._writing(durability="written") as connection:
-            self._event(
-                connection, begun.run.id, f"step.started.{begun.segment}.{name}", "step.started", {"name": name}
-            )
+            key = f"step.started.{begun.segment}.{name}"
+            self._event(connection, begun.run.id, key, "step.started", {"name": name})
 
     def step_ended(self, begun: Begun, record: StepRecord, *, error: str | None) -> None:
         """Keep the result of a step together with its event. Raises SupersededError when the run is not held."""
         run = begun.run.id
         with self._writing() as connection:
             self._held(connection, begun)
-            connection.execute(
-                sa.text(
-                    "INSERT INTO quell_steps (run, segment, name, kind, status, started_at, ended_at, result)"
-                    " VALUES (:run, :segment, :name, :kind, :status, :started_at, :ended_at, :result)"
-                    " ON CONFLICT (run, segment, name) DO NOTHING"
-                ),
-                {
-                    "run": run,
-                    "segment": begun.segment,
-                    "name": record.name,
-                    "kind": record.kind,
-                    "status": record.status,
-                    "started_at": record.started_at,
-                    "ended_at": record.ended_at,
-                    "result": record.result,
-                },
+            connection.run(
+                "INSERT INTO quell_steps (run, segment, name, kind, status, started_at, ended_at, result)"
+                " VALUES (:run, :segment, :name, :kind, :status, :started_at, :ended_at, :result)"
+                " ON CONFLICT (run, segment, name) DO NOTHING",
+                run=run,
+                segment=begun.segment,
+                name=record.name,
+                kind=record.kind,
+                status=record.status,
+                started_at=record.started_at,
+                ended_at=record.ended_at,
+                result=record.result,
             )
             if record.kind != "step":
                 return
-            ended = connection.execute(
-                sa.text("SELECT COUNT(*) FROM quell_steps WHERE run = :run AND kind = 'step'"), {"run": run}
-            ).scalar_one()
+            ended = connection.one(
+                "SELECT COUNT(*) AS steps FROM quell_steps WHERE run = :run AND kind = 'step'", run=run
+            ).steps
             body: dict[str, object] = {"name": record.name, "index": ended - 1, "elapsed_ms": record.elapsed_ms}
             if error is None:
                 self._event(connection, run, f"step.finished.{begun.segment}.{record.name}", "step.finished", body)
@@ -355,42 +322,31 @@ class Journal:
 
     def due(self, *, rows_max: int) -> list[Due]:
         """Return the runs that should be on their way now: queued, running, or waiting and due."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text(
-                    "SELECT id, kind, dispatch, status, token FROM quell_runs WHERE status IN ('queued', 'running')"
-                    " OR (status = 'waiting' AND wake_at <= :now) ORDER BY number LIMIT :most"
-                ),
-                {"now": to_text(self._clock()), "most": rows_max},
-            ).all()
-        return [
-            Due(run=row.id, kind=row.kind, dispatch=row.dispatch, status=RunStatus(row.status), token=row.token)
-            for row in rows
-        ]
+        with self._database.reading() as connection:
+            rows = connection.all(
+                "SELECT id, kind, dispatch FROM quell_runs WHERE status IN ('queued', 'running')"
+                " OR (status = 'waiting' AND wake_at <= :now) ORDER BY number LIMIT :most",
+                now=to_text(self._clock()),
+                most=rows_max,
+            )
+        return [Due(run=row.id, kind=row.kind, dispatch=row.dispatch) for row in rows]
 
     def redispatch(self, run: str, *, dispatch: int) -> bool:
         """Give a run a fresh workflow in place of one that ended without it; only one caller succeeds."""
         with self._writing() as connection:
-            found = connection.execute(
-                sa.text(
-                    "UPDATE quell_runs SET dispatch = dispatch + 1, token = ''"
-                    " WHERE id = :run AND dispatch = :dispatch AND status IN ('queued', 'running', 'waiting')"
-                ),
-                {"run": run, "dispatch": dispatch},
+            changed = connection.run(
+                "UPDATE quell_runs SET dispatch = dispatch + 1, token = ''"
+                " WHERE id = :run AND dispatch = :dispatch AND status IN ('queued', 'running', 'waiting')",
+                run=run,
+                dispatch=dispatch,
             )
-            return found.rowcount == 1
+        return changed == 1
 
     def no_longer_held(self, held: Mapping[str, str]) -> dict[str, RunStatus]:
         """Of the runs (id -> token) that a process executes, return those that it should stop."""
-        if not held:
-            return {}
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text("SELECT id, status, token FROM quell_runs WHERE id IN :ids").bindparams(
-                    sa.bindparam("ids", expanding=True)
-                ),
-                {"ids": list(held)},
-            ).all()
+        among, values = names(list(held), prefix="run")
+        with self._database.reading() as connection:
+            rows = connection.all(f"SELECT id, status, token FROM quell_runs WHERE id IN {among}", **values)
         return {row.id: RunStatus(row.status) for row in rows if row.status != "running" or row.token != held[row.id]}
 
     # -- events -------------------------------------------------------------------------------------------------
@@ -399,153 +355,141 @@ class Journal:
         """Append an event, once per (run, key); return the one that is there."""
         with self._writing() as connection:
             self._event(connection, run, key, name, body)
-            row = connection.execute(
-                sa.text("SELECT * FROM quell_events WHERE run = :run AND key = :key"), {"run": run, "key": key}
-            ).one()
-        return _event(row)
+            return _event(
+                connection.one("SELECT * FROM quell_events WHERE run = :run AND key = :key", run=run, key=key)
+            )
 
     def events(self, *, run: str | None, after: int, rows_max: int) -> list[Event]:
         """Return events past a sequence number, in order."""
+        wanted = {} if run is None else {"run": run}
         of_run = "" if run is None else " AND run = :run"
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text(f"SELECT * FROM quell_events WHERE seq > :after{of_run} ORDER BY seq LIMIT :most"),
-                {"after": after, "most": rows_max, **({} if run is None else {"run": run})},
-            ).all()
+        with self._database.reading() as connection:
+            rows = connection.all(
+                f"SELECT * FROM quell_events WHERE seq > :after{of_run} ORDER BY seq LIMIT :most",
+                after=after,
+                most=rows_max,
+                **wanted,
+            )
         return [_event(row) for row in rows]
 
     # -- retention ----------------------------------------------------------------------------------------------
 
     def ended_before(self, at: datetime, *, rows_max: int) -> list[tuple[str, int]]:
         """Return finished runs (id, number of dispatches) that nothing has touched since that time."""
-        with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.text(
-                    "SELECT id, dispatch FROM quell_runs WHERE status IN ('succeeded', 'failed', 'cancelled')"
-                    " AND updated_at < :at ORDER BY number LIMIT :most"
-                ),
-                {"at": to_text(at), "most": rows_max},
-            ).all()
+        with self._database.reading() as connection:
+            rows = connection.all(
+                "SELECT id, dispatch FROM quell_runs WHERE status IN ('succeeded', 'failed', 'cancelled')"
+                " AND updated_at < :at ORDER BY number LIMIT :most",
+                at=to_text(at),
+                most=rows_max,
+            )
         return [(row.id, row.dispatch) for row in rows]
 
     def forget(self, runs: Sequence[str]) -> int:
         """Delete runs with all that belongs to them, if they have still ended."""
-        if not runs:
-            return 0
-        ids: sa.BindParameter[list[str]] = sa.bindparam("ids", expanding=True)
+        among, values = names(runs, prefix="run")
         with self._writing() as connection:
-            gone = (
-                connection.execute(
-                    sa.text(
-                        "DELETE FROM quell_runs WHERE id IN :ids AND status IN ('succeeded', 'failed', 'cancelled')"
-                        " RETURNING id"
-                    ).bindparams(ids),
-                    {"ids": list(runs)},
-                )
-                .scalars()
-                .all()
+            gone = connection.all(
+                f"DELETE FROM quell_runs WHERE id IN {among} AND status IN ('succeeded', 'failed', 'cancelled')"
+                " RETURNING id",
+                **values,
             )
             if gone:
-                connection.execute(
-                    sa.text("DELETE FROM quell_events WHERE run IN :ids").bindparams(ids), {"ids": list(gone)}
-                )
+                among, values = names([row.id for row in gone], prefix="run")
+                connection.run(f"DELETE FROM quell_events WHERE run IN {among}", **values)
         return len(gone)
 
+    # -- inside a transaction -----------------------------------------------------------------------------------
+
     @contextmanager
-    def _writing(self, *, durability: Literal["flushed", "written"] = "flushed") -> Iterator[sa.Connection]:
+    def _writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
         """Give one write transaction, and tell telemetry of its events once they are kept."""
-        with writing(self._engine, durability=durability) as connection:
-            told: list[tuple[str, str, JsonObject]] = []
-            connection.info[_TOLD] = told
+        with self._database.writing(durability=durability) as connection:
             yield connection
-        for run, name, body in told:
+        for run, name, body in connection.told:
             if name in telemetry.EVENTS:
                 # `name` is taken by the event itself.
                 fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
                 telemetry.event(name, run=run, **fields)
 
-    # -- inside a transaction -----------------------------------------------------------------------------------
+    def _find_locked(self, connection: Connection, run: str) -> Row | None:
+        return connection.first(f"SELECT * FROM quell_runs WHERE id = :run{self._database.for_update}", run=run)
 
-    def _find_locked(self, connection: sa.Connection, run: str) -> sa.Row[tuple[object, ...]] | None:
-        lock = " FOR UPDATE" if self._is_postgres else ""
-        return connection.execute(sa.text(f"SELECT * FROM quell_runs WHERE id = :run{lock}"), {"run": run}).first()
-
-    def _locked(self, connection: sa.Connection, run: str) -> Run:
+    def _locked(self, connection: Connection, run: str) -> Row:
         row = self._find_locked(connection, run)
         if row is None:
-            raise UsageError(f"there is no run {run!r}", hint="quell run list shows the runs there are")
-        return _run(row)
+            raise _missing(run)
+        return row
 
-    def _round(self, connection: sa.Connection, run: str) -> int:
-        found = connection.execute(sa.text("SELECT round FROM quell_runs WHERE id = :run"), {"run": run}).scalar_one()
-        return int(found)
-
-    def _update(self, connection: sa.Connection, run: str, **columns: str | int) -> None:
+    def _update(self, connection: Connection, run: str, **columns: str | int) -> None:
         sets = ", ".join(f"{name} = :{name}" for name in columns)
-        connection.execute(
-            sa.text(f"UPDATE quell_runs SET {sets}, updated_at = :now WHERE id = :run"),
-            {**columns, "run": run, "now": to_text(self._clock())},
+        connection.run(
+            f"UPDATE quell_runs SET {sets}, updated_at = :now WHERE id = :run",
+            run=run,
+            now=to_text(self._clock()),
+            **columns,
         )
 
-    def _held(self, connection: sa.Connection, begun: Begun, **columns: str | int) -> None:
+    def _held(self, connection: Connection, begun: Begun, **columns: str | int) -> None:
         """Change a run only while this process holds it: the fence of every write."""
         sets = "".join(f", {name} = :{name}" for name in columns)
-        found = connection.execute(
-            sa.text(
-                f"UPDATE quell_runs SET updated_at = :now{sets} WHERE id = :run AND dispatch = :held_dispatch"
-                " AND token = :held_token AND status = 'running'"
-            ),
-            {
-                **columns,
-                "run": begun.run.id,
-                "held_dispatch": begun.dispatch,
-                "held_token": begun.token,
-                "now": to_text(self._clock()),
-            },
+        changed = connection.run(
+            f"UPDATE quell_runs SET updated_at = :now{sets} WHERE id = :run AND dispatch = :held_dispatch"
+            " AND token = :held_token AND status = 'running'",
+            run=begun.run.id,
+            held_dispatch=begun.dispatch,
+            held_token=begun.token,
+            now=to_text(self._clock()),
+            **columns,
         )
-        if found.rowcount != 1:
+        if changed != 1:
             raise SupersededError
 
-    def _add_segment(self, connection: sa.Connection, *, run: str, segment: int, state: JsonObject) -> None:
-        connection.execute(
-            sa.text("INSERT INTO quell_segments (run, segment, state) VALUES (:run, :segment, :state)"),
-            {"run": run, "segment": segment, "state": _json(state)},
+    @staticmethod
+    def _add_segment(connection: Connection, *, run: str, segment: int, state: JsonObject) -> None:
+        connection.run(
+            "INSERT INTO quell_segments (run, segment, state) VALUES (:run, :segment, :state)",
+            run=run,
+            segment=segment,
+            state=_json(state),
         )
 
-    def _event(self, connection: sa.Connection, run: str, key: str, name: str, body: JsonObject) -> None:
+    def _event(self, connection: Connection, run: str, key: str, name: str, body: JsonObject) -> None:
         """Append an event unless its key is there; the last write of a transaction, as it queues for its number."""
         if self._is_postgres:
             # Numbers must become visible in their order, or a reader that resumes would miss a late one.
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENT_LOCK})
-        added = connection.execute(
-            sa.text(
-                "INSERT INTO quell_events (run, key, name, at, body) VALUES (:run, :key, :name, :at, :body)"
-                " ON CONFLICT (run, key) DO NOTHING"
-            ),
-            {"run": run, "key": key, "name": name, "at": to_text(self._clock()), "body": _json(body)},
+            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_EVENT_LOCK)
+        added = connection.run(
+            "INSERT INTO quell_events (run, key, name, at, body) VALUES (:run, :key, :name, :at, :body)"
+            " ON CONFLICT (run, key) DO NOTHING",
+            run=run,
+            key=key,
+            name=name,
+            at=to_text(self._clock()),
+            body=_json(body),
         )
-        if added.rowcount == 1:
-            connection.info[_TOLD].append((run, name, body))
+        if added == 1:
+            connection.told.append((run, name, dict(body)))
 
 
-def _move(now: RunStatus, then: RunStatus, *, hint: str = "") -> None:
+def _missing(run: str) -> UsageError:
+    return UsageError(f"there is no run {run!r}", hint="quell run list shows the runs there are")
+
+
+def _move(now: str, then: RunStatus, *, hint: str = "") -> None:
     """Check a change of status against the table of the domain."""
     try:
-        step_to(RUN_NEXT, now, then)
+        step_to(RUN_NEXT, RunStatus(now), then)
     except RefusedError as error:
         raise RefusedError(f"a run that is {now} cannot become {then}", hint=hint or error.hint) from None
 
 
-def _next_segment(begun: Begun) -> dict[str, int]:
-    return {"segment": begun.segment + 1, "dispatch": begun.dispatch + 1}
+def _json(value: JsonObject) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _field(value: object) -> str | int | float | bool:
     return value if isinstance(value, str | int | float | bool) else str(value)
-
-
-def _json(value: JsonObject) -> str:
-    return msgspec.json.encode(value).decode()
 
 
 def _object(raw: str) -> JsonObject:
@@ -556,7 +500,7 @@ def _step_status(text: str) -> Literal["done", "failed"]:
     return "done" if text == "done" else "failed"
 
 
-def _run(row: sa.Row[tuple[object, ...]]) -> Run:
+def _run(row: Row) -> Run:
     try:
         return Run(
             id=row.id,
@@ -578,5 +522,5 @@ def _run(row: sa.Row[tuple[object, ...]]) -> Run:
         ) from error
 
 
-def _event(row: sa.Row[tuple[object, ...]]) -> Event:
+def _event(row: Row) -> Event:
     return Event(seq=row.seq, run=row.run, key=row.key, name=row.name, at=from_text(row.at), body=row.body)

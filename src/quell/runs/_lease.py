@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from quell.domain import StateHeldError
 from quell.runs._clock import Entropy
-from quell.runs._engine import reading, writing
+from quell.runs._database import Connection, Database
 
 _SLOT_LOCK = 0x5155454C4C03
 _SLOTS_MAX = 256
@@ -51,18 +49,18 @@ class _Slot:
 class Leases:
     """The slots of one journal."""
 
-    def __init__(self, engine: sa.Engine, *, lease_s: float, entropy: Entropy) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, *, lease_s: float, entropy: Entropy) -> None:
+        self._database = database
         self._lease_s = lease_s
         self._entropy = entropy
-        self._is_postgres = engine.dialect.name == "postgresql"
+        self._is_postgres = database.dialect == "postgresql"
 
     def take(self, wanted: str) -> Lease:
         """Take the wanted slot, or the first free one when the name is empty.
 
         Raises StateHeldError when the wanted slot has a live holder.
         """
-        with writing(self._engine) as connection:
+        with self._database.writing() as connection:
             self._queue(connection)
             slots = {slot.name: slot for slot in self._slots(connection)}
             name = wanted or self._first_free(slots)
@@ -73,65 +71,56 @@ class Leases:
                     hint="give each process its own journal.executor, or leave it empty",
                 )
             lease = Lease(slot=name, token=f"{name}.{self._entropy(6).hex()}")
-            connection.execute(
-                sa.text(
-                    "INSERT INTO quell_slots (name, token, host, pid, pid_started, expires_s)"
-                    f" VALUES (:name, :token, :host, :pid, :pid_started, {self._now_sql} + :lease_s)"
-                    " ON CONFLICT (name) DO UPDATE SET token = excluded.token, host = excluded.host,"
-                    " pid = excluded.pid, pid_started = excluded.pid_started, expires_s = excluded.expires_s"
-                ),
-                {
-                    "name": lease.slot,
-                    "token": lease.token,
-                    "host": _host(),
-                    "pid": os.getpid(),
-                    "pid_started": _started(os.getpid()),
-                    "lease_s": self._lease_s,
-                    **self._now,
-                },
+            connection.run(
+                "INSERT INTO quell_slots (name, token, host, pid, pid_started, expires_s)"
+                f" VALUES (:name, :token, :host, :pid, :pid_started, {self._now_sql} + :lease_s)"
+                " ON CONFLICT (name) DO UPDATE SET token = excluded.token, host = excluded.host,"
+                " pid = excluded.pid, pid_started = excluded.pid_started, expires_s = excluded.expires_s",
+                name=lease.slot,
+                token=lease.token,
+                host=_host(),
+                pid=os.getpid(),
+                pid_started=_started(os.getpid()),
+                lease_s=self._lease_s,
+                **self._now,
             )
         return lease
 
     def renew(self, lease: Lease) -> bool:
         """Prolong a lease; False when somebody else has taken it."""
-        with writing(self._engine, durability="written") as connection:
-            found = connection.execute(
-                sa.text(
-                    f"UPDATE quell_slots SET expires_s = {self._now_sql} + :lease_s WHERE name = :name AND token = :token"
-                ),
-                {"name": lease.slot, "token": lease.token, "lease_s": self._lease_s, **self._now},
+        with self._database.writing(durability="written") as connection:
+            changed = connection.run(
+                f"UPDATE quell_slots SET expires_s = {self._now_sql} + :lease_s WHERE name = :name AND token = :token",
+                name=lease.slot,
+                token=lease.token,
+                lease_s=self._lease_s,
+                **self._now,
             )
-            return found.rowcount == 1
+        return changed == 1
 
     def release(self, lease: Lease) -> None:
         """Give a slot back."""
-        with writing(self._engine) as connection:
-            connection.execute(
-                sa.text("DELETE FROM quell_slots WHERE name = :name AND token = :token"),
-                {"name": lease.slot, "token": lease.token},
-            )
+        with self._database.writing() as connection:
+            _delete(connection, name=lease.slot, token=lease.token)
 
     def bury(self) -> None:
         """Remove the slots of dead holders; each goes once, whoever looks first."""
-        with reading(self._engine) as connection:
+        with self._database.reading() as connection:
             if not any(slot.is_dead for slot in self._slots(connection)):
                 return
-        with writing(self._engine) as connection:
+        with self._database.writing() as connection:
             self._queue(connection)
             for slot in self._slots(connection):
                 if slot.is_dead:
-                    connection.execute(
-                        sa.text("DELETE FROM quell_slots WHERE name = :name AND token = :token"),
-                        {"name": slot.name, "token": slot.token},
-                    )
+                    _delete(connection, name=slot.name, token=slot.token)
 
     def without_holder(self, tokens: Iterable[str]) -> list[str]:
         """Of these tokens, return those that nobody holds.
 
         Ask with tokens that were read before this call: a token is written before its holder does anything.
         """
-        with reading(self._engine) as connection:
-            held = set(connection.execute(sa.text("SELECT token FROM quell_slots")).scalars())
+        with self._database.reading() as connection:
+            held = {row.token for row in connection.all("SELECT token FROM quell_slots")}
         return sorted(set(tokens) - held)
 
     @property
@@ -142,17 +131,15 @@ class Leases:
     def _now(self) -> dict[str, float]:
         return {} if self._is_postgres else {"monotonic_s": time.monotonic()}
 
-    def _queue(self, connection: sa.Connection) -> None:
+    def _queue(self, connection: Connection) -> None:
         if self._is_postgres:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SLOT_LOCK})
+            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_SLOT_LOCK)
 
-    def _slots(self, connection: sa.Connection) -> list[_Slot]:
-        rows = connection.execute(
-            sa.text(
-                f"SELECT name, token, host, pid, pid_started, expires_s < {self._now_sql} AS is_expired FROM quell_slots"
-            ),
-            self._now,
-        ).all()
+    def _slots(self, connection: Connection) -> list[_Slot]:
+        rows = connection.all(
+            f"SELECT name, token, host, pid, pid_started, expires_s < {self._now_sql} AS is_expired FROM quell_slots",
+            **self._now,
+        )
         return [
             _Slot(
                 name=row.name,
@@ -173,6 +160,10 @@ class Leases:
             if name not in slots or slots[name].is_dead:
                 return name
         raise StateHeldError(f"all {_SLOTS_MAX} executor slots are held", hint="end processes that are not needed")
+
+
+def _delete(connection: Connection, *, name: str, token: str) -> None:
+    connection.run("DELETE FROM quell_slots WHERE name = :name AND token = :token", name=name, token=token)
 
 
 def _is_gone(slot: _Slot) -> bool:

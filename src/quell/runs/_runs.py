@@ -10,19 +10,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import sqlalchemy as sa
-
 from quell.config import JournalSettings
 from quell.domain import Event, Run, RunStatus, Step, UsageError, new_id
 from quell.runs._bell import Bell
 from quell.runs._clock import Clock, Entropy
 from quell.runs._context import JsonObject, Work
-from quell.runs._engine import open_engine
+from quell.runs._database import Database, open_database
 from quell.runs._journal import FINAL, Journal
 from quell.runs._lease import Leases
 from quell.runs._schema import create_tables
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
     from quell.runs._executor import Executor
 
 P = ParamSpec("P")
@@ -42,15 +42,15 @@ class Runs:
     """
 
     def __init__(
-        self, engine: sa.Engine, *, settings: JournalSettings, clock: Clock, entropy: Entropy, version: str
+        self, database: Database, *, settings: JournalSettings, clock: Clock, entropy: Entropy, version: str
     ) -> None:
-        self.engine = engine
-        """Engine of the journal, for the tables of the rooms above; it blocks, so use it off the loop."""
+        self._database = database
+        self._engine: sa.Engine | None = None
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
         self._version = version
-        self._journal = Journal(engine, clock=clock)
+        self._journal = Journal(database, clock=clock)
         self._works: dict[str, Work] = {}
         self._bell = Bell()
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="quell-journal")
@@ -66,14 +66,24 @@ class Runs:
             ConfigError: the URL is none that can be used.
             JournalError: the database cannot be used; the hint says what to do.
         """
-        engine = open_engine(settings.url, state_dir=state_dir)
-        runs = cls(engine, settings=settings, clock=clock, entropy=entropy, version=version)
+        database = open_database(settings.url, state_dir=state_dir)
+        runs = cls(database, settings=settings, clock=clock, entropy=entropy, version=version)
         try:
-            await runs._call(create_tables, engine)
+            await runs._call(create_tables, database)
         except BaseException:
             await runs.close()
             raise
         return runs
+
+    @property
+    def engine(self) -> sa.Engine:
+        """Engine on the database of the journal, for the tables of the rooms above; it blocks, so use it off the loop."""
+        if self._engine is None:
+            # Loaded here: looking at runs needs no SQLAlchemy, and loading it takes longer than that.
+            from quell.runs._engine import make_engine  # noqa: PLC0415
+
+            self._engine = make_engine(self._database, url=self._settings.url)
+        return self._engine
 
     def register(self, kind: str, work: Work) -> None:
         """Name the work of a kind of run; before `launch`."""
@@ -98,13 +108,15 @@ class Runs:
 
         executor = Executor(
             journal=self._journal,
-            leases=Leases(self.engine, lease_s=self._settings.lease_s, entropy=self._entropy),
+            leases=Leases(self._database, lease_s=self._settings.lease_s, entropy=self._entropy),
             settings=self._settings,
             clock=self._clock,
             works=self._works,
             call=self._call,
             bell=self._bell,
-            dispatcher=Dispatcher(self.engine, execute=execute, loop=asyncio.get_running_loop()),
+            dispatcher=Dispatcher(
+                self.engine, where=self._database.where, execute=execute, loop=asyncio.get_running_loop()
+            ),
         )
         await executor.launch()
         self._executor = executor
@@ -211,7 +223,9 @@ class Runs:
             await self._executor.close()
             self._executor = None
         self._pool.shutdown(wait=False)
-        self.engine.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
+        self._database.close()
 
     async def _send(self, run: Run, *, dispatch: int) -> None:
         """Queue a run at once if this process can; otherwise the next sweep of one that can does."""

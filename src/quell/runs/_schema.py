@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-
 from quell.domain import JournalError
-from quell.runs._engine import reading, writing
+from quell.runs._database import Database
 
 VERSION = 1
 _SCHEMA_LOCK = 0x5155454C4C01
-_NUMBER = {
+_NUMBER: dict[str, str] = {
     "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
 }
@@ -80,21 +78,11 @@ _TABLES: tuple[str, ...] = (
 )
 
 
-def create_tables(engine: sa.Engine) -> None:
+def create_tables(database: Database) -> None:
     """Make the tables that are missing. Raises JournalError when a newer Quell wrote this journal."""
-    if _found(engine) == VERSION:
-        return  # the usual case, without a write
-    number = _NUMBER[engine.dialect.name]
-    with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
-        for table in _TABLES:
-            connection.exec_driver_sql(table.replace("{number}", number))
-        connection.execute(
-            sa.text("INSERT INTO quell_meta (name, value) VALUES ('schema', :version) ON CONFLICT (name) DO NOTHING"),
-            {"version": str(VERSION)},
-        )
-        found = int(connection.execute(sa.text("SELECT value FROM quell_meta WHERE name = 'schema'")).scalar_one())
+    found = _found(database)
+    if found is None:
+        found = _create(database)
     if found > VERSION:
         raise JournalError(
             f"this journal was written by a newer Quell (schema {found}, known {VERSION})",
@@ -102,10 +90,28 @@ def create_tables(engine: sa.Engine) -> None:
         )
 
 
-def _found(engine: sa.Engine) -> int | None:
-    """Return the version of the tables that are there, None when there are none."""
-    with reading(engine) as connection:
-        if not sa.inspect(connection).has_table("quell_meta"):
+def _create(database: Database) -> int:
+    number = _NUMBER[database.dialect]
+    with database.writing() as connection:
+        if database.dialect == "postgresql":
+            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_SCHEMA_LOCK)
+        for table in _TABLES:
+            connection.run(table.replace("{number}", number))
+        connection.run(
+            "INSERT INTO quell_meta (name, value) VALUES ('schema', :version) ON CONFLICT (name) DO NOTHING",
+            version=str(VERSION),
+        )
+        return int(connection.one("SELECT value FROM quell_meta WHERE name = 'schema'").value)
+
+
+def _found(database: Database) -> int | None:
+    """Return the version of the tables that are there, None when there are none: the usual case needs no write."""
+    known = (
+        "SELECT name FROM sqlite_master WHERE name = 'quell_meta'"
+        if database.dialect == "sqlite"
+        else "SELECT 1 AS name WHERE to_regclass('quell_meta') IS NOT NULL"
+    )
+    with database.reading() as connection:
+        if connection.first(known) is None:
             return None
-        value = connection.execute(sa.text("SELECT value FROM quell_meta WHERE name = 'schema'")).scalar()
-    return None if value is None else int(value)
+        return int(connection.one("SELECT value FROM quell_meta WHERE name = 'schema'").value)

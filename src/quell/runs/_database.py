@@ -1,0 +1,338 @@
+"""The journal's own way to its database: short transactions on sqlite3 or psycopg, and what their failures mean.
+
+SQLAlchemy stands beside it (`_engine.py`) for DBOS and for the rooms above. Not here: a listing of runs would spend most
+of its time on loading it, and a step most of its own in it.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, Protocol, TypeAlias, cast
+
+from quell.config import Secret
+from quell.domain import ConfigError, JournalError
+
+Durability: TypeAlias = Literal["flushed", "written"]
+"""`flushed` is on the disk when the transaction ends. `written` survives the death of the process but not of the
+machine, and costs no flush: for what nothing else rests on."""
+
+Dialect: TypeAlias = Literal["sqlite", "postgresql"]
+Value: TypeAlias = str | int | float | None
+
+SQLITE_FILE = "quell.db"
+BUSY_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_S = 10
+_UNIXEPOCH_SINCE = (3, 42)
+_IDLE_MAX = 8
+_TRUSTED_S = 5.0
+_NAMED = re.compile(r"(?<!:):([a-z_]+)")
+
+
+class Row(SimpleNamespace):
+    """One row, a column per attribute."""
+
+
+class _Cursor(Protocol):
+    rowcount: int
+
+    def fetchall(self) -> list[Row]: ...
+
+
+class _Raw(Protocol):
+    """What sqlite3 and psycopg connections share, as far as it is used here."""
+
+    def execute(self, sql: str, parameters: dict[str, Value], /) -> _Cursor: ...
+
+    def rollback(self) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Connection:
+    """One transaction; parameters are written `:name` in either dialect."""
+
+    def __init__(self, raw: _Raw, *, dialect: Dialect) -> None:
+        self._raw = raw
+        self._dialect = dialect
+        self.told: list[tuple[str, str, dict[str, object]]] = []
+        """Events that were appended: (run, name, body)."""
+
+    def run(self, sql: str, /, **parameters: Value) -> int:
+        """Execute a statement and return how many rows it touched."""
+        return self._execute(sql, parameters).rowcount
+
+    def all(self, sql: str, /, **parameters: Value) -> list[Row]:
+        """Return every row."""
+        return self._execute(sql, parameters).fetchall()
+
+    def first(self, sql: str, /, **parameters: Value) -> Row | None:
+        """Return the first row, if there is one."""
+        rows = self.all(sql, **parameters)
+        return rows[0] if rows else None
+
+    def one(self, sql: str, /, **parameters: Value) -> Row:
+        """Return the one row that must be there."""
+        rows = self.all(sql, **parameters)
+        assert len(rows) == 1, f"{len(rows)} rows instead of one: {sql}"
+        return rows[0]
+
+    def _execute(self, sql: str, parameters: dict[str, Value]) -> _Cursor:
+        return self._raw.execute(sql if self._dialect == "sqlite" else _percent(sql), parameters)
+
+
+def names(values: Sequence[str], *, prefix: str) -> tuple[str, dict[str, Value]]:
+    """Return `(:p_a, :p_b)` for an IN, with its parameters."""
+    letters = [f"{prefix}_{_letters(index)}" for index in range(len(values))]
+    return f"({', '.join(f':{name}' for name in letters)})", dict(zip(letters, values, strict=True))
+
+
+class Database(ABC):
+    """Connections to one journal; safe to use from any thread."""
+
+    dialect: Dialect
+    where: str
+    """Names the database for people, without secrets."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def for_update(self) -> str:
+        """What locks a selected row until the transaction ends."""
+        return " FOR UPDATE" if self.dialect == "postgresql" else ""
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection for queries. Raises JournalError when the database fails."""
+        with self._borrowed("flushed") as raw:
+            yield Connection(raw, dialect=self.dialect)
+            raw.rollback()
+
+    @contextmanager
+    def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
+        """Give one write transaction, committed at the end or not at all. Raises JournalError when the database fails."""
+        with self._borrowed(durability) as raw:
+            if self.dialect == "sqlite":
+                raw.execute("BEGIN IMMEDIATE", {})
+            try:
+                yield Connection(raw, dialect=self.dialect)
+                raw.commit()
+            except BaseException:
+                with suppress(*self.errors):
+                    raw.rollback()
+                raise
+
+    def close(self) -> None:
+        """Close what is idle now, and what is in use when it comes back."""
+        with self._lock:
+            self._is_closed = True
+            idle = [raw for pool in self._idle.values() for _, raw in pool]
+            for pool in self._idle.values():
+                pool.clear()
+        for raw in idle:
+            raw.close()
+
+    @contextmanager
+    def _borrowed(self, durability: Durability) -> Iterator[_Raw]:
+        raw: _Raw | None = None
+        try:
+            raw = self._take(durability)
+            yield raw
+        except self.errors as error:
+            if raw is not None:
+                with suppress(*self.errors):
+                    raw.close()
+            raise explain(error, where=self.where) from error
+        except BaseException:
+            if raw is not None:
+                self._give_back(raw, durability)
+            raise
+        self._give_back(raw, durability)
+
+    def _take(self, durability: Durability) -> _Raw:
+        while True:
+            with self._lock:
+                since_s, raw = self._idle[durability].pop() if self._idle[durability] else (0.0, None)
+            if raw is None:
+                return self.connect(durability)
+            if time.monotonic() - since_s < _TRUSTED_S:
+                return raw
+            try:
+                raw.execute("SELECT 1", {})
+                raw.rollback()
+            except self.errors:
+                with suppress(*self.errors):
+                    raw.close()
+            else:
+                return raw
+
+    def _give_back(self, raw: _Raw, durability: Durability) -> None:
+        with self._lock:
+            if not self._is_closed and len(self._idle[durability]) < _IDLE_MAX:
+                self._idle[durability].append((time.monotonic(), raw))
+                return
+        raw.close()
+
+    errors: tuple[type[Exception], ...]
+    """What the driver raises."""
+
+    @abstractmethod
+    def connect(self, durability: Durability) -> _Raw:
+        """Open a connection whose commits are that durable."""
+
+
+class SqliteDatabase(Database):
+    """The embedded journal: one file, many processes of one machine."""
+
+    dialect: Dialect = "sqlite"
+    errors = (sqlite3.Error,)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.where = str(path)
+
+    def connect(self, durability: Durability) -> _Raw:
+        """Open the file."""
+        raw = sqlite3.connect(
+            self.path,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+        )
+        try:
+            prepare_sqlite(raw, durability=durability)
+        except BaseException:
+            raw.close()
+            raise
+        raw.row_factory = _sqlite_row
+        return cast("_Raw", raw)
+
+
+class PostgresDatabase(Database):
+    """The journal on a server: many processes of many machines."""
+
+    dialect: Dialect = "postgresql"
+
+    def __init__(self, url: Secret) -> None:
+        super().__init__()
+        # Loaded here: whoever uses SQLite does not pay for it.
+        try:
+            import psycopg  # noqa: PLC0415
+            from psycopg.rows import kwargs_row  # noqa: PLC0415
+        except ImportError as error:
+            raise JournalError("the PostgreSQL driver is missing", hint="pip install 'psycopg[binary]'") from error
+        self.errors = (psycopg.Error,)
+        self._url = url
+        self._connect = psycopg.connect
+        self._rows = kwargs_row(Row)
+        try:
+            told = psycopg.conninfo.conninfo_to_dict(url.reveal())
+        except psycopg.Error:
+            raise ConfigError("journal.url cannot be read", hint=_URL_HINT) from None
+        self.where = f"{told.get('dbname') or 'postgres'} at {told.get('host') or 'localhost'}"
+        self._timeout_s = int(told.get("connect_timeout") or CONNECT_TIMEOUT_S)
+
+    def connect(self, durability: Durability) -> _Raw:
+        """Connect to the server."""
+        raw = self._connect(self._url.reveal(), connect_timeout=self._timeout_s, row_factory=self._rows)
+        if durability == "written":
+            raw.execute("SET synchronous_commit TO off")
+            raw.commit()
+        return cast("_Raw", raw)
+
+
+_URL_HINT = "write postgresql://user:password@host:5432/name, or leave it empty for SQLite in the state directory"
+
+
+def open_database(url: Secret, *, state_dir: Path) -> Database:
+    """Name the database of the journal: Postgres by URL, otherwise SQLite in the state directory.
+
+    Raises:
+        ConfigError: the URL is no Postgres URL.
+        JournalError: the state directory cannot be made.
+    """
+    if url:
+        scheme, separator, rest = url.reveal().partition("://")
+        if not separator or scheme.partition("+")[0] not in {"postgresql", "postgres"}:
+            raise ConfigError("journal.url is no PostgreSQL URL", hint=_URL_HINT)
+        return PostgresDatabase(Secret(f"postgresql://{rest}"))
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise JournalError(
+            f"cannot make the state directory {state_dir}: {error.strerror}",
+            hint="choose a directory that you may write, with state_dir or QUELL_STATE_DIR",
+        ) from error
+    return SqliteDatabase(state_dir / SQLITE_FILE)
+
+
+def prepare_sqlite(raw: sqlite3.Connection, *, durability: Durability) -> None:
+    """Set up a connection to the file: readers and one writer at once, and commits that are as durable as asked."""
+    if sqlite3.sqlite_version_info < _UNIXEPOCH_SINCE:
+        # dbos asks for unixepoch('subsec') by the version of Python, not of SQLite; old libraries answer NULL.
+        raw.create_function("unixepoch", -1, lambda *_: time.time())  # noqa: TID251 - stands in for SQLite's own clock
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "foreign_keys=ON",
+        "journal_mode=WAL",
+        f"synchronous={'FULL' if durability == 'flushed' else 'NORMAL'}",
+    ):
+        raw.execute(f"PRAGMA {pragma}")
+
+
+_MEANINGS: tuple[tuple[str, str, str], ...] = (
+    ("database or disk is full", "the disk that holds it is full", "free space on it; runs go on by themselves"),
+    ("no space left on device", "the disk that holds it is full", "free space on it; runs go on by themselves"),
+    ("readonly database", "it may not be written", "check the owner and the rights of the file and its directory"),
+    ("unable to open database file", "it cannot be opened", "check that its directory exists and may be written"),
+    (
+        "file is not a database",
+        "the file is damaged or no journal",
+        "move it away with its -wal and -shm, or restore it",
+    ),
+    ("malformed", "the file is damaged", "move it away with its -wal and -shm, or restore it from a backup"),
+    ("disk i/o error", "the disk failed", "check the disk and its free space"),
+    ("database is locked", "another process holds it for too long", "find the process that has the file open"),
+    ("password authentication failed", "the server refused the login", "check user and password in journal.url"),
+    ("permission denied", "the user may not do this", "grant the user of journal.url the right to create tables"),
+    ("does not exist", "something it needs is missing", "check the database name in journal.url"),
+)
+_UNREACHABLE = ("the database cannot be used", "check that it is up and that journal.url is right")
+
+
+def explain(error: BaseException, *, where: str) -> JournalError:
+    """Say what a failure of the database means and what to do, without secrets."""
+    cause = getattr(error, "orig", None) or error
+    said = " ".join(str(cause).split())
+    low = said.lower()
+    meaning, hint = next(((mean, do) for sign, mean, do in _MEANINGS if sign in low), _UNREACHABLE)
+    return JournalError(f"journal {where}: {meaning} ({said[:200]})", hint=hint)
+
+
+def _sqlite_row(cursor: sqlite3.Cursor, values: tuple[object, ...]) -> Row:
+    return Row(**{column[0]: value for column, value in zip(cursor.description, values, strict=True)})
+
+
+@lru_cache(maxsize=256)
+def _percent(sql: str) -> str:
+    """Write named parameters as psycopg wants them."""
+    return _NAMED.sub(r"%(\1)s", sql)
+
+
+def _letters(index: int) -> str:
+    return chr(ord("a") + index % 26) + (_letters(index // 26 - 1) if index >= 26 else "")
