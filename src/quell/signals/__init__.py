@@ -5,4 +5,5 @@ Never: decides what caused an incident, changes production.
 """
 
 from quell.signals._client import StoreClient as StoreClient
+from quell.signals._receiver import Receiver as Receiver
 from quell.signals._store import Store as Store

@@ -143,6 +143,9 @@ class Engine:
             "max_result_bytes": str(256 << 20),
             "result_overflow_mode": "throw",
             "log_queries": "0",
+            # Rows that look alike are no repetition unless the writer says so with a token.
+            "deduplicate_insert": "disable",
+            "insert_deduplicate": "0",
         }
         self._local = threading.local()
         self._sessions: list[_Session] = []

@@ -62,7 +62,7 @@ FROM (
     WINDOW w AS (PARTITION BY service ORDER BY first, version, instance ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
 )
 ARRAY JOIN arrayFilter(c -> c.1 != '', [
-    (if(version != version_before, 'deploy', ''), service, version_before, version, 'another version was first seen in telemetry'),
+    (if(version != version_before, 'deploy', ''), 'service.version', version_before, version, 'another version was first seen in telemetry'),
     (if(instance != instance_before AND instance != '', 'restart', ''), instance, instance_before, instance, 'another instance was first seen in telemetry')
 ]) AS what
 WHERE place > 1 AND first < now64(9) - INTERVAL 10 SECOND

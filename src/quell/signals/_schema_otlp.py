@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quell.signals._schema_views import literal
+from quell.signals._schema_views import change_key, literal
 
 BODY_MAX_BYTES = 256 * 1024
 """A log body is cut to this; the cut says how long it was."""
@@ -341,11 +341,21 @@ _BUCKETS = "Count, Sum, BucketCounts, ExplicitBounds, Min, Max"
 _TEMPORALITY = {"AggregationTemporality": "aggregation_temporality"}
 
 
+CHANGES_RAW_TABLE = "quell_raw_changes"
+_CHANGE_COLUMNS = "at DateTime64(9), change String, service String, subject String, before String, after String, detail String, source String"
+_CHANGES_VIEW = f"""
+CREATE MATERIALIZED VIEW IF NOT EXISTS quell_raw_changes_mv TO quell_changes AS
+SELECT at, change, service, subject, before, after, detail, source, {change_key("toUnixTimestamp64Nano(at)")} AS key
+FROM {CHANGES_RAW_TABLE}"""
+
+
 def receivers_of() -> tuple[str, ...]:
     """Write the Null tables that take raw payloads and the views that decode them; made after the rollups' views."""
     nulls = tuple(f"CREATE TABLE IF NOT EXISTS {s.raw_table} ({s.columns}) ENGINE = Null" for s in SIGNALS.values())
     return (
         *nulls,
+        f"CREATE TABLE IF NOT EXISTS {CHANGES_RAW_TABLE} ({_CHANGE_COLUMNS}) ENGINE = Null",
+        _CHANGES_VIEW,
         _LOGS_VIEW,
         _TRACES_VIEW,
         _metric_view("gauge", _NUMBER_PIECES, own=_NUMBER, of_metric={}),

@@ -197,12 +197,12 @@ def _changes() -> str:
     kinds = ", ".join(literal(kind) for kind in EVENTS.values())
     subject = _by_change(
         {
-            "deploy": "service",
+            "deploy": "'service.version'",
             "flag": "LogAttributes['feature_flag.key']",
             "config": "LogAttributes['config.key']",
             "exit": "LogAttributes['process.pid']",
             "restart": "coalesce(nullIf(LogAttributes['service.instance.id'], ''), ResourceAttributes['service.instance.id'])",
-            "scale": "service",
+            "scale": "'service.replicas'",
         }
     )
     before = _by_change(
