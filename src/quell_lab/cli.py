@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -81,11 +82,7 @@ def break_(fault: str, directory: Path, as_json: bool, seed: int) -> None:  # no
     from quell_lab.faults import DISTURBANCES, FAULTS
 
     if fault not in FAULTS and fault not in DISTURBANCES:
-        import difflib
-
-        near = difflib.get_close_matches(fault, [*FAULTS, *DISTURBANCES], n=1)
-        hint = f"did you mean {near[0]}?" if near else "`quell lab faults` lists them"
-        raise click.UsageError(f"no fault is called {fault}; {hint}")
+        raise click.UsageError(_unknown(fault, [*FAULTS, *DISTURBANCES]))
     with _lab_errors():
         truth = _running(directory).ask("break", fault=fault, seed=seed)
     _say(
@@ -162,5 +159,61 @@ def _say(as_json: bool, document: dict[str, object], text: str) -> None:  # noqa
 
 
 @click.command()
-def demo() -> None:
-    """Break the shop and watch Quell say why."""
+@JSON
+@click.option("--fault", default="", help="What to break; random by default. `quell lab faults` lists them.")
+@click.option("--seed", type=int, default=None, help="Chooses the victim, and the fault when none is given.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(".demo"),
+    show_default=True,
+    help="Directory of the reports.",
+)
+@click.option("--keep", is_flag=True, help="Keep state and logs in OUT/work.")
+def demo(as_json: bool, fault: str, seed: int | None, out: Path, keep: bool) -> None:  # noqa: FBT001 - click
+    """Break a little shop and watch Quell find out why; under three minutes, nothing is left running."""
+    from quell_lab._demo import REACH_ERRORS, DemoError, draw, run_demo
+    from quell_lab._stages import Stages
+    from quell_lab.faults import FAULTS
+
+    if fault and fault not in FAULTS:
+        raise click.UsageError(_unknown(fault, [*FAULTS]))
+    wants_json = as_json or _session_wants_json()
+    chosen, chosen_seed = draw(fault, seed, names=[*FAULTS])
+    stages = Stages(sys.stderr if wants_json else sys.stdout)
+    stages.say(
+        f"seed {chosen_seed}{f', fault {chosen}' if fault else ''}: repeat with --fault {chosen if fault else 'NAME'} --seed {chosen_seed}"
+    )
+    try:
+        outcome = run_demo(fault=chosen, seed=chosen_seed, out=out, keep="yes" if keep else "", stages=stages)
+    except (DemoError, *REACH_ERRORS) as error:
+        _fail(wants_json, error)
+    truth = outcome.truth
+    stages.say(
+        f"truth: {truth.category} of {truth.kind} {truth.subject}: {truth.detail} ({truth.name}, seed {truth.seed})"
+    )
+    stages.say(f"Quell says: {outcome.named}")
+    stages.say({"first": "named first", "top 3": "named among the first three", "not": "not named"}[outcome.verdict])
+    for path in outcome.paths.values():
+        stages.say(f"report: {path}")
+    if wants_json:
+        click.echo(json.dumps(outcome.document()))
+    sys.exit(0 if outcome.verdict != "not" else 1)
+
+
+def _session_wants_json() -> bool:
+    return bool(getattr(click.get_current_context().obj, "is_json", False))
+
+
+def _fail(wants_json: bool, error: Exception) -> NoReturn:  # noqa: FBT001 - private
+    if wants_json:
+        body = {"kind": type(error).__name__, "message": str(error), "hint": "", "exit": 3}
+        click.echo(json.dumps({"ok": False, "error": body}), err=True)
+    else:
+        click.echo(f"error: {error}", err=True)
+    sys.exit(3)
+
+
+def _unknown(fault: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(fault, names, n=1)
+    return f"no fault is called {fault}; " + (f"did you mean {near[0]}?" if near else "`quell lab faults` lists them")

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from quell_lab._child import die_with_parent
 
 RETRANSMIT_S = 1.2
+ORDER_S = 0.0001
+"""Timers that are due at the same moment fire in any order; this keeps segments apart."""
 PORTS = range(20_000, 32_000)
 
 
@@ -81,7 +83,7 @@ class Link(asyncio.Protocol):
         if route.rate_kbps:
             late_s += len(data) / (route.rate_kbps * 125)
         # Segments keep their order.
-        due_s = max(now_s + late_s, self.free_s[direction])
+        due_s = max(now_s + late_s, self.free_s[direction] + ORDER_S)
         self.free_s[direction] = due_s
         asyncio.get_running_loop().call_at(due_s, self._deliver, data, target)
 
