@@ -100,13 +100,13 @@ def span(name: str, attributes: Mapping[str, Scalar] | None = None, *, parent: P
         yield opened
 
 
-def count(name: str, n: float = 1, **attributes: Scalar) -> None:
+def count(name: str, /, n: float = 1, **attributes: Scalar) -> None:
     """Add `n` to the counter `name`."""
     if _sinks and not _quiet.get():
         _sinks[0].count(name, n, attributes)
 
 
-def event(name: str, *, run: str = "", **body: Value) -> None:
+def event(name: str, /, *, run: str = "", **body: Value) -> None:
     """Write one event of the catalogue, keyed on the run it belongs to.
 
     Raises ValueError for a name that the catalogue does not have: that is a bug of the caller.

@@ -128,7 +128,7 @@ EVENTS: Mapping[str, EventSpec] = {
     "cli.started": _spec("debug", "A command began.", "command"),
     "cli.finished": _spec("debug", "A command ended.", "command", "exit", "elapsed_ms"),
     "cli.failed": _spec(
-        "info", "A command ended with an error that was told to its caller.", "command", "exit", "error"
+        "info", "A command ended with an error that was told to its caller.", "command", "exit", "error", "traceback"
     ),
     "cli.crashed": _spec("error", "A command ended in a bug of ours.", "command", "report", "error", "traceback"),
     "telemetry.dropped": _spec("warning", "Telemetry about Quell itself was dropped.", "signal", "records", "reason"),
