@@ -72,6 +72,7 @@ def settle_blame(scene: Scene) -> Ledger:
         _blame_edge(scene, ledger, edge)
     for service in scene.services:
         _blame_silence(scene, ledger, service)
+    _forget_the_unfelt(scene, ledger)
     _share_out(scene, ledger)
     ledger.onset = earliest(b.since for b in ledger.of.values())
     for service in scene.services:
@@ -93,7 +94,7 @@ def _blame_service(scene: Scene, ledger: Ledger, service: str) -> None:
     shifted = [o for o in operations if o.errors_added or o.ms_added]
     since = earliest(o.row.since for o in shifted)
     ids = tuple(o.id for o in sorted(shifted, key=lambda o: (-o.errors_added, -o.ms_added, o.id)))
-    down = scene.out_of(service)
+    down = [e for e in scene.out_of(service) if not e.is_new]
     own_errors = errors - sum(e.raw_errors_added for e in down)
     own_ms = added - sum(_explained_ms(scene, e) for e in down)
     if own_errors >= max(THRESHOLDS.errors_min, THRESHOLDS.self_share_min * errors):
@@ -120,6 +121,8 @@ def fanout_of(scene: Scene, edge: EdgeFact) -> float:
 
 def _blame_edge(scene: Scene, ledger: Ledger, edge: EdgeFact) -> None:
     left = leftover_errors(scene, edge)
+    if edge.is_new and edge.row.caller in ledger.symptoms:
+        return
     if left:
         if is_blip(scene, edge, left):
             ledger.blips.append((edge.row.callee, edge))
@@ -180,6 +183,8 @@ def _others(edges: list[EdgeFact], edge: EdgeFact) -> list[EdgeFact]:
 def owner_of_failures(scene: Scene, edge: EdgeFact) -> Subject:
     """Say who owns calls that fail on the way: the callee, the caller, or what lies between."""
     callee, caller = edge.row.callee, edge.row.caller
+    if edge.is_new and caller in scene.operations:
+        return scene.subject_of(caller)
     beside, along = _others(scene.into(callee), edge), _others(scene.out_of(caller), edge)
     if is_gone(scene, callee) or (_fail_together(scene, beside) if beside else _is_callee_only(scene, edge)):
         return scene.subject_of(callee)
@@ -275,12 +280,27 @@ def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:
     """Blame a service that nobody visible calls and that takes no calls any more for the calls that are missing."""
     calls, expected = scene.calls_of(service)
     subject = scene.subject_of(service)
-    if expected < THRESHOLDS.calls_min or calls > THRESHOLDS.silent_ratio * expected or scene.into(service):
+    if expected < THRESHOLDS.silent_calls_min or calls > THRESHOLDS.silent_ratio * expected or scene.into(service):
         return
     operations = scene.operations[service]
     since = earliest((*(o.row.since for o in operations), *(c.at for c in unplanned_exits(scene, service))))
     _entry(ledger, subject).add(errors=expected - calls, since=since, ids=tuple(o.id for o in operations))
     ledger.symptoms[service] = (expected - calls, ledger.symptoms.get(service, (0.0, 0.0))[1])
+
+
+def _forget_the_unfelt(scene: Scene, ledger: Ledger) -> None:
+    """Drop added time that is lost in all the time that users, and messages, wait anyway."""
+    reached = {e.row.callee for e in scene.edges if e.row.caller in scene.operations}
+    felt = THRESHOLDS.relevant_share * sum(
+        o.row.total_ms for service, operations in scene.operations.items() if service not in reached for o in operations
+    )
+    for subject in [s for s, b in ledger.of.items() if b.lost_ms < felt]:
+        ledger.of[subject].lost_ms = 0.0
+        if not ledger.of[subject].errors:
+            del ledger.of[subject]
+    for service, (errors, added) in list(ledger.symptoms.items()):
+        if not errors and added < felt:
+            del ledger.symptoms[service]
 
 
 def _share_out(scene: Scene, ledger: Ledger) -> None:

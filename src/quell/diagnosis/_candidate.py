@@ -71,14 +71,15 @@ class Candidate:
 
     @property
     def hard_score(self) -> float:
-        """The sum without words: what text that anybody may write cannot change."""
-        return sum(c.points for c in self.contributions if c.family != "logs")
+        """The sum without words and flows: what text that anybody may write cannot change."""
+        return sum(c.points for c in self.contributions if c.family not in {"logs", "flows"})
 
     @property
     def score(self) -> float:
         """The whole sum; words add at most a hint to it."""
         words = sum(c.points for c in self.contributions if c.family == "logs")
-        return self.hard_score + min(WORDING_MAX, words)
+        flows = sum(c.points for c in self.contributions if c.family == "flows")
+        return self.hard_score + flows + min(WORDING_MAX, words)
 
     @property
     def families(self) -> frozenset[Family]:

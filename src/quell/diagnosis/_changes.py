@@ -126,8 +126,8 @@ def _add_marks(scene: Scene, candidate: Candidate, change: ChangeFact, target: s
         candidate.add("new_errors", ids=(p.id for p in after[:3]), says="new kinds of error lines since the change")
     if change.row.change is ChangeKind.CONFIG and (words := scene.words(target, "config")):
         candidate.add("wording", ids=(p.id for p in words[:2]), says="log lines speak of the configuration")
-    if flows := scene.flows.get(target):
-        candidate.add("flow", ids=(f.id for f in flows[:2]))
+    clear, flows = scene.breaks(target)
+    candidate.add("flow", ids=(f.id for f in flows), strength=clear)
 
 
 def _what(change: ChangeFact) -> str:

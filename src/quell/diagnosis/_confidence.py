@@ -49,7 +49,7 @@ def lower(first: Confidence, second: Confidence) -> Confidence:
 
 def is_cause(scene: Scene, candidate: Candidate) -> bool:
     """Tell whether a candidate passes the bar: enough points without words, and trouble that arises where it points."""
-    if candidate.hard_score < THRESHOLDS.bar or candidate.families <= {"logs", "timing"}:
+    if candidate.hard_score < THRESHOLDS.bar or candidate.families <= {"logs", "flows", "timing"}:
         return False
     if candidate.strength("locus") >= THRESHOLDS.locus_min or candidate.has(*_HARD):
         return True
@@ -83,7 +83,7 @@ def judge(scene: Scene, candidate: Candidate, rivals: Sequence[Candidate]) -> Ju
 
 def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[Confidence, str]]:
     caps: list[tuple[Confidence, str]] = []
-    kinds = candidate.families - {"logs", "timing"}
+    kinds = candidate.families - {"logs", "flows", "timing"}
     if not kinds:
         caps.append((Confidence.LOW, "only wording of log lines speaks for it"))
     elif candidate.has("wording") and not _names_kind(candidate):
@@ -109,7 +109,9 @@ def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[C
 
 def _names_kind(candidate: Candidate) -> bool:
     """Tell whether anything but words says what kind of cause it is."""
-    return any(c.points > 0 and c.name not in _PLACE and c.family != "logs" for c in candidate.contributions)
+    return any(
+        c.points > 0 and c.name not in _PLACE and c.family not in {"logs", "flows"} for c in candidate.contributions
+    )
 
 
 def _is_rival(candidate: Candidate, other: Candidate) -> bool:

@@ -126,18 +126,19 @@ def suspect_certificates(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
 
 
 def suspect_unknown(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
-    """Yield every object where trouble arises as a cause of a kind that nobody knows."""
-    for subject in sorted(ledger.of, key=lambda s: (s.kind, s.name)):
-        if ledger.share(subject) < THRESHOLDS.locus_min:
-            continue
+    """Yield every object where trouble arises, or whose flow broke, as a cause of a kind that nobody knows."""
+    placed = {s for s in ledger.of if ledger.share(s) >= THRESHOLDS.locus_min}
+    broken = {scene.subject_of(name) for name in scene.flows if name}
+    for subject in sorted(placed | broken, key=lambda s: (s.kind, s.name)):
         candidate = Candidate(category=Category.NOVEL, subject=subject, at=subject.name)
         with_locus(candidate, ledger, ((subject, 1.0),))
-        candidate.add("suspect", ids=ledger.get(subject).ids)
+        if subject in placed:
+            candidate.add("suspect", ids=ledger.get(subject).ids)
         fresh = [
             p for p in scene.patterns.get(subject.name, []) if p.row.is_new and p.row.severity in {"error", "fatal"}
         ]
         if fresh:
             candidate.add("new_errors", ids=(p.id for p in fresh[:3]))
-        if flows := scene.flows.get(subject.name):
-            candidate.add("flow", ids=(f.id for f in flows[:2]))
+        clear, flows = scene.breaks(subject.name)
+        candidate.add("flow", ids=(f.id for f in flows), strength=clear)
         yield candidate

@@ -79,6 +79,11 @@ class EdgeFact:
         return min(self.row.calls, self.row.calls_before) >= THRESHOLDS.calls_min
 
     @property
+    def is_new(self) -> bool:
+        """Whether nobody called this callee from here in the baseline: then the call itself is the caller's doing."""
+        return self.row.calls_before == 0 and self.row.calls >= THRESHOLDS.calls_min
+
+    @property
     def raw_errors_added(self) -> float:
         """Failed or unanswered calls beyond the baseline's share, without floors: for explaining callers away."""
         row = self.row
@@ -175,6 +180,13 @@ class FlowFact:
     id: str
     row: FlowBreak
 
+    @property
+    def strength(self) -> float:
+        """How clear the break is, 0..1: the part of the steps that goes elsewhere, where enough of them were seen."""
+        return min(1.0, abs(self.row.share - self.row.share_before)) * min(
+            1.0, self.row.support / THRESHOLDS.flow_support
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Scene:
@@ -233,6 +245,14 @@ class Scene:
     def moved(self, service: str, *resources: str) -> list[MetricFact]:
         """Return the moved series of a service that measure one of these."""
         return [m for m in self.metrics.get(service, []) if m.resource in resources]
+
+    def breaks(self, service: str) -> tuple[float, list[FlowFact]]:
+        """Return how clearly the flow inside a service broke, and where; half as clear when a callee's flow broke too."""
+        found = sorted(self.flows.get(service, []), key=lambda f: (-f.strength, f.id))
+        if not found:
+            return 0.0, []
+        below = max((f.strength for e in self.out_of(service) for f in self.flows.get(e.row.callee, [])), default=0.0)
+        return found[0].strength * (0.5 if below >= 0.5 * found[0].strength else 1.0), found[:2]
 
     def words(self, service: str, symptom: str) -> list[PatternFact]:
         """Return the new or more frequent log templates of a service that speak of a failure mode."""

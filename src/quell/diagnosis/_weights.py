@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-Family: TypeAlias = Literal["calls", "callee", "changes", "metrics", "logs", "attributes", "timing"]
+Family: TypeAlias = Literal["calls", "callee", "changes", "metrics", "logs", "flows", "attributes", "timing"]
 """Kind of signal. `calls` is what callers and servers report, `callee` is the other end of an edge saying otherwise."""
 
 
@@ -18,7 +18,7 @@ class Thresholds:
     bucket_s: float = 5.0
     """Width of the finest rollup bucket: two onsets closer than this are equal."""
 
-    error_share_floor: float = 0.02
+    error_share_floor: float = 0.015
     """Added share of failed calls below this is noise."""
     errors_min: int = 3
     error_z_min: float = 3.0
@@ -32,6 +32,8 @@ class Thresholds:
     """Fewer calls than this in the window or the baseline tell nothing about latency."""
     gap_ratio: float = 1.5
     gap_floor_ms: float = 5.0
+    relevant_share: float = 0.02
+    """Added time below this part of all the time that users wait is felt by nobody."""
     self_share_min: float = 0.2
     """Part of a service's added time or errors that must stay unexplained before it is its own."""
     together_ratio: float = 0.3
@@ -42,6 +44,8 @@ class Thresholds:
     """Calls to one callee per incoming call that grow by this are the caller's own doing."""
     silent_ratio: float = 0.1
     """Rate that fell below this part of the baseline's is silence."""
+    silent_calls_min: float = 20.0
+    """Fewer expected calls than this may be missing by chance."""
     serving_ratio: float = 0.7
     blip_share: float = 0.15
     """A planned restart may fail this part of the calls and still be a restart that worked."""
@@ -68,6 +72,8 @@ class Thresholds:
     metric_rise_ratio: float = 1.5
     clock_offset_s: float = 2.0
     exits_loop_min: int = 2
+    flow_support: int = 30
+    """Occurrences of a step after which a break of what follows it counts in full."""
     traffic_ratio: float = 1.8
     queue_growth_ratio: float = 2.0
     queue_depth_floor: float = 20.0
@@ -154,7 +160,7 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType(
         # words: never more than a hint
         "wording": _w(0.8, "logs", "log lines speak of it"),
         "new_errors": _w(0.3, "logs", "new kinds of error lines"),
-        "flow": _w(0.3, "logs", "steps inside the service follow each other differently"),
+        "flow": _w(1.5, "flows", "steps inside the service follow each other differently"),
         # against
         "explained_by_change": _w(-2.5, "changes", "a change of the same service came just before"),
         "explained_by_traffic": _w(-2.5, "calls", "far more calls come in"),
