@@ -15,6 +15,7 @@ from pathlib import Path
 
 from quell_lab._child import PARENT_VARIABLE, parent_environment
 from quell_lab._plan import Layout
+from quell_lab._truth import Truth, decode_truth
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
@@ -106,6 +107,14 @@ class Lab:
         if "error" in answer:
             raise LabError(str(answer["error"]))
         return answer
+
+    def put_in(self, fault: str, *, seed: int) -> Truth:
+        """Put a fault in and return what was really done."""
+        return decode_truth(self.ask("break", fault=fault, seed=seed))
+
+    def heal(self) -> None:
+        """Take back what is in, and wait until the shop runs again."""
+        self.ask("heal")
 
     def stop(self) -> None:
         """Stop the lab and wait for its end."""

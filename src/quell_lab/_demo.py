@@ -18,7 +18,7 @@ from quell_lab._control import Lab, LabError
 from quell_lab._plan import SERVICES
 from quell_lab._product import ProductError, Server
 from quell_lab._stages import Stages
-from quell_lab._truth import Truth, decode_truth
+from quell_lab._truth import Truth
 from quell_lab._verdict import Verdict, claim, finding_of, verdict_on
 
 BASELINE_S = 60.0
@@ -90,7 +90,7 @@ def run_demo(*, fault: str, seed: int, out: Path, keep: str, stages: Stages) -> 
         with stages.stage(f"a healthy baseline of {BASELINE_S:.0f} s"):
             _baseline(lab, server)
         before = {str(each["id"]) for each in server.incidents()}
-        truth = decode_truth(lab.ask("break", fault=fault, seed=seed))
+        truth = lab.put_in(fault, seed=seed)
         injected_s = time.monotonic()
         stages.say(f"something breaks now ({truth.since:%H:%M:%S} UTC); what it is, Quell has to find out")
         outcome = _watch(server, truth=truth, before=before, injected_s=injected_s, out=out, stages=stages)
