@@ -288,42 +288,41 @@ def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:
     ledger.symptoms[service] = (expected - calls, ledger.symptoms.get(service, (0.0, 0.0))[1])
 
 
+def _felt(scene: Scene) -> tuple[float, float]:
+    """Return calls and milliseconds that users, and messages, wait for: those of services that no other one calls."""
+    reached = {e.row.callee for e in scene.edges if e.row.caller in scene.operations and e.row.callee_kind != "queue"}
+    rows = [o.row for service, operations in scene.operations.items() if service not in reached for o in operations]
+    return float(sum(r.calls for r in rows)), sum(r.total_ms for r in rows)
+
+
 def _forget_the_unfelt(scene: Scene, ledger: Ledger) -> None:
     """Drop added time that is lost in all the time that users, and messages, wait anyway."""
-    reached = {e.row.callee for e in scene.edges if e.row.caller in scene.operations}
-    felt = THRESHOLDS.relevant_share * sum(
-        o.row.total_ms for service, operations in scene.operations.items() if service not in reached for o in operations
-    )
-    for subject in [s for s, b in ledger.of.items() if b.lost_ms < felt]:
+    least = THRESHOLDS.relevant_share * _felt(scene)[1]
+    for subject in [s for s, b in ledger.of.items() if b.lost_ms < least]:
         ledger.of[subject].lost_ms = 0.0
         if not ledger.of[subject].errors:
             del ledger.of[subject]
     for service, (errors, added) in list(ledger.symptoms.items()):
-        if not errors and added < felt:
+        if not errors and added < least:
             del ledger.symptoms[service]
 
 
 def _share_out(scene: Scene, ledger: Ledger) -> None:
     """Turn errors and milliseconds into parts of the whole; each of both weighs as much as it hurts."""
     errors, lost = sum(b.errors for b in ledger.of.values()), sum(b.lost_ms for b in ledger.of.values())
-    by_errors, by_time = _severities(scene, ledger)
+    by_errors, by_time = _severities(scene, errors=errors, lost_ms=lost)
     by_errors, by_time = (by_errors if errors else 0.0), (by_time if lost else 0.0)
     whole = by_errors + by_time
     for blame in ledger.of.values():
         blame.share = _share(by_errors * _share(blame.errors, errors) + by_time * _share(blame.lost_ms, lost), whole)
 
 
-def _severities(scene: Scene, ledger: Ledger) -> tuple[float, float]:
-    """Return how much errors hurt and how much time hurts, each 0..1, at the worst place."""
-    by_errors, by_time = 0.05, 0.05
-    for service, (errors, added) in ledger.symptoms.items():
-        rows = [o.row for o in scene.operations.get(service, [])]
-        calls, total = sum(r.calls for r in rows), sum(r.total_ms for r in rows)
-        by_errors = max(by_errors, min(1.0, _share(errors, max(calls, 1)) / 0.1))
-        by_time = max(by_time, min(1.0, _share(added, max(total - added, 1.0))))
-    for edge in scene.edges:
-        by_errors = max(by_errors, min(1.0, _share(edge.errors_added, edge.row.calls) / 0.1))
-    return by_errors, by_time
+def _severities(scene: Scene, *, errors: float, lost_ms: float) -> tuple[float, float]:
+    """Return how much errors hurt and how much time hurts, each 0..1, measured at what users and messages feel."""
+    calls, waited = _felt(scene)
+    by_errors = min(1.0, _share(errors, max(calls, 1.0)) / THRESHOLDS.errors_hurt_share)
+    by_time = min(1.0, _share(lost_ms, max(waited - lost_ms, 0.1 * waited, 1.0)) / THRESHOLDS.time_hurt_share)
+    return max(0.01, by_errors), max(0.01, by_time)
 
 
 def _find_victim(scene: Scene, ledger: Ledger, service: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from quell.diagnosis._blame import Ledger
@@ -60,6 +60,13 @@ class Candidate:
             Contribution(name=name, strength=strength, ids=cited, says=says or WEIGHTS[name].meaning)
         )
         return self
+
+    def scale(self, names: Collection[str], factor: float) -> None:
+        """Let some contributions weigh less."""
+        if factor >= 1:
+            return
+        kept = [c if c.name not in names else replace(c, strength=c.strength * factor) for c in self.contributions]
+        self.contributions = [c for c in kept if c.strength > 0]
 
     def has(self, *names: str) -> bool:
         """Tell whether any of these was weighed in."""

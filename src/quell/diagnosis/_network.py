@@ -46,7 +46,7 @@ def _latency(scene: Scene, ledger: Ledger, edge: EdgeFact) -> Candidate:
     candidate.add(
         "edge_gap",
         ids=(edge.id,),
-        strength=_answered_part(edge) if candidate.has("locus") else 0.4 * _answered_part(edge),
+        strength=_answered_part(edge),
         says=f"time that the callee does not account for: {before:.0f} -> {own:.0f} ms",
     )
     if edge.row.callee in scene.stores:

@@ -14,7 +14,7 @@ from quell.diagnosis._processes import suspect_processes
 from quell.diagnosis._resources import suspect_resources
 from quell.diagnosis._scene import Scene
 from quell.diagnosis._stores import consumers_of, suspect_databases, suspect_queues
-from quell.diagnosis._weights import THRESHOLDS
+from quell.diagnosis._weights import SAME_CALLS, THRESHOLDS
 from quell.domain import Category
 
 _MADE = {Category.BAD_RELEASE, Category.BAD_CONFIG, Category.BAD_FLAG}
@@ -45,6 +45,8 @@ _SUSPECTING = (
 def rank_candidates(scene: Scene, ledger: Ledger) -> list[Candidate]:
     """Gather every candidate, weigh them against each other, and return them best first."""
     found = [c for suspecting in _SUSPECTING for c in suspecting(scene, ledger)]
+    for candidate in found:
+        candidate.scale(SAME_CALLS, candidate.strength("locus") / THRESHOLDS.locus_full)
     _weigh_changes(scene, found)
     _weigh_traffic(found)
     _weigh_stores(scene, ledger, found)

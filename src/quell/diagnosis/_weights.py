@@ -32,6 +32,10 @@ class Thresholds:
     """Fewer calls than this in the window or the baseline tell nothing about latency."""
     gap_ratio: float = 1.5
     gap_floor_ms: float = 5.0
+    errors_hurt_share: float = 0.1
+    """Added failures of this part of the users' calls hurt in full."""
+    time_hurt_share: float = 1.0
+    """Added time of this part of the users' usual waiting hurts in full."""
     relevant_share: float = 0.02
     """Added time below this part of all the time that users wait is felt by nobody."""
     self_share_min: float = 0.2
@@ -83,6 +87,8 @@ class Thresholds:
     """A hypothesis below this is not called a cause."""
     locus_min: float = 0.2
     """Share of the badness that a subject must carry before kinds of causes are weighed for it."""
+    locus_full: float = 0.5
+    """Share of the badness from which on what only measures the same calls again counts in full."""
     high_score: float = 6.0
     medium_score: float = 4.0
     margin: float = 1.0
@@ -180,6 +186,20 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType(
     }
 )
 """Name of a contribution -> its weight. The engine adds nothing that is not in this table."""
+
+SAME_CALLS = frozenset(
+    {
+        "edge_gap",
+        "edge_failing",
+        "callee_steady",
+        "one_edge_only",
+        "all_callers",
+        "one_query",
+        "store_default",
+        "suspect",
+    }
+)
+"""Contributions that look at the same calls as the locus from another side: they weigh as much as their place carries."""
 
 WORDING_MAX = 1.0
 """Most that all contributions of the `logs` family together may add to one hypothesis."""
