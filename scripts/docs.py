@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
+import docs_reference
+
 from quell.domain import APPROVAL_NEXT, CHANGE_NEXT, INCIDENT_NEXT, RUN_NEXT
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -31,7 +33,13 @@ def lifecycles() -> str:
     return "\n".join(parts)
 
 
-DOCUMENTS: Mapping[str, Callable[[], str]] = {"lifecycles.md": lifecycles}
+DOCUMENTS: Mapping[str, Callable[[], str]] = {
+    "lifecycles.md": lifecycles,
+    "configuration.md": docs_reference.configuration,
+    "cli.md": docs_reference.command_line,
+    "events.md": docs_reference.events,
+    "errors.md": docs_reference.errors,
+}
 
 
 def main() -> int:

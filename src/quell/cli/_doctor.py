@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,8 @@ def doctor_command(session: Session) -> int:
         return ExitCode.DONE if is_ok else ExitCode.BAD
     colours = {"ok": "green", "warn": "yellow", "bad": "red"}
     for check in checks:
-        click.echo(painted(f"{check.status:5}", colours[check.status], session), nl=False)
+        # Not click's own echo: it would take the colour out again when stdout is no terminal.
+        sys.stdout.write(painted(f"{check.status:5}", colours[check.status], session))
         put_text(f"{check.name:12} {check.detail}" + (f"\n     hint: {check.hint}" if check.hint else ""))
     return ExitCode.DONE if is_ok else ExitCode.BAD
 

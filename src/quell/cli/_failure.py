@@ -154,7 +154,7 @@ def _reported(told: _Told, session: Session) -> _Told:
 def _log(error: BaseException, told: _Told, session: Session) -> None:
     """Put the traceback into the log file of the state directory, if there is one."""
     settings = session.known_settings
-    if settings is None or not settings.state_dir.is_dir():
+    if settings is None or not (settings.state_dir.is_dir() or told.exit is ExitCode.BUG):
         return
     from quell import __version__
     from quell.runs import system_clock

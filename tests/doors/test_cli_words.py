@@ -1,0 +1,288 @@
+"""The command line before it does anything: help, names, options, exit codes, errors, streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import pytest
+
+from quell.cli import ExitCode
+from quell.cli._root import COMMANDS, root
+
+QUELL = [sys.executable, "-m", "quell"]
+NOT_IN_HELP = {
+    "pydantic",
+    "asyncio",
+    "rich",
+    "starlette",
+    "sqlalchemy",
+    "dbos",
+    "opentelemetry",
+    "httpx2",
+    "msgspec",
+    "chdb",
+}
+
+
+def quell(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("QUELL_", "OTEL_", "XDG_", "NO_COLOR"))
+    }
+    clean["HOME"] = str(cwd)
+    return subprocess.run(
+        [*QUELL, *arguments],
+        cwd=cwd,
+        env=clean | dict(env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        input=stdin,
+    )
+
+
+def error_of(told: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    document = json.loads(told.stderr)
+    assert document["ok"] is False
+    error = document["error"]
+    assert isinstance(error, dict)
+    assert error["exit"] == told.returncode
+    return error
+
+
+def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom quell.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(told.stderr.split())
+    assert not {name.partition(".")[0] for name in loaded} & NOT_IN_HELP
+    assert not {name for name in loaded if name.startswith("quell.") and not name.startswith("quell.cli")}
+    for name in (
+        "investigate",
+        "brief",
+        "watch",
+        "serve",
+        "doctor",
+        "incident",
+        "run",
+        "config",
+        "completion",
+        "lab",
+        "demo",
+    ):
+        assert re.search(rf"^  {name} ", told.stdout, re.MULTILINE), name
+
+
+def test_every_command_and_verb_has_help_and_takes_json(tmp_path: Path) -> None:
+    at = click.Context(root, info_name="quell")
+    seen = 0
+    for name in [name for name, entry in COMMANDS.items() if entry.module]:
+        command = root.get_command(at, name)
+        assert command is not None
+        verbs = list(command.commands.values()) if isinstance(command, click.Group) else [command]
+        for verb in verbs:
+            seen += 1
+            assert verb.help, f"{name} {verb.name} has no help"
+            assert any("--json" in parameter.opts for parameter in verb.params), f"{name} {verb.name} has no --json"
+    assert seen > 15
+    assert quell("run", "list", "--help", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["confg"], ["no such command 'confg'", "did you mean `config`?"]),
+        (["config", "shwo"], ["no such command 'shwo'"]),
+        (["run", "list", "--limt", "3"], ["no such option '--limt'", "did you mean `--limit`?"]),
+        (["run", "show"], ["missing argument 'ID'", "`quell run show --help`"]),
+        (["run", "list", "--limit", "0"], ["0 is not in the range"]),
+        (["investigate"], ["say what to look at"]),
+        (["brief", "--since", "soon"], ["'soon' is not a length of time", "30m"]),
+        (["brief", "--since", "5m", "--window", "10m"], ["longer than --since"]),
+        (["--set", "nonsense", "config", "show"], ["'nonsense' is not KEY=VALUE"]),
+    ],
+)
+def test_a_wrong_command_line_says_what_was_probably_meant(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    told = quell(*arguments, cwd=tmp_path)
+    assert told.returncode == ExitCode.USAGE
+    assert told.stdout == ""
+    assert told.stderr.startswith("error: ")
+    for word in words:
+        assert word in told.stderr
+    as_json = error_of(quell(*arguments, "--json", cwd=tmp_path))
+    assert as_json["kind"] == "UsageError"
+    assert set(as_json) >= {"kind", "message", "hint", "exit"}
+
+
+def test_topics_tell_the_exit_codes_and_the_environment(tmp_path: Path) -> None:
+    told = quell("help", "exit-codes", cwd=tmp_path).stdout
+    for code in ExitCode:
+        assert re.search(rf"^ *{int(code)}  {code.name.lower()}: ", told, re.MULTILINE)
+    entries = json.loads(quell("help", "environment", "--json", cwd=tmp_path).stdout)["entries"]
+    assert "NO_COLOR" in entries
+    assert "Usage: quell run show" in quell("help", "run", "show", cwd=tmp_path).stdout
+    assert "did you mean `run`?" in quell("help", "rnu", cwd=tmp_path).stderr
+
+
+def test_version_and_module_entry(tmp_path: Path) -> None:
+    assert re.fullmatch(r"quell \d+\.\d+\.\d+\n", quell("--version", cwd=tmp_path).stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_of_the_shell(tmp_path: Path, shell: str) -> None:
+    told = quell("completion", shell, cwd=tmp_path)
+    assert told.returncode == 0
+    assert "_QUELL_COMPLETE" in told.stdout
+
+
+def test_the_completion_script_completes_commands(tmp_path: Path) -> None:
+    env = {"_QUELL_COMPLETE": "bash_complete", "COMP_WORDS": "quell in", "COMP_CWORD": "1"}
+    assert quell(cwd=tmp_path, env=env).stdout.split() == ["plain,investigate", "plain,incident"]
+
+
+def test_config_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "quell.toml").write_text('[server]\nprot = 1\nport = "x"\n')
+    told = quell("config", "check", cwd=tmp_path)
+    assert told.returncode == ExitCode.BAD
+    assert told.stderr == "", "the mistakes are what was asked for"
+    assert told.stdout.splitlines()[:2] == [
+        "quell.toml:2: server.prot: unknown key",
+        "  hint: did you mean `server.port`?",
+    ]
+    document = json.loads(quell("config", "check", "--json", cwd=tmp_path).stdout)
+    assert (document["kind"], document["ok"]) == ("config_check", False)
+    assert [problem["path"] for problem in document["problems"]] == ["server.prot", "server.port"]
+
+
+def test_a_broken_configuration_stops_every_other_command_with_2(tmp_path: Path) -> None:
+    (tmp_path / "quell.toml").write_text('[server]\nprot = 1\nport = "x"\n')
+    for arguments in (["serve"], ["run", "list"], ["incident", "list"], ["config", "show"], ["watch"], ["brief"]):
+        told = quell(*arguments, cwd=tmp_path)
+        assert told.returncode == ExitCode.USAGE, arguments
+        assert told.stdout == ""
+        assert "server.prot (quell.toml:2): unknown key" in told.stderr
+        assert "server.port (quell.toml:3)" in told.stderr
+    error = error_of(quell("serve", "--json", cwd=tmp_path))
+    assert error["kind"] == "ConfigError"
+    assert isinstance(error["problems"], list)
+    assert len(error["problems"]) == 2
+    assert not (tmp_path / ".quell").exists(), "nothing was begun"
+
+
+def test_no_configuration_is_fine_and_everything_is_a_default(tmp_path: Path) -> None:
+    assert quell("config", "check", cwd=tmp_path).returncode == 0
+    document = json.loads(quell("config", "show", "--json", cwd=tmp_path).stdout)
+    assert {entry["origin"] for entry in document["settings"]} == {"default"}
+    assert len(quell("config", "show", "--changed", cwd=tmp_path).stdout.splitlines()) == 1
+
+
+def test_config_show_proves_where_each_value_came_from_and_shows_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "quell.toml").write_text('[server]\nport = 1\n[store]\npassword = "{{ env.PW }}"\n')
+    env = {"QUELL_SERVER__PORT": "2", "PW": "hunter2-correct-horse"}
+    assert re.search(
+        r"server\.port +3 +flag", quell("--set", "server.port=3", "config", "show", cwd=tmp_path, env=env).stdout
+    )
+    told = quell("config", "show", cwd=tmp_path, env=env)
+    assert re.search(r"server\.port +2 +env QUELL_SERVER__PORT", told.stdout)
+    assert re.search(r"store\.password +\(set\) +file:quell\.toml:4", told.stdout)
+    assert "hunter2" not in told.stdout + told.stderr
+    assert "hunter2" not in quell("config", "show", "--json", "--debug", cwd=tmp_path, env=env).stdout
+
+
+def test_config_explain_tells_value_origin_and_meaning(tmp_path: Path) -> None:
+    told = quell("config", "explain", "server.port", "--set", "server.port=0", cwd=tmp_path)
+    assert "TCP port" in told.stdout
+    assert "from:    flag" in told.stdout
+    assert (
+        json.loads(quell("config", "explain", "store.retention_hours", "--json", cwd=tmp_path).stdout)["unit"]
+        == "hours"
+    )
+    assert quell("config", "explain", "server.prot", cwd=tmp_path).returncode == ExitCode.USAGE
+
+
+def test_config_schema_is_json_schema(tmp_path: Path) -> None:
+    assert json.loads(quell("config", "schema", cwd=tmp_path).stdout)["additionalProperties"] is False
+    document = json.loads(quell("config", "schema", "--json", cwd=tmp_path).stdout)
+    assert (document["kind"], document["ok"]) == ("config_schema", True)
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    out = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m quell config show | true; echo ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (out.stdout.strip(), out.stderr) == ("0", "")
+
+
+def test_output_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(
+            [*QUELL, "config", "show"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert told.returncode == ExitCode.UNREACHABLE
+    assert told.stderr.startswith("error: No space left on device\nhint: ")
+
+
+def test_output_survives_a_terminal_that_knows_only_ascii(tmp_path: Path) -> None:
+    env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    assert quell("config", "explain", "journal.url", cwd=tmp_path, env=env).returncode == 0
+
+
+def test_colour_follows_the_terminal_and_can_be_forced_or_forbidden(tmp_path: Path) -> None:
+    (tmp_path / "quell.toml").write_text("nonsense = 1\n")
+
+    def has_colour(*arguments: str, env: Mapping[str, str] | None = None) -> bool:
+        return "\x1b[" in quell("doctor", *arguments, cwd=tmp_path, env=env).stdout
+
+    assert not has_colour()
+    assert has_colour("--color", "always")
+    assert has_colour(env={"FORCE_COLOR": "1"})
+    assert not has_colour("--color", "never", env={"FORCE_COLOR": "1"})
+    main, side = pty.openpty()
+    try:
+        subprocess.run(
+            [*QUELL, "doctor"], cwd=tmp_path, stdout=side, stderr=side, stdin=subprocess.DEVNULL, check=False
+        )
+        shown = os.read(main, 65536).decode()
+    finally:
+        os.close(main)
+        os.close(side)
+    assert "\x1b[31;1mbad" in shown, "and a word stands in the colour"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("wait_s", [0.1, 0.25, 0.6])
+def test_an_interrupt_at_any_stage_ends_with_130_and_no_traceback(
+    tmp_path: Path, number: signal.Signals, wait_s: float
+) -> None:
+    (tmp_path / "slow").mkdir()
+    fifo = tmp_path / "quell.toml"
+    os.mkfifo(fifo)  # reading the configuration waits until somebody writes
+    started = subprocess.Popen(
+        [*QUELL, "config", "show"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(wait_s)
+    started.send_signal(number)
+    out, err = started.communicate(timeout=4)
+    assert out == ""
+    assert "Traceback" not in err
+    # Before the first line of ours runs, the signal itself ends the interpreter.
+    assert started.returncode in {ExitCode.INTERRUPTED, -number}
