@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,19 @@ ENVIRONMENT = "QUELL_TEST_POSTGRES"
 
 
 @contextmanager
-def running_postgres(directory: Path) -> Iterator[str]:
-    """Give the URL of a server whose user may create databases; start one in `directory` unless the environment names one."""
+def running_postgres(directory: Path | None = None) -> Iterator[str]:
+    """Give the URL of a server whose user may create databases; start one unless the environment names one.
+
+    Its data goes to `directory`, or to one of its own: pytest's directories can be removed by another session's end.
+    """
     named = os.environ.get(ENVIRONMENT, "")
     if named:
         yield named
+        return
+    if directory is None:
+        with tempfile.TemporaryDirectory(prefix="quell-pg-", ignore_cleanup_errors=True) as own:
+            with running_postgres(Path(own)) as url:
+                yield url
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the package's own making: no XDG_RUNTIME_DIR

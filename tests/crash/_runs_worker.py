@@ -38,23 +38,24 @@ class Sample:
             plan = await self._step(context, "plan", 1)
             await context.emit("sample.planned", key="planned", plan=plan)
             began = await context.now()
-            if self._kill:
-                one, two = await self._step(context, "read-a", plan), await self._step(context, "read-b", plan)
-            else:
-                one, two = await asyncio.gather(
-                    self._step(context, "read-a", plan), self._step(context, "read-b", plan)
+            reads = (
+                [await self._step(context, "read-a", plan), await self._step(context, "read-b", plan)]
+                if self._kill
+                else list(
+                    await asyncio.gather(self._step(context, "read-a", plan), self._step(context, "read-b", plan))
                 )
-            return Continue(state={"at": "second", "reads": [one, two], "began": began.isoformat()})
+            )
+            return Continue(state={"at": "second", "reads": reads, "began": began.isoformat()})
         if at == "second":
-            reads = state["reads"]
-            assert isinstance(reads, list)
-            survey = await self._step(context, "survey", sum(reads))
+            found = state["reads"]
+            assert isinstance(found, list)
+            survey = await self._step(context, "survey", sum(found))
             wake = await context.now() + timedelta(milliseconds=50)
             return WaitUntil(at=wake, state={"at": "third", "survey": survey})
-        survey = state["survey"]
-        assert isinstance(survey, int)
-        found = await self._step(context, "diagnose", survey)
-        told = await self._step(context, "report", found)
+        given = state["survey"]
+        assert isinstance(given, int)
+        diagnosis = await self._step(context, "diagnose", given)
+        told = await self._step(context, "report", diagnosis)
         return Done(result={"told": told})
 
     async def _step(self, context: RunContext, name: str, given: int) -> int:

@@ -81,6 +81,7 @@ class Executor:
         self._lease: Lease | None = None
         self._active: dict[str, _Active] = {}
         self._orphans: set[tuple[str, int]] = set()
+        self._ripe: set[str] = set()
         self._sweep_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -202,9 +203,14 @@ class Executor:
             case WaitUntil(at=at):
                 wait_s = max(0.0, (at - self._clock()).total_seconds())
                 if wait_s < _WAKE_HORIZON_S:
-                    asyncio.get_running_loop().call_later(wait_s, self._sweep_now.set)
+                    asyncio.get_running_loop().call_later(wait_s, self._ripen, begun.run.id)
             case Done():
                 pass
+
+    def _ripen(self, run: str) -> None:
+        """A wait is over by a clock that nobody can set."""
+        self._ripe.add(run)
+        self._sweep_now.set()
 
     async def keep(self, write: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a write of a run until it succeeds; what was learned is not given up because a database blinks.
@@ -325,11 +331,14 @@ class Executor:
         if dead:
             log.warning("taking over runs of %s", ", ".join(dead))
             await in_thread(self._dispatcher.recover, dead)
-        due = [one for one in await self._call(self._journal.due, rows_max=_SWEEP_ROWS_MAX) if one.kind in self._works]
+        ripe = sorted(self._ripe)
+        found = await self._call(self._journal.due, ripe=ripe, rows_max=_SWEEP_ROWS_MAX)
+        due = [one for one in found if one.kind in self._works]
         if due:
             known = await in_thread(self._dispatcher.statuses, [f"{one.run}.{one.dispatch}" for one in due])
             for one in due:
                 await self._see_to(one, known.get(f"{one.run}.{one.dispatch}"))
+        self._ripe.difference_update(ripe)
 
     async def _see_to(self, one: Due, known: Dispatched | None) -> None:
         """Give a run a workflow if it has none that will execute it."""

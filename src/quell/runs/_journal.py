@@ -320,14 +320,20 @@ class Journal:
 
     # -- what is to be done -------------------------------------------------------------------------------------
 
-    def due(self, *, rows_max: int) -> list[Due]:
-        """Return the runs that should be on their way now: queued, running, or waiting and due."""
+    def due(self, *, ripe: Sequence[str], rows_max: int) -> list[Due]:
+        """Return the runs that should be on their way now: queued, running, or waiting and due.
+
+        A wait is over at its time, or when it is among the `ripe`: whose time has passed however the clock was set.
+        """
+        among, values = names(ripe, prefix="run")
+        or_ripe = f" OR id IN {among}" if ripe else ""
         with self._database.reading() as connection:
             rows = connection.all(
                 "SELECT id, kind, dispatch FROM quell_runs WHERE status IN ('queued', 'running')"
-                " OR (status = 'waiting' AND wake_at <= :now) ORDER BY number LIMIT :most",
+                f" OR (status = 'waiting' AND (wake_at <= :now{or_ripe})) ORDER BY number LIMIT :most",
                 now=to_text(self._clock()),
                 most=rows_max,
+                **values,
             )
         return [Due(run=row.id, kind=row.kind, dispatch=row.dispatch) for row in rows]
 
