@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,15 +22,13 @@ _SUMMARY_CHARS = 300
 _LABEL_CHARS = 200
 _CLOCK_JUMP_S = 30.0
 
-Entropy = Callable[[int], bytes]
-
 
 def judge(
-    state: DetectorState, buckets: Buckets, at: datetime, *, settings: DetectionSettings
+    state: DetectorState, buckets: Buckets, at: datetime, *, settings: DetectionSettings, salt: bytes = b""
 ) -> tuple[DetectorState, list[Alert]]:
     """Return the new memory, and the alerts that newly fire or newly resolve at this look.
 
-    The same state, buckets and time give the same alerts with the same ids, so that a replay repeats itself.
+    The same state, buckets, time and salt give the same alerts with the same ids, so that a replay repeats itself.
     """
     now = at.timestamp()
     if now < state.looked_at - _CLOCK_JUMP_S:
@@ -41,7 +39,7 @@ def judge(
     episodes, alerts, troubled = [], [], list(state.troubled)
     for key in sorted(signs.keys() | {(episode.service, episode.symptom) for episode in state.episodes}):
         known = next((episode for episode in state.episodes if (episode.service, episode.symptom) == key), None)
-        episode, alert = _step(known, signs.get(key), now=now, settings=settings, rollouts=buckets.rollouts)
+        episode, alert = _step(known, signs.get(key), now=now, settings=settings, rollouts=buckets.rollouts, salt=salt)
         if alert is not None:
             alerts.append(alert)
         if episode is not None:
@@ -116,6 +114,7 @@ def _step(
     now: float,
     settings: DetectionSettings,
     rollouts: Sequence[tuple[str, float]],
+    salt: bytes,
 ) -> tuple[Episode | None, Alert | None]:
     strength = sign.strength if sign else 0.0
     if known is not None and known.alert is not None:
@@ -136,7 +135,7 @@ def _step(
     )
     if episode.looks < settings.confirm_looks + _patience(since, rollouts=rollouts):
         return episode, None
-    alert = _firing(sign, since=since, now=now)
+    alert = _firing(sign, since=since, now=now, salt=salt)
     return replace(episode, alert=alert), alert
 
 
@@ -146,9 +145,9 @@ def _patience(since: float, *, rollouts: Sequence[tuple[str, float]]) -> int:
     return _ROLLOUT_LOOKS if near else 0
 
 
-def _firing(sign: Sign, *, since: float, now: float) -> Alert:
+def _firing(sign: Sign, *, since: float, now: float, salt: bytes) -> Alert:
     fingerprint = fingerprint_of(source="detector", service=sign.service, symptom=sign.symptom.value, labels={})
-    entropy = hashlib.sha256(f"{fingerprint}:{since}:{now}".encode()).digest()[:10]
+    entropy = hashlib.sha256(salt + f"{fingerprint}:{since}:{now}".encode()).digest()[:10]
     received_at = _time(now)
     labels = tuple((key, escape_line(value, chars_max=_LABEL_CHARS)) for key, value in sign.labels)
     return Alert(

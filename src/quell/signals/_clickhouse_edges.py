@@ -1,0 +1,166 @@
+"""edge_gaps: every edge of the call graph from both ends; what the caller waited and the callee did not work is the wire's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from quell.domain import EdgeShift, Question
+from quell.signals._clickhouse_ask import Asked, Asking
+from quell.signals._clickhouse_sources import Stretch, calls_source, step_of, stretch_of
+from quell.signals._reader_onset import find_onset
+from quell.signals._reader_text import escape_line
+from quell.signals._schema_views import literal
+from quell.signals._survey_score import error_score, latency_score
+
+CalleeKind = Literal["service", "database", "queue", "external"]
+_KINDS: dict[str, CalleeKind] = {"service": "service", "database": "database", "queue": "queue"}
+_SETTLE_S = 12
+"""The callee's half of a call may arrive this much later than the caller's."""
+_ERROR_TYPES_MAX = 5
+
+
+class _Name(msgspec.Struct):
+    caller: str
+    hint: str
+    callee: str
+    n: int
+
+
+class _Row(msgspec.Struct):
+    caller: str
+    callee: str
+    kind: str
+    calls: int
+    errors: int
+    unanswered: int
+    matched: int
+    client_ms: float
+    client_p95_ms: float
+    server_ms: float
+    matched_client_ms: float
+    calls_before: int
+    errors_before: int
+    unanswered_before: int
+    matched_before: int
+    client_ms_before: float
+    client_p95_ms_before: float
+    server_ms_before: float
+    matched_client_ms_before: float
+    error_types: dict[str, int]
+    series: tuple[list[int], list[int], list[int], list[int], list[float]]
+    """Bucket, calls, errors, unanswered, milliseconds."""
+
+
+async def edge_shifts(asking: Asking, question: Question) -> Asked:
+    """Return every edge that was used, those that moved first: the graph itself is evidence."""
+    table, step_s = step_of(question, shape=asking.shape, short="quell_calls", long="", now=asking.now)
+    stretch = stretch_of(question, step_s=step_s, now=asking.now, hidden=asking.hidden)
+    calls = calls_source(asking.shape, table=table, stretch=stretch)
+    names = await asking.rows(
+        f"SELECT caller, hint, callee, toUInt32(count()) AS n FROM ({calls}) WHERE callee != '' AND kind != 'queue' "
+        "GROUP BY caller, hint, callee ORDER BY caller, hint, n, callee",
+        row=_Name,
+    )
+    sql = _query(calls, names=names, stretch=stretch)
+    found = await asking.rows(sql, row=_Row)
+    if not found:
+        raise asking.empty("no calls between anybody that was asked about", sql)
+    scored = [(_score(row), row) for row in found]
+    scored.sort(key=lambda item: (-item[0], item[1].caller, item[1].callee, item[1].kind))
+    return Asked(rows=tuple(_edge(row, moved=score > 0, stretch=stretch) for score, row in scored), query=sql)
+
+
+def _query(calls: str, *, names: Sequence[_Name], stretch: Stretch) -> str:
+    # A caller may name its callee by address; the pairs that matched tell which service that is. A queue keeps its own
+    # name for the producer, and each consumer that takes from it is an edge of its own.
+    known = {f"{name.caller}\x1f{name.hint}": name.callee for name in names if name.hint}
+    pairs = ", ".join(f"{literal(hint)}, {literal(callee)}" for hint, callee in sorted(known.items()))
+    resolved = f"map({pairs})[concat(caller, '\x1f', hint)]" if pairs else "''"
+    speaking = ", ".join(literal(callee) for callee in sorted({name.callee for name in names})) or "''"
+    sums = ", ".join(
+        f"""toUInt32(countIf({when})) AS calls{suffix}, toUInt32(countIf(failed AND {when})) AS errors{suffix},
+    toUInt32(countIf(lost AND {when})) AS unanswered{suffix}, toUInt32(countIf(paired AND {when})) AS matched{suffix},
+    sumIf(client, {when}) AS client_ms{suffix}, quantileExactIf(0.95)(client, {when}) AS client_p95_ms{suffix},
+    sumIf(server, paired AND {when}) AS server_ms{suffix}, sumIf(client, paired AND {when}) AS matched_client_ms{suffix}"""
+        for suffix, when in (("", stretch.within), ("_before", stretch.before))
+    )
+    return f"""SELECT edge.1 AS caller, edge.2 AS callee, max(edge.3) AS kind, {sums},
+    sumMapIf(map(error, toUInt64(1)), failed AND error != '' AND {stretch.within}) AS error_types,
+    sumMap([toUInt32(b)], [toUInt32(1)], [toUInt32(failed)], [toUInt32(lost)], [client]) AS series
+FROM (
+    SELECT b, edge, edge.4 AS client, server_ms AS server, edge.5 AS failed, edge.6 AS error, edge.7 AS paired, edge.8 AS lost
+    FROM (
+        SELECT b, server AS server_ms,
+            multiIf(kind = 'queue', hint, callee != '', callee, {resolved} != '', {resolved}, hint) AS name,
+            toUInt8(callee != '' AND kind != 'queue') AS answered,
+            toUInt8(callee = '' AND kind != 'queue' AND b < {stretch.now - _SETTLE_S} AND name IN ({speaking})) AS silent,
+            arrayConcat(
+                [(caller, name, kind, client, toUInt8(failed), error, answered, silent)],
+                if(kind = 'queue' AND callee != '' AND hint != '',
+                    [(hint, callee, 'service', server, toUInt8(0), '', toUInt8(1), toUInt8(0))], [])
+            ) AS edges
+        FROM ({calls})
+    ) ARRAY JOIN edges AS edge
+)
+WHERE callee != ''
+GROUP BY caller, callee
+ORDER BY caller, callee"""
+
+
+def _mean(total: float, count: int) -> float:
+    return round(total / count, 2) if count else 0.0
+
+
+def _score(row: _Row) -> float:
+    calls, before = row.calls, row.calls_before
+    return max(
+        latency_score(
+            _mean(row.client_ms, calls), _mean(row.client_ms_before, before), calls=calls, calls_before=before
+        ),
+        error_score(row.errors, calls, row.errors_before, before),
+        error_score(row.unanswered, calls, row.unanswered_before, before),
+    )
+
+
+def _edge(row: _Row, *, moved: bool, stretch: Stretch) -> EdgeShift:
+    matched, matched_before = row.matched, row.matched_before
+    kinds = sorted(row.error_types.items(), key=lambda item: (-item[1], item[0]))
+    return EdgeShift(
+        caller=row.caller,
+        callee=row.callee,
+        callee_kind=_KINDS.get(row.kind, "service" if matched or matched_before else "external"),
+        calls=row.calls,
+        errors=row.errors,
+        unanswered=row.unanswered,
+        client_ms=_mean(row.client_ms, row.calls),
+        client_p95_ms=round(row.client_p95_ms, 2) if row.calls else 0.0,
+        server_ms=_mean(row.server_ms, matched) if matched else None,
+        gap_ms=_mean(row.matched_client_ms - row.server_ms, matched) if matched else None,
+        calls_before=row.calls_before,
+        errors_before=row.errors_before,
+        unanswered_before=row.unanswered_before,
+        client_ms_before=_mean(row.client_ms_before, row.calls_before),
+        client_p95_ms_before=round(row.client_p95_ms_before, 2) if row.calls_before else 0.0,
+        server_ms_before=_mean(row.server_ms_before, matched_before) if matched_before else None,
+        gap_ms_before=_mean(row.matched_client_ms_before - row.server_ms_before, matched_before)
+        if matched_before
+        else None,
+        error_types=tuple(escape_line(kind, chars_max=80) for kind, _ in kinds[:_ERROR_TYPES_MAX]),
+        since=_since(row, stretch=stretch) if moved else None,
+    )
+
+
+def _since(row: _Row, *, stretch: Stretch) -> datetime | None:
+    starts, calls, errors, lost, client = row.series
+    weights = [float(n) for n in calls]
+    if error_score(row.errors, row.calls, row.errors_before, row.calls_before) > 0:
+        amounts = [float(n) for n in errors]
+    elif error_score(row.unanswered, row.calls, row.unanswered_before, row.calls_before) > 0:
+        amounts = [float(n) for n in lost]
+    else:
+        amounts = client
+    return find_onset(starts, amounts, weights, window_start=stretch.begin, step_s=stretch.step_s)

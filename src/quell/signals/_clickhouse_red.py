@@ -1,0 +1,114 @@
+"""error_rates and slow_operations: which operations fail, slow down or change their rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from quell.domain import OperationShift, Question, QuestionKind
+from quell.signals._clickhouse_ask import Asked, Asking
+from quell.signals._clickhouse_sources import red_source, step_of, stretch_of
+from quell.signals._reader_onset import find_onset
+from quell.signals._survey_score import error_score, latency_score, traffic_score
+
+SpanKind = Literal["server", "client", "consumer", "producer", "internal"]
+_KINDS: dict[str, SpanKind] = {
+    "server": "server",
+    "client": "client",
+    "consumer": "consumer",
+    "producer": "producer",
+}
+_COUNTED_KINDS = frozenset({"server", "consumer"})
+
+
+class _Row(msgspec.Struct):
+    service: str
+    operation: str
+    span_kind: str
+    calls: int
+    errors: int
+    total_ms: float
+    quantiles: list[float | None]
+    calls_before: int
+    errors_before: int
+    total_ms_before: float
+    quantiles_before: list[float | None]
+    series: list[tuple[int, int, int, float]]
+
+
+async def operation_shifts(asking: Asking, question: Question) -> Asked:
+    """Compare every operation with its own past; per call, never per minute, except for the rate itself."""
+    table, step_s = step_of(question, shape=asking.shape, short="quell_red_5s", long="quell_red_1m", now=asking.now)
+    stretch = stretch_of(question, step_s=step_s, now=asking.now, hidden=asking.hidden)
+    sql = f"""SELECT service, operation, span_kind,
+    toUInt32(sumIf(c, {stretch.within})) AS calls, toUInt32(sumIf(e, {stretch.within})) AS errors,
+    round(sumIf(d, {stretch.within}), 3) AS total_ms, quantilesTDigestMergeIf(0.5, 0.95)(q, {stretch.within}) AS quantiles,
+    toUInt32(sumIf(c, {stretch.before})) AS calls_before, toUInt32(sumIf(e, {stretch.before})) AS errors_before,
+    round(sumIf(d, {stretch.before}), 3) AS total_ms_before, quantilesTDigestMergeIf(0.5, 0.95)(q, {stretch.before}) AS quantiles_before,
+    arraySort(groupArray((toUInt32(b), toUInt32(c), toUInt32(e), round(d, 3)))) AS series
+FROM ({red_source(asking.shape, table=table, stretch=stretch)})
+GROUP BY service, operation, span_kind
+ORDER BY service, operation, span_kind
+SETTINGS max_threads = 1"""
+    found = await asking.rows(sql, row=_Row)
+    if not found:
+        raise asking.empty("no spans from anybody that was asked about", sql)
+    scored = []
+    for row in found:
+        shift, score = _shift(row, question.kind, stretch_seconds=(stretch.seconds, stretch.seconds_before))
+        if score > 0:
+            scored.append((-score, shift, row))
+    scored.sort(key=lambda item: (item[0], item[1].service, item[1].operation, item[1].span_kind))
+    rows = tuple(_dated(shift, row, question.kind, begin=stretch.begin, step_s=step_s) for _, shift, row in scored)
+    return Asked(rows=rows, query=sql)
+
+
+def _shift(row: _Row, kind: QuestionKind, *, stretch_seconds: tuple[float, float]) -> tuple[OperationShift, float]:
+    shift = OperationShift(
+        service=row.service,
+        operation=row.operation,
+        span_kind=_KINDS.get(row.span_kind, "internal"),
+        calls=row.calls,
+        errors=row.errors,
+        total_ms=round(row.total_ms, 1),
+        p50_ms=_quantile(row.quantiles, 0),
+        p95_ms=_quantile(row.quantiles, 1),
+        calls_before=row.calls_before,
+        errors_before=row.errors_before,
+        total_ms_before=round(row.total_ms_before, 1),
+        p50_ms_before=_quantile(row.quantiles_before, 0),
+        p95_ms_before=_quantile(row.quantiles_before, 1),
+    )
+    calls, before = row.calls, row.calls_before
+    if kind is QuestionKind.SLOW_OPERATIONS:
+        mean, mean_before = row.total_ms / max(1, calls), row.total_ms_before / max(1, before)
+        slower = latency_score(shift.p95_ms, shift.p95_ms_before, calls=calls, calls_before=before)
+        return shift, max(slower, latency_score(mean, mean_before, calls=calls, calls_before=before))
+    seconds, seconds_before = stretch_seconds
+    flow = traffic_score(calls, before, seconds=seconds, seconds_before=seconds_before)
+    return shift, max(
+        error_score(row.errors, calls, row.errors_before, before), flow if row.span_kind in _COUNTED_KINDS else 0.0
+    )
+
+
+def _dated(shift: OperationShift, row: _Row, kind: QuestionKind, *, begin: int, step_s: int) -> OperationShift:
+    starts = [bucket for bucket, _, _, _ in row.series]
+    calls = [float(calls) for _, calls, _, _ in row.series]
+    if kind is QuestionKind.SLOW_OPERATIONS:
+        amounts, weights = [total for _, _, _, total in row.series], calls
+    elif error_score(shift.errors, shift.calls, shift.errors_before, shift.calls_before) > 0:
+        amounts, weights = [float(errors) for _, _, errors, _ in row.series], calls
+    else:
+        starts = list(range(starts[0], starts[-1] + step_s, step_s))
+        known = {bucket: float(calls) for bucket, calls, _, _ in row.series}
+        amounts, weights = [known.get(start, 0.0) for start in starts], [1.0] * len(starts)
+    since = find_onset(starts, amounts, weights, window_start=begin, step_s=step_s)
+    return replace(shift, since=since)
+
+
+def _quantile(values: list[float | None], place: int) -> float:
+    value = values[place] if place < len(values) else None
+    return float(f"{value:.3g}") if value is not None and math.isfinite(value) else 0.0
