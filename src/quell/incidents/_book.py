@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
 from quell.domain import Alert, Incident, Outcome, Stage, TimelineEntry, UsageError
-from quell.incidents._grouping import CallGraph
+from quell.incidents._grouping import CallGraph, still_firing
 from quell.incidents._model import CaseFile
 from quell.incidents._rows import (
     Admission,
@@ -145,22 +145,15 @@ class Book:
     def close_quiet(self, *, quiet_s: float, at: datetime) -> list[str]:
         """End every incident whose investigation is over and whose alerts have all been quiet for `quiet_s`."""
         before = stamp(at - timedelta(seconds=quiet_s))
+        query = select(incidents.c.id).where(
+            incidents.c.stage == Stage.ESCALATED.value, incidents.c.quiet_since <= before, incidents.c.request == ""
+        )
         with self._engine.connect() as connection:
-            due = connection.scalars(
-                select(incidents.c.id).where(
-                    and_(
-                        incidents.c.stage == Stage.ESCALATED.value,
-                        incidents.c.quiet_since <= before,
-                        incidents.c.request == "",
-                        ~select(alerts.c.id)
-                        .where(alerts.c.incident == incidents.c.id, alerts.c.status == "firing")
-                        .exists(),
-                    )
-                )
-            ).all()
+            candidates = connection.scalars(query).all()
+            due = [incident for incident in candidates if not still_firing(alerts_of(connection, incident))]
         for incident in due:
             self.close(incident, by="quell", reason=f"every alert ended and stayed quiet for {quiet_s:.0f} s", at=at)
-        return list(due)
+        return due
 
     # -- the call graph ----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,8 @@ _TIME_TICKS = 4
 _BAND = (0.05, 0.95)
 _MARKS_MAX = 6
 _GAP_FACTOR = 4.0
-_HEADROOM = 1.12
+_ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+_HEADROOM = 1.06
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class Chart:
     """Worst value in the window in trouble."""
     before: str
     """Median of the baseline."""
+    is_off: bool
+    """Whether that worst value lies well outside what the baseline kept."""
     described: str
     """The same in a sentence, for people who do not see it."""
     paths: tuple[str, ...]
@@ -94,10 +98,8 @@ def _chart(curve: Curve, *, span: Window, trouble: Window, marks: tuple[Mark, ..
     values = [value for _, value in curve.points]
     quiet = sorted(value for at, value in curve.points if at < trouble.start)
     loud = [value for at, value in curve.points if at >= trouble.start] or values
-    high = max(values) * _HEADROOM or 1.0
-    low = min(0.0, *values)
-    if curve.unit == "share":
-        high = min(max(high, 0.02), 1.0) if max(values) <= 1 else high
+    ticks = _ticks(min(0.0, *values), max(values) * _HEADROOM, unit=curve.unit)
+    low, high = ticks[0], ticks[-1]
     usual = quiet[len(quiet) // 2] if quiet else None
     extreme = max(loud, key=lambda value: abs(value - (usual or 0.0)))
     left, right = _x(max(trouble.start, span.start), span), _x(min(trouble.end, span.end), span)
@@ -115,13 +117,36 @@ def _chart(curve: Curve, *, span: Window, trouble: Window, marks: tuple[Mark, ..
         areas=tuple(_area(run, span, low, high) for run in runs if len(run) > 1),
         band=_band(quiet, low, high),
         trouble=(left, max(0.0, right - left)),
-        y_ticks=tuple(
-            (_y(value, low, high), amount_of(value, curve.unit))
-            for value in (low + (high - low) * i / _TICKS for i in range(_TICKS + 1))
-        ),
+        y_ticks=tuple((_y(value, low, high), amount_of(value, curve.unit)) for value in ticks),
+        is_off=_is_off(extreme, quiet),
         x_ticks=_x_ticks(span),
         marks=marks,
     )
+
+
+def _ticks(low: float, high: float, *, unit: str) -> list[float]:
+    """Return round numbers that enclose low..high."""
+    if high <= low:
+        high = low + (0.03 if unit == "share" else 1.0)
+    scale = 1024 ** int(math.log(max(abs(low), abs(high), 1), 1024)) if unit == "bytes" else 1
+    rough = (high - low) / scale / _TICKS
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor for factor in _ROUND if factor * power >= rough) * power * scale
+    first = math.floor(low / step)
+    ticks = [first * step]
+    while ticks[-1] < high and len(ticks) <= _TICKS + 1:
+        ticks.append((first + len(ticks)) * step)
+    if unit == "share" and high <= _HEADROOM:
+        ticks = [tick for tick in ticks if tick <= 1.0] + ([1.0] if ticks[-1] > 1.0 else [])
+    return ticks
+
+
+def _is_off(extreme: float, quiet: Sequence[float]) -> bool:
+    if len(quiet) < 3:
+        return False
+    least, most = quiet[0], quiet[-1]
+    room = max(most - least, 0.1 * abs(most))
+    return extreme > most + room or extreme < least - room
 
 
 def _x_ticks(span: Window) -> tuple[tuple[float, str], ...]:

@@ -40,41 +40,37 @@ class Gathering:
     @property
     def is_firing(self) -> bool:
         """Tell whether any alert of it still fires."""
-        return any(alert.status == "firing" for alert in self.alerts)
+        return bool(still_firing(self.alerts))
 
 
 def find_episode(alert: Alert, known: Iterable[Alert]) -> Alert | None:
-    """Find the alert that a report is about, among those of the same fingerprint.
-
-    The same start is the same episode. So is anything reported while the condition fires, and a late report of a time
-    that a finished episode covers: senders repeat themselves, and networks reorder.
-    """
-    known = sorted(known, key=lambda k: k.starts_at, reverse=True)
-    for candidate in known:
-        if candidate.starts_at == alert.starts_at:
-            return candidate
-    for candidate in known:
-        if candidate.status == "firing":
-            over_before = (
-                alert.status == "resolved" and alert.ends_at is not None and alert.ends_at < candidate.starts_at
-            )
-            if not over_before:
-                return candidate
-        elif candidate.starts_at <= alert.starts_at <= (candidate.ends_at or candidate.starts_at):
-            return candidate
-    return None
+    """Find the alert that a report is about, among those of the same fingerprint: the same id, or the same beginning."""
+    known = list(known)
+    same_id = [candidate for candidate in known if candidate.id == alert.id]
+    return next(iter(same_id or [candidate for candidate in known if candidate.starts_at == alert.starts_at]), None)
 
 
 def merged(known: Alert, report: Alert) -> Alert:
-    """Return what is known of an episode after one more report, whatever the order of the reports.
+    """Return what is known of an episode after one more report; no order and no repetition of reports matters.
 
-    A resolution is final: a firing report of an episode that has ended only confirms that it began.
+    An end is final: a report that it fires, arriving later, only confirms that it began.
     """
-    starts_at = min(known.starts_at, report.starts_at) if known.status == report.status == "firing" else known.starts_at
-    if known.status == "firing" and report.status == "resolved":
-        ends_at = report.ends_at or report.received_at
-        return replace(known, status="resolved", ends_at=max(ends_at, starts_at), starts_at=starts_at)
-    return replace(known, starts_at=starts_at)
+    severity = worst((known.severity, report.severity))
+    if report.status == "firing":
+        return replace(known, severity=severity)
+    ends = [end for end in (known.ends_at, report.ends_at or report.received_at) if end]
+    return replace(known, severity=severity, status="resolved", ends_at=max(*ends, known.starts_at))
+
+
+def still_firing(alerts: Iterable[Alert]) -> list[Alert]:
+    """Return the alerts that fire: of each condition the newest episode, unless it has ended.
+
+    An older one whose end was never reported is over as well: a condition cannot begin while it lasts.
+    """
+    newest: dict[str, Alert] = {}
+    for alert in sorted(alerts, key=lambda a: (a.starts_at, a.id)):
+        newest[alert.fingerprint] = alert
+    return [alert for alert in newest.values() if alert.status == "firing"]
 
 
 def find_place(alert: Alert, gatherings: Sequence[Gathering], *, graph: CallGraph, group_window_s: float) -> str | None:

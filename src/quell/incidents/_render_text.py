@@ -17,7 +17,8 @@ _QUIET_IN_TEXT = {"asked", "briefing"}
 def render_text(report: Report, *, width: int) -> str:
     """Write a report for a terminal of `width` columns."""
     width = max(_WIDTH_MIN, min(width, _WIDTH_MAX))
-    lines = [*_wrapped(report.title.upper(), width), " | ".join(word for word, _ in report.chips), ""]
+    chips = " | ".join(word for word, _ in report.chips)
+    lines = [*_wrapped(report.title, width), *_wrapped(chips, width), ""]
     for section in report.sections:
         if section.key not in _QUIET_IN_TEXT or section.key == "asked":
             lines += [section.title, "-" * len(section.title), *_text_section(section, width), ""]

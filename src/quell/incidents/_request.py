@@ -35,7 +35,7 @@ _NOT_A_NAME = frozenset(
     _WORD.findall(
         "why what is are was the a an and or of in on to for with from since last past minutes minute hours hour days "
         "day ago our my it its there so very too all everything service services system users customers please check "
-        "look at happening happened wrong problem problems issue issues how when who does do did has have been being"
+        "look at happening get post put delete patch head happened wrong problem problems issue issues how when who does do did has have been being"
     )
 )
 _SUFFIXES = frozenset({"service", "svc", "server", "api", "app"})
@@ -98,18 +98,14 @@ def _named(words: list[str], known: Iterable[str]) -> list[str]:
 def _guessed(words: list[str], known: list[str], operations: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Try the words as parts of operation names, then as misspelt service names; say what was assumed."""
     content = [word for word in words if word not in _NOT_A_NAME and len(word) > 2]
-    by_operation: dict[str, str] = {}
+    by_word: dict[str, dict[str, str]] = {}
     for operation in sorted(operations):
-        parts = set(_WORD.findall(operation.lower()))
-        for word in content:
-            if word in parts:
-                by_operation.setdefault(operations[operation], operation)
-    if by_operation:
-        notes = [
-            f"Took {service} to be meant, because it serves {by_operation[service]!r}."
-            for service in sorted(by_operation)
-        ]
-        return sorted(by_operation), notes
+        for word in set(content) & set(_WORD.findall(operation.lower())):
+            by_word.setdefault(word, {}).setdefault(operations[operation], operation)
+    if by_word:
+        telling = min(by_word.values(), key=lambda served: (len(served), sorted(served)))
+        notes = [f"Took {service} to be meant, because it serves {telling[service]!r}." for service in sorted(telling)]
+        return sorted(telling), notes
     bare = {"".join(p for p in _WORD.findall(name.lower()) if p not in _SUFFIXES): name for name in known}
     for word in content:
         close = difflib.get_close_matches(word, list(bare), n=1, cutoff=_CLOSE_ENOUGH)

@@ -223,6 +223,12 @@ def open_incident(
     return incident
 
 
+def _said_by(alert: Alert) -> str:
+    """Return what an alert says, with its service named once."""
+    said = alert.summary or alert.name
+    return said if not alert.service or alert.service in said else f"{alert.service}: {said}"
+
+
 class Admission:
     """Admits alerts one by one within one transaction."""
 
@@ -286,9 +292,7 @@ class Admission:
             "severity": alert.severity.value,
             "summary": alert.summary,
         }
-        entry = TimelineEntry(
-            at=alert.starts_at, kind="alert", text=f"Alert: {alert.service or 'all services'}: {alert.summary}"
-        )
+        entry = TimelineEntry(at=alert.starts_at, kind="alert", text=f"Alert: {_said_by(alert)}")
         tell(
             self._connection,
             incident,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime
+from typing import TypeVar, cast
 
 from quell.diagnosis import CATALOGUE
 from quell.domain import Citation, Finding, Gap, Hypothesis, Outcome
-from quell.incidents._grouping import listed
+from quell.incidents._grouping import listed, still_firing
 from quell.incidents._model import CaseFile, Similar
 from quell.incidents._words import amount_of, clock_of, moment_of, offset_of, plural, span_of, spark_of, visible
 
@@ -105,7 +106,22 @@ def report_of(case: CaseFile) -> Report:
         )
         if part
     )
-    return Report(title=visible(incident.title), chips=tuple(chips), sections=tuple(sections), footer=footer)
+    report = Report(title=incident.title, chips=tuple(chips), sections=tuple(sections), footer=footer)
+    return _inert(report)
+
+
+R = TypeVar("R")
+
+
+def _inert(part: R) -> R:
+    """Return a part of a report in which no text hides anything, whoever wrote it; code was cleaned line by line."""
+    if isinstance(part, str):
+        return cast("R", visible(part))
+    if isinstance(part, tuple):
+        return cast("R", tuple(_inert(each) for each in part))
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{f.name: _inert(getattr(part, f.name)) for f in fields(part) if f.name != "code"})
+    return part
 
 
 _OUTCOME_WORDS = {
@@ -132,12 +148,12 @@ def _opening(case: CaseFile) -> str:
     alerts = [alert for alert in case.alerts if alert.source != "person"]
     if not alerts:
         where = listed(case.plan.focus) if case.plan and case.plan.focus else "all services"
-        return f"A person asked: {visible(case.incident.title)} Looked at: {visible(where)}."
-    firing = sum(alert.status == "firing" for alert in alerts)
+        return f"A person asked: {case.incident.title} Looked at: {where}."
+    firing = len(still_firing(alerts))
     first = min(alerts, key=lambda a: a.starts_at)
     where = listed(case.incident.services, names_max=_ALERTS_NAMED_MAX) or "no service that the alerts name"
     state = f"{firing} still firing" if firing else "all of them over"
-    return f"{plural(len(alerts), 'alert')} on {visible(where)} since {moment_of(first.starts_at)}, {state}."
+    return f"{plural(len(alerts), 'alert')} on {where} since {moment_of(first.starts_at)}, {state}."
 
 
 def _caused(case: CaseFile) -> Section:
@@ -147,14 +163,14 @@ def _caused(case: CaseFile) -> Section:
         return Section(key="caused", title=title, prose=(Line(text=case.state or "Not known yet."),))
     known = _known(case)
     cites = tuple(c.evidence for c in finding.citations if c.evidence in known)
-    head = Line(text=visible(finding.statement), cites=cites)
+    head = Line(text=finding.statement, cites=cites)
     prose = [] if cites else [head]
     claims = [head] if cites else []
     claims += _cited(finding.citations, known)[:_SUPPORT_MAX] if len(finding.citations) > 1 else []
     for explained in case.victims:
         cited = tuple(e for e in explained.evidence if e in known)
         if cited:
-            text = f"{visible(explained.service)} suffers from {visible(explained.suffers_from)}; it is not the cause"
+            text = f"{explained.service} suffers from {explained.suffers_from}; it is not the cause"
             claims.append(Line(text=text, cites=cited))
     about = tuple(Line(text=text, tone="dim") for text in _about(finding, case))
     return Section(key="caused", title=title, prose=tuple(prose), claims=tuple(claims), about=about)
@@ -166,17 +182,17 @@ def _about(finding: Finding, case: CaseFile) -> list[str]:
         entry = CATALOGUE[finding.category]
         said.append(f"{entry.title}: {entry.meaning}")
     if finding.subject:
-        said.append(f"Object at fault: {finding.subject.kind} {visible(finding.subject.name)}")
+        said.append(f"Object at fault: {finding.subject.kind} {finding.subject.name}")
     if finding.since:
         anchor = _anchor(case)
         said.append(f"Since: {moment_of(finding.since)} ({offset_of(finding.since, anchor)} from the first alert)")
-    cap = f", because {visible(finding.cap)}" if finding.cap else ""
+    cap = f", because {finding.cap}" if finding.cap else ""
     said.append(f"Confidence: {finding.confidence}{cap}")
     return said
 
 
 def _next(case: CaseFile) -> Section:
-    steps = [Line(text=visible(step)) for step in case.next_steps]
+    steps = [Line(text=step) for step in case.next_steps]
     if not steps:
         steps = [Line(text=f"Follow the investigation: quell watch --incident {case.incident.id}")]
     return Section(key="next", title="What can I do next?", numbered=tuple(steps))
@@ -190,8 +206,8 @@ def _curves(case: CaseFile) -> Section | None:
             low, high = amount_of(min(values), curve.unit), amount_of(max(values), curve.unit)
             rows.append(
                 (
-                    visible(curve.subject),
-                    visible(curve.measure),
+                    curve.subject,
+                    curve.measure,
                     spark_of(values, width=_SPARK_WIDTH),
                     f"{low} .. {high}",
                 )
@@ -216,7 +232,7 @@ def _timeline(case: CaseFile) -> Section:
     lines = tuple(
         Line(
             label=f"{clock_of(entry.at)} {offset_of(entry.at, anchor)}",
-            text=visible(entry.text),
+            text=entry.text,
             cites=(entry.evidence,) if entry.evidence in known and entry.evidence else (),
             tone=entry.kind,
         )
@@ -249,7 +265,7 @@ def _hypothesis(hypothesis: Hypothesis, known: frozenset[str]) -> Card:
     against = tuple(_cited(hypothesis.against, known))
     return Card(
         id=hypothesis.id,
-        head=visible(hypothesis.statement),
+        head=hypothesis.statement,
         chips=(
             hypothesis.status,
             f"confidence {hypothesis.confidence}",
@@ -267,7 +283,7 @@ def _evidence(case: CaseFile) -> Section:
     cards = tuple(
         Card(
             id=evidence.id,
-            head=visible(evidence.excerpt),
+            head=evidence.excerpt,
             chips=(
                 evidence.source,
                 evidence.question.value,
@@ -301,12 +317,10 @@ def _gaps(case: CaseFile) -> Section:
             silent.setdefault(gap.source, []).append(gap)
         else:
             label = f"{gap.source} {gap.question.value}"
-            rows.append(
-                Line(label=visible(label), text=f"{gap.reason}: {visible(gap.detail, chars_max=300)}", tone="bad")
-            )
+            rows.append(Line(label=label, text=f"{gap.reason}: {visible(gap.detail, chars_max=300)}", tone="bad"))
     for source in sorted(silent):
         kinds = ", ".join(gap.question.value for gap in silent[source])
-        rows.append(Line(label=visible(source), text=f"does not answer: {kinds}", tone="dim"))
+        rows.append(Line(label=source, text=f"does not answer: {kinds}", tone="dim"))
     prose = (Line(text="What could not be learned, and therefore limits what can be concluded:"),)
     return Section(key="gaps", title="Gaps", prose=prose, cards=(Card(id="", head="", groups=(("", tuple(rows)),)),))
 
@@ -322,12 +336,12 @@ def _similar(case: CaseFile) -> Section:
 
 def _earlier(one: Similar, case: CaseFile) -> Card:
     ago = span_of((case.incident.opened_at - one.opened_at).total_seconds())
-    same = tuple(Line(text=visible(text)) for text in one.same)
-    differed = tuple(Line(text=visible(text)) for text in one.differed)
+    same = tuple(Line(text=text) for text in one.same)
+    differed = tuple(Line(text=text) for text in one.differed)
     return Card(
         id=one.incident,
-        head=visible(one.title),
-        chips=(f"{ago} before", f"{one.score:.0%} alike", visible(one.ending)),
+        head=one.title,
+        chips=(f"{ago} before", f"{one.score:.0%} alike", one.ending),
         groups=(
             ("the same", same),
             ("what differed", differed or (Line(text="nothing that is recorded", tone="none"),)),
@@ -354,7 +368,7 @@ def _asked(case: CaseFile) -> Section | None:
     if plan is None:
         return None
     rows = (
-        ("question", visible(plan.question)),
+        ("question", plan.question),
         (
             "looked at",
             f"{moment_of(plan.window.start)} to {clock_of(plan.window.end)} ({span_of(plan.window.seconds)})",
@@ -363,9 +377,9 @@ def _asked(case: CaseFile) -> Section | None:
             "compared with",
             f"{moment_of(plan.baseline.start)} to {clock_of(plan.baseline.end)} ({span_of(plan.baseline.seconds)})",
         ),
-        ("in focus", visible(listed(plan.focus, names_max=12)) or "all services"),
+        ("in focus", listed(plan.focus, names_max=12) or "all services"),
     )
-    notes = tuple(Line(text=visible(note)) for note in plan.notes)
+    notes = tuple(Line(text=note) for note in plan.notes)
     return Section(key="asked", title="What was asked", prose=notes, columns=("", ""), rows=rows)
 
 
@@ -389,7 +403,7 @@ def _known(case: CaseFile) -> frozenset[str]:
 
 def _cited(citations: Iterable[Citation], known: frozenset[str]) -> list[Line]:
     """Return claims that cite evidence which exists; a claim without it is not made."""
-    return [Line(text=visible(c.says), cites=(c.evidence,)) for c in citations if c.evidence in known]
+    return [Line(text=c.says, cites=(c.evidence,)) for c in citations if c.evidence in known]
 
 
 def _anchor(case: CaseFile) -> datetime:
