@@ -18,8 +18,10 @@ import pytest
 
 from quell.cli import ExitCode
 from quell.cli._root import COMMANDS, root
+from tests._quell import QUELL, environment, error_of, quell
 
-QUELL = [sys.executable, "-m", "quell"]
+pytestmark = pytest.mark.timeout(60)  # whole processes, several per test, on machines that do other things as well
+
 NOT_IN_HELP = {
     "pydantic",
     "asyncio",
@@ -32,33 +34,6 @@ NOT_IN_HELP = {
     "msgspec",
     "chdb",
 }
-
-
-def quell(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    clean = {
-        key: value for key, value in os.environ.items() if not key.startswith(("QUELL_", "OTEL_", "XDG_", "NO_COLOR"))
-    }
-    clean["HOME"] = str(cwd)
-    return subprocess.run(
-        [*QUELL, *arguments],
-        cwd=cwd,
-        env=clean | dict(env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        input=stdin,
-    )
-
-
-def error_of(told: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    document = json.loads(told.stderr)
-    assert document["ok"] is False
-    error = document["error"]
-    assert isinstance(error, dict)
-    assert error["exit"] == told.returncode
-    return error
 
 
 def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
@@ -277,11 +252,16 @@ def test_an_interrupt_at_any_stage_ends_with_130_and_no_traceback(
     fifo = tmp_path / "quell.toml"
     os.mkfifo(fifo)  # reading the configuration waits until somebody writes
     started = subprocess.Popen(
-        [*QUELL, "config", "show"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*QUELL, "config", "show"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     time.sleep(wait_s)
     started.send_signal(number)
-    out, err = started.communicate(timeout=4)
+    out, err = started.communicate(timeout=20)
     assert out == ""
     assert "Traceback" not in err
     # Before the first line of ours runs, the signal itself ends the interpreter.

@@ -169,7 +169,7 @@ def open_telemetry(
 ) -> Telemetry:
     """Make `span`, `count` and `event` speak for this process; at most one Telemetry is open at a time.
 
-    A command shows only warnings and worse on stderr (its own output stands there) unless the level is `debug`.
+    A command shows only errors on stderr (its own messages stand there) unless another level than `info` was asked for.
     `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP http/protobuf.
     """
     opened = Telemetry(
@@ -247,7 +247,7 @@ def _style_of(settings: Settings, *, env: Mapping[str, str], stderr: TextIO | No
 
 
 def _level_of(level: Level, *, role: Literal["serve", "command"]) -> Level:
-    return "warning" if role == "command" and level == "info" else level
+    return "error" if role == "command" and level == "info" else level
 
 
 def _secrets_in(value: object) -> Iterator[str]:

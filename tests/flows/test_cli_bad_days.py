@@ -1,0 +1,287 @@
+"""Bad input and bad days at the command line: a clear message, a defined exit code, nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quell.cli import ExitCode
+from quell.config import JournalSettings
+from quell.runs import Runs, system_clock
+from tests._quell import NOWHERE, QUELL, environment, error_of, quell, started, wait_for_line
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(120)]
+
+BLIND = ["--set", f"store.url={NOWHERE}", "--set", "investigation.settle_s=0"]
+"""An existing ClickHouse that is not there."""
+
+
+def _left_behind(state_dir: Path) -> list[str]:
+    """Name processes that still work for a state directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if str(state_dir) in words and process.pid != os.getpid():
+            found.append(words)
+    return found
+
+
+def _wait_until_nobody(state_dir: Path, *, timeout_s: float = 30) -> list[str]:
+    deadline = time.monotonic() + timeout_s
+    while (left := _left_behind(state_dir)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def test_listings_of_an_empty_state_are_empty_and_fine(tmp_path: Path) -> None:
+    for noun in ("run", "incident"):
+        told = quell(noun, "list", cwd=tmp_path)
+        assert (told.returncode, told.stderr) == (0, ""), told.stderr
+        document = json.loads(quell(noun, "list", "--json", cwd=tmp_path).stdout)
+        assert (document["kind"], document["ok"], document[f"{noun}s"], document["is_cut"]) == (
+            f"{noun}s",
+            True,
+            [],
+            False,
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "show", "run_x"], ["run", "cancel", "run_x"], ["incident", "show", "inc_x"]]
+)
+def test_an_id_that_is_none_is_a_usage_error(tmp_path: Path, arguments: list[str]) -> None:
+    error = error_of(quell(*arguments, "--json", cwd=tmp_path))
+    assert (error["kind"], error["exit"]) == ("UsageError", ExitCode.USAGE)
+
+
+def test_an_investigation_whose_sources_are_unreachable_says_so_with_3(tmp_path: Path) -> None:
+    told = quell(*BLIND, "investigate", "checkout is slow", cwd=tmp_path)
+    assert told.returncode == ExitCode.UNREACHABLE, told.stderr
+    assert "What caused it?" in told.stdout
+    assert "no source could be reached" in told.stderr
+    (run,) = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"]
+    assert run["status"] == "succeeded", "to have learned nothing is a result, and it is kept"
+    brief = quell(*BLIND, "brief", cwd=tmp_path)
+    assert brief.returncode == ExitCode.UNREACHABLE, brief.stderr
+
+
+def test_ids_may_be_shortened_and_a_report_has_every_form(tmp_path: Path) -> None:
+    assert quell(*BLIND, "investigate", "--service", "nobody", cwd=tmp_path).returncode == ExitCode.UNREACHABLE
+    (incident,) = json.loads(quell("incident", "list", "--json", cwd=tmp_path).stdout)["incidents"]
+    short = incident["id"][:12]
+    assert "What is going on?" in quell("incident", "show", short, cwd=tmp_path).stdout
+    assert quell("incident", "show", short, "--form", "markdown", cwd=tmp_path).stdout.startswith("# ")
+    document = json.loads(quell("incident", "show", short, "--json", cwd=tmp_path).stdout)
+    assert (document["kind"], document["ok"]) == ("case_file", True)
+    told = quell("incident", "show", short, "--output", "out/report.html", cwd=tmp_path)
+    assert told.stdout == ""
+    assert (tmp_path / "out" / "report.html").read_text().lower().startswith("<!doctype html>")
+    run = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"][0]
+    shown = json.loads(quell("run", "show", run["id"][:14], "--json", cwd=tmp_path).stdout)
+    assert shown["steps"][0]["name"] == "plan"
+    assert [event["name"] for event in shown["events"]][-1] == "run.finished"
+    assert quell("incident", "close", short, "--reason", "a drill", cwd=tmp_path).returncode == 0
+    again = quell("incident", "close", short, cwd=tmp_path)
+    assert again.returncode == ExitCode.DENIED, again.stderr
+
+
+def test_a_listing_that_was_cut_says_so(tmp_path: Path) -> None:
+    async def fill() -> None:
+        (tmp_path / ".quell").mkdir()
+        runs = await Runs.open(
+            JournalSettings(), state_dir=tmp_path / ".quell", clock=system_clock, entropy=os.urandom, version="v"
+        )
+
+        async def nothing(_: object) -> object:
+            raise AssertionError("nobody executes here")
+
+        runs.register("drill", nothing)  # type: ignore[arg-type]  # never called
+        for number in range(3):
+            await runs.start("drill", subject=f"s{number}", arguments={})
+        await runs.close()
+
+    asyncio.run(fill())
+    told = quell("run", "list", "--limit", "2", cwd=tmp_path)
+    assert len(told.stdout.splitlines()) == 3
+    assert "showing the newest 2 runs; there are more: --limit 20" in told.stderr
+    assert json.loads(quell("run", "list", "--limit", "2", "--json", cwd=tmp_path).stdout)["is_cut"] is True
+    newest = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"][0]["id"]
+    assert quell("run", "cancel", newest, cwd=tmp_path).returncode == 0
+    assert quell("run", "cancel", newest, cwd=tmp_path).returncode == ExitCode.DENIED
+
+
+def test_a_state_directory_that_cannot_be_made_ends_with_3(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for arguments in (["serve", "--port", "0"], ["run", "list"]):
+        told = quell(*arguments, "--state-dir", "file/state", cwd=tmp_path)
+        assert told.returncode == ExitCode.UNREACHABLE, told.stderr
+        assert told.stderr.startswith("error: ")
+        assert "hint: " in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_a_full_disk_ends_with_3_and_harms_nothing(tmp_path: Path) -> None:
+    assert quell(*BLIND, "investigate", "x", cwd=tmp_path).returncode == ExitCode.UNREACHABLE
+    size = max(path.stat().st_size for path in (tmp_path / ".quell").glob("quell.db*"))
+
+    def cap() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    told = subprocess.run(
+        [*QUELL, *BLIND, "investigate", "y"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=cap,
+        timeout=90,
+    )
+    assert told.returncode == ExitCode.UNREACHABLE, told.stderr
+    assert told.stderr.startswith("error: ")
+    assert "Traceback" not in told.stderr
+    after = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"]
+    assert after[-1]["status"] == "succeeded", "what was there is still there"
+
+
+def test_a_taken_port_ends_with_3_and_a_hint(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        told = quell(*BLIND, "serve", "--port", port, "--json", cwd=tmp_path)
+        error = json.loads(told.stderr.strip().splitlines()[-1])["error"]
+        assert told.returncode == error["exit"] == ExitCode.UNREACHABLE, told.stderr
+        assert port in error["message"]
+        assert "--port" in error["hint"]
+    assert _wait_until_nobody(tmp_path) == []
+
+
+def test_a_server_says_when_it_is_ready_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    for number, code in ((signal.SIGTERM, ExitCode.DONE), (signal.SIGINT, ExitCode.INTERRUPTED)):
+        with started(*BLIND, "serve", "--port", "0", cwd=tmp_path) as server:
+            line = wait_for_line(server, "ready: http://127.0.0.1:")
+            announced = json.loads((tmp_path / ".quell" / "serve.json").read_text())
+            assert announced["url"] in line
+            assert announced["pid"] == server.pid
+            server.send_signal(number)
+            out, err = server.communicate(timeout=30)
+            assert server.returncode == code, err
+            assert out == ""
+            assert "Traceback" not in err
+        assert not (tmp_path / ".quell" / "serve.json").exists()
+        assert _wait_until_nobody(tmp_path) == []
+
+
+def test_a_second_server_on_one_state_directory_is_told_whose_it_is(tmp_path: Path) -> None:
+    with started(*BLIND, "serve", "--port", "0", cwd=tmp_path) as server:
+        wait_for_line(server, "ready: ")
+        second = quell(*BLIND, "serve", "--port", "0", cwd=tmp_path)
+        assert second.returncode == ExitCode.UNREACHABLE
+        assert str(server.pid) in second.stderr
+        assert "hint: " in second.stderr
+        assert quell("run", "list", cwd=tmp_path).returncode == 0, "commands work beside a server"
+        told = quell(*BLIND, "doctor", "--json", cwd=tmp_path)
+        checks = {check["name"]: check for check in json.loads(told.stdout)["checks"]}
+        assert "a server of this state directory runs" in checks["port"]["detail"]
+
+
+@pytest.mark.parametrize("wait_s", [0.2, 0.6, 1.2, 2.0])
+def test_an_interrupted_investigation_ends_with_130_and_is_kept(tmp_path: Path, wait_s: float) -> None:
+    slow = ["--set", f"store.url={NOWHERE}", "--set", "investigation.settle_s=30"]
+    with started(*slow, "investigate", "--service", "a", cwd=tmp_path) as process:
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode in {ExitCode.INTERRUPTED, -signal.SIGINT}, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert _wait_until_nobody(tmp_path) == []
+    told = quell("run", "list", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    for run in json.loads(told.stdout)["runs"]:
+        assert run["status"] == "cancelled", "what was begun is journalled and not running"
+
+
+def test_a_run_that_was_interrupted_can_be_resumed(tmp_path: Path) -> None:
+    slow = ["--set", f"store.url={NOWHERE}", "--set", "investigation.settle_s=4"]
+    with started(*slow, "investigate", "--service", "a", cwd=tmp_path) as process:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            told = quell("run", "list", "--json", cwd=tmp_path)
+            if told.returncode == 0 and json.loads(told.stdout)["runs"]:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.INTERRUPTED, err
+    (run,) = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"]
+    assert run["status"] == "cancelled", err
+    assert f"quell run resume {run['id']}" in err
+    told = quell(*slow, "run", "resume", run["id"][:16], "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["run"]["status"] == "succeeded"
+
+
+def test_watch_prints_what_happens_in_other_processes(tmp_path: Path) -> None:
+    assert quell("run", "list", cwd=tmp_path).returncode == 0
+    with started("watch", "--json", "--after", "0", cwd=tmp_path) as watching:
+        assert quell(*BLIND, "investigate", "x", cwd=tmp_path).returncode == ExitCode.UNREACHABLE
+        line = wait_for_line(watching, '"run.finished"', stream="stdout")
+        record = json.loads(line)
+        assert (record["kind"], record["name"]) == ("event", "run.finished")
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=20)
+        assert watching.returncode == ExitCode.INTERRUPTED
+    (incident,) = json.loads(quell("incident", "list", "--json", cwd=tmp_path).stdout)["incidents"]
+    with started("watch", "--incident", incident["id"][:12], cwd=tmp_path) as watching:
+        assert "run.finished" in wait_for_line(watching, "run.finished", stream="stdout")
+
+
+def test_the_doctor_names_what_is_bad_and_what_to_do(tmp_path: Path) -> None:
+    told = quell(*BLIND, "doctor", "--json", cwd=tmp_path)
+    document = json.loads(told.stdout)
+    checks = {check["name"]: check for check in document["checks"]}
+    assert told.returncode == ExitCode.BAD
+    assert document["ok"] is False
+    assert {name for name, check in checks.items() if check["status"] == "bad"} == {"store"}
+    assert {"versions", "config", "state dir", "disk", "engine", "journal", "clock", "port"} <= set(checks)
+    plain = quell(*BLIND, "doctor", cwd=tmp_path)
+    assert any(line.startswith("bad   store") for line in plain.stdout.splitlines())
+
+
+def test_the_doctor_notices_that_the_clock_went_back(tmp_path: Path) -> None:
+    async def write_tomorrow() -> None:
+        (tmp_path / ".quell").mkdir()
+        runs = await Runs.open(
+            JournalSettings(),
+            state_dir=tmp_path / ".quell",
+            clock=lambda: system_clock() + timedelta(days=1),
+            entropy=os.urandom,
+            version="v",
+        )
+        await runs.emit("inc_1", "incident.opened", key="k", body={})
+        await runs.close()
+
+    asyncio.run(write_tomorrow())
+    told = quell(*BLIND, "doctor", "--json", cwd=tmp_path)
+    (clock,) = [check for check in json.loads(told.stdout)["checks"] if check["name"] == "clock"]
+    assert (clock["status"], "went back" in clock["detail"]) == ("bad", True)
+
+
+def test_alerts_that_cannot_be_read_are_a_usage_error(tmp_path: Path) -> None:
+    for body in ("not json", "[]", '{"alerts": 5}'):
+        told = quell(*BLIND, "investigate", "--alert", "-", cwd=tmp_path, stdin=body)
+        assert told.returncode == ExitCode.USAGE, (body, told.stderr)
+        assert "hint: " in told.stderr
+    assert quell("investigate", "--alert", "nowhere.json", cwd=tmp_path).returncode == ExitCode.USAGE
