@@ -6,18 +6,19 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from quell import __version__, telemetry
 from quell.config import Settings, version_of
-from quell.domain import Answer, Gap, QuellError, Question, StateHeldError, StoreError
+from quell.domain import Alert, Answer, Gap, QuellError, Question, StateHeldError, StoreError, Window
 from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Clock, Entropy, Runs
-from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
+from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, SeriesReader, Store
 from quell.telemetry import Telemetry, open_telemetry
 
 Role = Literal["serve", "command"]
@@ -27,6 +28,7 @@ _STORE_RETRY_S = 5.0
 _TEND_INTERVAL_S = 2.0
 _RETAIN_INTERVAL_S = 3600.0
 _STORE_READER = "store"
+_SERIES_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,15 +121,16 @@ class Vault:
         self._clock = clock
         self._entropy = entropy
         self._opening = asyncio.Lock()
-        self._failure: tuple[float, StoreError] | None = None
+        self._failure: tuple[float, QuellError] | None = None
         self.on_open: Callable[[], None] = lambda: None
+        self.firing: Callable[[], Awaitable[Sequence[Alert]]] = _none_firing
         self.store: Store | None = None
         self.reader: ClickHouseReader | None = None
         self.receiver: Receiver | None = None
         self.detector: Detector | None = None
 
     async def open(self) -> Store:
-        """Open the store once. Raises StoreError, at once again for a while after it failed."""
+        """Open the store once. Raises StoreError, ConfigError or StateHeldError, at once again for a while after it failed."""
         async with self._opening:
             if self.store is not None:
                 return self.store
@@ -136,7 +139,7 @@ class Vault:
                 raise self._failure[1]
             try:
                 self.store = await self._build()
-            except StoreError as error:
+            except QuellError as error:
                 self._failure = (now, error)
                 raise
             self.on_open()
@@ -147,8 +150,15 @@ class Vault:
         store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
         self.reader = ClickHouseReader(store.client)
         if self._role == "serve":
-            self.receiver = await Receiver.open(store, settings=settings, clock=self._clock, entropy=self._entropy)
-            self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy)
+            self.receiver = await Receiver.open(
+                store,
+                state_dir=settings.state_dir,
+                clock=self._clock,
+                entropy=self._entropy,
+                body_max_bytes=int(settings.server.body_max_mb * 1024 * 1024),
+            )
+            known = [alert for alert in await self.firing() if alert.source == "detector"]
+            self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
         return store
 
     async def close(self) -> None:
@@ -157,6 +167,10 @@ class Vault:
             await self.receiver.close()
         if self.store is not None:
             await self.store.close()
+
+
+async def _none_firing() -> Sequence[Alert]:
+    return ()
 
 
 class StoreReader:
@@ -232,6 +246,7 @@ async def open_app(
             clock=clock,
             entropy=entropy,
             curves=_curves_of(vault),
+            begins_at=_extent_of(vault),
             ready=ready if role == "command" else None,
         )
         app = App(
@@ -246,6 +261,7 @@ async def open_app(
             desk=desk,
             version=version,
         )
+        vault.firing = desk.firing
         if role == "serve":
             await _start_serving(app)
         yield app
@@ -263,7 +279,7 @@ async def _start_serving(app: App) -> None:
     app.vault.on_open = lambda: app.telemetry.attach(export)
     try:
         await app.vault.open()
-    except StoreError as error:
+    except QuellError as error:
         telemetry.event("app.part_failed", part="store", error=f"{error} {error.hint}".strip())
     await app.launch()
 
@@ -272,11 +288,23 @@ def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]
     """Return what draws the charts' curves from the store's rollups."""
 
     async def curves(ask: CurveAsk) -> tuple[Curve, ...]:
-        await vault.open()
-        assert vault.reader is not None, "an open store has its reader"
-        return ()
+        store = await vault.open()
+        drawn = await SeriesReader(store.client).draw(
+            services=ask.services, edges=ask.edges, metrics=ask.metrics, window=ask.window, timeout_s=_SERIES_TIMEOUT_S
+        )
+        return tuple(Curve(subject=one.subject, measure=one.measure, unit=one.unit, points=one.points) for one in drawn)
 
     return curves
+
+
+def _extent_of(vault: Vault) -> Callable[[Window], Awaitable[datetime | None]]:
+    """Return what tells since when there is telemetry."""
+
+    async def begins_at(window: Window) -> datetime | None:
+        store = await vault.open()
+        return await SeriesReader(store.client).begins_at(window, timeout_s=_SERIES_TIMEOUT_S)
+
+    return begins_at
 
 
 async def _loop(part: str, work: Callable[[], Awaitable[None]], *, interval_s: float) -> None:

@@ -206,6 +206,14 @@ class Book:
         with self._engine.connect() as connection:
             return [msgspec.json.decode(body, type=Alert) for body in connection.scalars(query)]
 
+    def firing(self) -> list[Alert]:
+        """Return the alerts of open incidents that still fire, oldest first."""
+        query = select(alerts.c.body).join(incidents, incidents.c.id == alerts.c.incident)
+        query = query.where(incidents.c.stage != Stage.RESOLVED.value).order_by(alerts.c.starts_at, alerts.c.id)
+        with self._engine.connect() as connection:
+            found = [msgspec.json.decode(body, type=Alert) for body in connection.scalars(query)]
+        return still_firing(found)
+
     def timeline_of(self, incident: str) -> tuple[TimelineEntry, ...]:
         """Return the log of an incident as moments for people, oldest first."""
         query = (
@@ -271,10 +279,10 @@ class Book:
                 match = and_(timeline.c.incident == incident, timeline.c.key == line.key)
                 connection.execute(update(timeline).where(match).values(told=1))
 
-    def _one_case(self, query: Select[tuple[str]]) -> CaseFile | None:
+    def _one_case(self, query: Select[*tuple[str]]) -> CaseFile | None:
         with self._engine.connect() as connection:
-            body = connection.scalars(query).first()
-        return msgspec.json.decode(body, type=CaseFile) if body else None
+            row = connection.execute(query).first()
+        return msgspec.json.decode(row[0], type=CaseFile) if row else None
 
 
 def _handed_over(connection: Connection, held: Page, outcome: Outcome, *, at: datetime) -> Incident:

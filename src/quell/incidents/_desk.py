@@ -27,7 +27,7 @@ from quell.domain import (
 from quell.incidents._answers import edges_of
 from quell.incidents._book import Book
 from quell.incidents._case import cost_of_steps
-from quell.incidents._investigation import KIND, CurveSource, Investigator
+from quell.incidents._investigation import KIND, CurveSource, Extent, Investigator
 from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
 from quell.incidents._rows import Page
@@ -55,6 +55,7 @@ class Desk:
         clock: Clock,
         entropy: Entropy,
         curves: CurveSource | None = None,
+        begins_at: Extent | None = None,
         ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Join the parts; registers the investigation, so build it before runs are launched.
@@ -66,6 +67,7 @@ class Desk:
             clock: Tells the time.
             entropy: Gives random bytes for ids.
             curves: Draws the charts' curves; None leaves charts out.
+            begins_at: Tells since when there is telemetry; None takes every baseline as it is.
             ready: Awaited before a run is started, so that a process that only looks never takes a lease.
         """
         self._runs = runs
@@ -83,6 +85,7 @@ class Desk:
             settings=settings,
             clock=clock,
             curves=curves,
+            begins_at=begins_at,
             cost_of=self._cost_of,
             flush=self._flush,
         )
@@ -165,6 +168,10 @@ class Desk:
         """List alerts, newest first."""
         return await asyncio.to_thread(self._book.alerts, limit=limit)
 
+    async def firing(self) -> list[Alert]:
+        """Return the alerts of open incidents that still fire, oldest first."""
+        return await asyncio.to_thread(self._book.firing)
+
     async def case_file(self, prefix: str) -> CaseFile:
         """Return what is known of an incident, by its id or by the id of one of its runs; beginnings of ids will do."""
         case: CaseFile | None = None
@@ -234,10 +241,13 @@ class Desk:
     async def _give_up_if_dead(self, page: Page) -> None:
         if page.incident.stage is not Stage.INVESTIGATING or page.incident.run is None:
             return
-        run = await self._runs.get(page.incident.run)
-        if run.status in _FINAL:
-            reason = f"the investigation ended without a finding: {run.error or run.status.value}"
-            await asyncio.to_thread(self._book.give_up, page.incident.id, run=run.id, reason=reason, at=self._clock())
+        run = await self._find_run(page.incident.run)
+        if run is None or run.status in _FINAL:
+            said = "it is gone" if run is None else run.error or run.status.value
+            reason = f"the investigation ended without a finding: {said}"
+            await asyncio.to_thread(
+                self._book.give_up, page.incident.id, run=page.incident.run, reason=reason, at=self._clock()
+            )
 
     async def _learn_graph(self, alerts: Sequence[Alert]) -> None:
         """Ask who calls whom, when that may decide where an alert belongs and is not known yet."""
@@ -272,10 +282,18 @@ class Desk:
             return (
                 "No investigation has begun." if stage is not Stage.RESOLVED else "It ended without an investigation."
             )
-        run = await self._runs.get(page.incident.run)
+        run = await self._find_run(page.incident.run)
+        if run is None:
+            return f"The investigation {page.incident.run} is past its retention."
         if run.status in _FINAL:
             return f"The investigation {run.id} ended without a finding: {run.error or run.status.value}"
         return f"The investigation {run.id} is {run.status.value}; it has no finding yet."
+
+    async def _find_run(self, run_id: str) -> Run | None:
+        try:
+            return await self._runs.get(run_id)
+        except UsageError:
+            return None
 
     async def _cost_of(self, run_id: str, cpu_s: float) -> Cost:
         run = await self._runs.get(run_id)

@@ -20,6 +20,7 @@ from quell.domain import (
     Diagnosis,
     Gap,
     Outcome,
+    QuellError,
     Question,
     QuestionKind,
     Scope,
@@ -32,7 +33,7 @@ from quell.incidents._answers import SurveyWire, edges_of, names_of, survey_of_w
 from quell.incidents._book import Book
 from quell.incidents._case import build_case, wanted_curves
 from quell.incidents._model import Cost, Curve, CurveAsk, Plan, Reading, Similar
-from quell.incidents._plan import choose_baseline, choose_window, trouble_of
+from quell.incidents._plan import begin_baseline_at, choose_baseline, choose_window, trouble_of
 from quell.incidents._reading import ask_once, read_all
 from quell.incidents._request import read_question
 from quell.incidents._similar import find_similar
@@ -43,6 +44,9 @@ KIND = "investigation"
 
 CurveSource: TypeAlias = Callable[[CurveAsk], Awaitable[tuple[Curve, ...]]]
 """Draws curves from the store's rollups."""
+
+Extent: TypeAlias = Callable[[Window], Awaitable[datetime | None]]
+"""Tells when the telemetry of a window begins."""
 
 T = TypeVar("T")
 
@@ -97,6 +101,7 @@ class Investigator:
         settings: InvestigationSettings,
         clock: Clock,
         curves: CurveSource | None,
+        begins_at: Extent | None,
         cost_of: Callable[[str, float], Awaitable[Cost]],
         flush: Callable[[], Awaitable[None]],
     ) -> None:
@@ -105,6 +110,7 @@ class Investigator:
         self._settings = settings
         self._clock = clock
         self._curves = curves
+        self._begins_at = begins_at
         self._cost_of = cost_of
         self._flush = flush
 
@@ -187,6 +193,7 @@ class Investigator:
         others = await asyncio.to_thread(self._book.trouble_before, at, incident=incident)
         trouble = [stretch for other in others if (stretch := trouble_of(other, at=at))]
         baseline, also_said = choose_baseline(window, trouble=trouble, settings=self._settings)
+        baseline, cut = begin_baseline_at(baseline, await self._first_told(baseline))
         return Plan(
             question=page.request or f"What is behind {page.incident.title}?",
             focus=reading.services,
@@ -194,8 +201,17 @@ class Investigator:
             baseline=baseline,
             alerts=alerts,
             planned_at=at,
-            notes=(*reading.notes, *said, *also_said),
+            notes=(*reading.notes, *said, *also_said, *cut),
         )
+
+    async def _first_told(self, baseline: Window) -> datetime | None:
+        """Return when telemetry begins within the baseline, if anybody can tell."""
+        if self._begins_at is None:
+            return None
+        try:
+            return await self._begins_at(baseline)
+        except QuellError:
+            return None
 
     async def _understand(self, question: str, *, named: tuple[str, ...], at: datetime) -> Reading:
         """Read a question with the names that telemetry knows now."""

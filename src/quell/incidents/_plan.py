@@ -12,6 +12,7 @@ _MARGIN = timedelta(seconds=30)
 """Alerts begin a little after the trouble does: detection needs a few looks."""
 _GUARD = timedelta(seconds=5)
 _BASELINE_MIN = timedelta(seconds=60)
+_BASELINE_SHORTEST = timedelta(seconds=10)
 _LOOK_BACK = 4
 """A healthy stretch is sought this many baselines back."""
 _AFTERMATH = timedelta(seconds=30)
@@ -55,6 +56,15 @@ def choose_baseline(
     if chosen == wanted:
         return chosen, []
     return chosen, ["The baseline leaves out the time of earlier incidents."]
+
+
+def begin_baseline_at(baseline: Window, first: datetime | None) -> tuple[Window, list[str]]:
+    """Cut off the part of a baseline from before there was telemetry: it would count as silence."""
+    if first is None or first <= baseline.start:
+        return baseline, []
+    start = min(first, baseline.end - _BASELINE_SHORTEST)
+    note = f"Telemetry begins at {first:%H:%M:%S} UTC; the baseline begins there."
+    return (Window(start=start, end=baseline.end), [note]) if start > baseline.start else (baseline, [])
 
 
 def trouble_of(alerts: Sequence[Alert], *, at: datetime) -> Window | None:

@@ -54,7 +54,8 @@ class Streams:
                 yield b"retry: 1000\n\n"
             while True:
                 pending = pending or asyncio.ensure_future(anext(follow))
-                await asyncio.wait({pending, stopped}, timeout=_KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                waiting: set[asyncio.Future[object]] = {pending, stopped}  # type: ignore[arg-type]  # futures are invariant
+                await asyncio.wait(waiting, timeout=_KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
                 if pending.done():
                     try:
                         event = pending.result()

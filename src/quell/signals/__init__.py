@@ -14,5 +14,6 @@ from quell.signals._detect import Detector as Detector
 from quell.signals._prometheus import PrometheusReader as PrometheusReader
 from quell.signals._reader import Reader as Reader
 from quell.signals._receiver import Receiver as Receiver
+from quell.signals._series import SeriesReader as SeriesReader
 from quell.signals._store import Store as Store
 from quell.signals._survey import survey as survey
