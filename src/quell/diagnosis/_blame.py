@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from quell.diagnosis._metrics import fullness, is_rise
 from quell.diagnosis._scene import ChangeFact, EdgeFact, Scene, earliest
-from quell.diagnosis._vocabulary import CERTIFICATE_TYPES, CONNECTION_TYPES, REFUSED_TYPES
+from quell.diagnosis._vocabulary import REFUSED_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import ChangeKind, Subject
 
@@ -183,8 +183,10 @@ def _others(edges: list[EdgeFact], edge: EdgeFact) -> list[EdgeFact]:
 def owner_of_failures(scene: Scene, edge: EdgeFact) -> Subject:
     """Say who owns calls that fail on the way: the callee, the caller, or what lies between."""
     callee, caller = edge.row.callee, edge.row.caller
-    if edge.is_new and caller in scene.operations:
+    if (edge.is_new and caller in scene.operations) or edge.nature in {"exhausted", "pool"}:
         return scene.subject_of(caller)
+    if edge.nature == "statement":
+        return scene.subject_of(callee)
     beside, along = _others(scene.into(callee), edge), _others(scene.out_of(caller), edge)
     if is_gone(scene, callee) or (_fail_together(scene, beside) if beside else _is_callee_only(scene, edge)):
         return scene.subject_of(callee)
@@ -200,8 +202,7 @@ def _fail_together(scene: Scene, others: list[EdgeFact]) -> bool:
 
 def _is_callee_only(scene: Scene, edge: EdgeFact) -> bool:
     """Tell whether calls of an only caller fail at the callee rather than on the wire."""
-    types = " ".join(edge.row.error_types)
-    if CERTIFICATE_TYPES.search(types) or REFUSED_TYPES.search(types) or not CONNECTION_TYPES.search(types):
+    if edge.nature in {"certificate", "inside"} or REFUSED_TYPES.search(" ".join(edge.row.error_types)):
         return True
     return edge.row.callee in scene.stores or is_stuck(scene, edge.row.callee) or _is_slow_inside(scene, edge)
 
@@ -257,7 +258,10 @@ def unplanned_exits(scene: Scene, service: str) -> list[ChangeFact]:
             continue
         if is_orderly(exit_) and (
             any(abs((d.at - exit_.at).total_seconds()) <= THRESHOLDS.deploy_restart_s for d in deploys)
-            or any(0 <= (s.at - exit_.at).total_seconds() <= THRESHOLDS.deploy_restart_s for s in starts)
+            or any(
+                -THRESHOLDS.overlap_s <= (s.at - exit_.at).total_seconds() <= THRESHOLDS.deploy_restart_s
+                for s in starts
+            )
         ):
             continue
         found.append(exit_)

@@ -8,7 +8,6 @@ from quell.diagnosis._blame import Ledger, is_gone, is_stuck, leftover_errors
 from quell.diagnosis._candidate import Candidate, with_locus
 from quell.diagnosis._scene import EdgeFact, Scene, earliest
 from quell.diagnosis._stores import added_by_statement
-from quell.diagnosis._vocabulary import CONNECTION_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import Category
 
@@ -17,12 +16,11 @@ def suspect_network(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
     """Yield latency and loss for every edge that lost time or calls beyond what its ends account for."""
     for edge in scene.edges:
         left = leftover_errors(scene, edge)
+        if left and edge.nature in {"exhausted", "pool", "statement", "certificate"}:
+            continue
         if edge.own_ms_added:
             yield _latency(scene, ledger, edge)
-        if left and (
-            CONNECTION_TYPES.search(" ".join(edge.row.error_types))
-            or edge.unanswered_share >= THRESHOLDS.error_share_floor
-        ):
+        if left and (edge.nature == "way" or edge.unanswered_share >= THRESHOLDS.error_share_floor):
             yield _loss(scene, ledger, edge, left)
 
 

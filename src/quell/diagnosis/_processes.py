@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from quell.diagnosis._blame import Ledger, is_oom, leftover_errors, unplanned_exits
+from quell.diagnosis._blame import Ledger, is_gone, is_oom, leftover_errors, unplanned_exits
 from quell.diagnosis._candidate import Candidate, at_locus
 from quell.diagnosis._scene import ChangeFact, EdgeFact, Scene, earliest
-from quell.diagnosis._vocabulary import CERTIFICATE_TYPES, CONNECTION_TYPES, REFUSED_TYPES
+from quell.diagnosis._vocabulary import REFUSED_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import Category, ChangeKind
 
@@ -82,12 +82,13 @@ def _all_refused(scene: Scene, name: str, failing: Sequence[EdgeFact]) -> bool:
     if len(failing) < THRESHOLDS.all_share * len(callers):
         return False
     types = " ".join(t for e in failing for t in e.row.error_types)
-    if CERTIFICATE_TYPES.search(types):
+    if any(e.nature in {"certificate", "exhausted", "pool", "statement"} for e in failing):
         return False
     refused = REFUSED_TYPES.search(types) is not None
     heavy = sum(leftover_errors(scene, e) for e in failing) >= 0.3 * sum(e.row.calls for e in failing)
-    outside = name in scene.stores and scene.stores[name] == "external"
-    return refused or (heavy and (outside or (CONNECTION_TYPES.search(types) is not None and name in scene.stores)))
+    on_the_way = any(e.nature == "way" for e in failing)
+    kind = scene.stores.get(name)
+    return refused or (heavy and (kind == "external" or (on_the_way and (kind is not None or is_gone(scene, name)))))
 
 
 def _add_silence(scene: Scene, candidate: Candidate) -> None:

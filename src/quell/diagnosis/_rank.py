@@ -12,7 +12,7 @@ from quell.diagnosis._load import suspect_certificates, suspect_clocks, suspect_
 from quell.diagnosis._network import suspect_network
 from quell.diagnosis._processes import suspect_processes
 from quell.diagnosis._resources import suspect_resources
-from quell.diagnosis._scene import Scene
+from quell.diagnosis._scene import EdgeFact, Scene
 from quell.diagnosis._stores import consumers_of, suspect_databases, suspect_queues
 from quell.diagnosis._weights import SAME_CALLS, THRESHOLDS
 from quell.domain import Category
@@ -115,10 +115,10 @@ def _weigh_traffic(found: Sequence[Candidate]) -> None:
 
 def _weigh_stores(scene: Scene, ledger: Ledger, found: Sequence[Candidate]) -> None:
     """Let a slow callee take the pool that filled up waiting for it, and locks take the statements that waited."""
-    locked = {c.at: c for c in found if c.category is Category.LOCK_CONTENTION and c.has("lock_waits")}
+    locked = {c.at: c for c in found if c.category is Category.LOCK_CONTENTION and c.has("lock_waits", "lock_errors")}
     for candidate in found:
         if candidate.category is Category.POOL_EXHAUSTION:
-            slow = [e for e in scene.out_of(candidate.at) if _is_to_blame(scene, ledger, e.row.callee, e.name)]
+            slow = [e for e in scene.out_of(candidate.at) if _holds_up(scene, ledger, e)]
             if slow:
                 candidate.add(
                     "explained_by_store",
@@ -127,18 +127,20 @@ def _weigh_stores(scene: Scene, ledger: Ledger, found: Sequence[Candidate]) -> N
                 )
         lock = locked.get(candidate.at)
         if candidate.category is Category.SLOW_QUERY and lock is not None and not candidate.has("rows_scanned"):
-            candidate.add(
-                "explained_by_statement",
-                ids=_ids(lock, "lock_waits"),
-                says="statements wait for locks rather than work",
-            )
+            ids = _ids(lock, "lock_waits", "lock_errors")
+            candidate.add("explained_by_statement", ids=ids, says="statements wait for locks rather than work")
 
 
-def _is_to_blame(scene: Scene, ledger: Ledger, callee: str, edge: str) -> bool:
-    share = ledger.share(scene.subject_of(callee)) + sum(
-        b.share for s, b in ledger.of.items() if s.kind == "edge" and s.name == edge
-    )
-    return share >= 0.3
+def _holds_up(scene: Scene, ledger: Ledger, edge: EdgeFact) -> bool:
+    """Tell whether calls on an edge take so long for a reason beyond the caller that they fill its pool.
+
+    Time spent waiting for a connection may be counted into the call itself, so a slow edge alone does not clear the caller.
+    """
+    store = ledger.share(scene.subject_of(edge.row.callee))
+    if store + ledger.share(edge.subject) < 0.3 or edge.nature == "pool":
+        return False
+    told = any(m.rises for m in scene.moved(edge.row.callee, "locks", "scan", "query_time"))
+    return told or store >= 0.3 or edge.nature in {"way", "statement"} or edge.row.callee not in scene.stores
 
 
 def _weigh_queues(scene: Scene, found: Sequence[Candidate]) -> None:
@@ -166,7 +168,11 @@ def _weigh_queues(scene: Scene, found: Sequence[Candidate]) -> None:
 
 def _weigh_wires(found: Sequence[Candidate]) -> None:
     """Let a service that ran out of something take the calls that fail to and from it."""
-    full = {c.at: c for c in found if c.category in _RESOURCES and c.has("resource_full") and c.has("locus")}
+    full = {
+        c.at: c
+        for c in found
+        if c.category in _RESOURCES and c.has("resource_full") and c.has("locus") and not c.has("explained_by_store")
+    }
     for wire in found:
         if wire.category not in _WIRE:
             continue

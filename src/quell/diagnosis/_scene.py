@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias, TypeVar
 
 from quell.diagnosis._metrics import MetricFact, resource_of
-from quell.diagnosis._vocabulary import STATEMENT, symptoms_in
+from quell.diagnosis._vocabulary import STATEMENT, Nature, nature_of, symptoms_in
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import (
     Alert,
@@ -67,6 +67,11 @@ class EdgeFact:
     def name(self) -> str:
         """`caller->callee`."""
         return f"{self.row.caller}->{self.row.callee}"
+
+    @property
+    def nature(self) -> Nature:
+        """Where its failing calls fail, as far as their error types tell."""
+        return nature_of(self.row.error_types)
 
     @property
     def subject(self) -> Subject:

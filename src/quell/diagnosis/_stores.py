@@ -8,6 +8,7 @@ from quell.diagnosis._blame import Ledger
 from quell.diagnosis._candidate import Candidate, with_locus
 from quell.diagnosis._metrics import MetricFact, is_rise
 from quell.diagnosis._scene import EdgeFact, OperationFact, Scene, earliest, is_statement
+from quell.diagnosis._vocabulary import LOCK_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import Category, Subject
 
@@ -69,6 +70,12 @@ def _slow_query(scene: Scene, ledger: Ledger, name: str, slow: list[EdgeFact]) -
             ids=(spread[0][2].id,),
             says=f"{spread[0][1] / whole:.0%} of the added time is one statement of {row.service}",
         )
+    given_up = [
+        e
+        for e in slow
+        if e.errors_added and e.nature == "statement" and not LOCK_TYPES.search(" ".join(e.row.error_types))
+    ]
+    candidate.add("statement_errors", ids=(e.id for e in given_up), strength=1.0 if given_up else 0.0)
     if not candidate.has("rows_scanned", "query_time", "one_query"):
         candidate.add("store_default", ids=(e.id for e in slow))
     if words := [p for n in (name, *(e.row.caller for e in slow)) for p in scene.words(n, "slow_query")]:
@@ -79,10 +86,12 @@ def _slow_query(scene: Scene, ledger: Ledger, name: str, slow: list[EdgeFact]) -
 def _locks(scene: Scene, ledger: Ledger, name: str, slow: list[EdgeFact]) -> Candidate | None:
     candidate = _begin(scene, ledger, Category.LOCK_CONTENTION, name, slow)
     _add_metric(scene, candidate, "locks", "lock_waits")
+    given_up = [e for e in slow if e.errors_added and LOCK_TYPES.search(" ".join(e.row.error_types))]
+    candidate.add("lock_errors", ids=(e.id for e in given_up), strength=1.0 if given_up else 0.0)
     if words := [p for n in (name, *(e.row.caller for e in slow)) for p in scene.words(n, "lock")]:
         candidate.add("wording", ids=(p.id for p in words[:2]), says="log lines speak of locks")
     _add_metric(scene, candidate, "query_time", "query_time")
-    return candidate if candidate.has("lock_waits", "wording") else None
+    return candidate if candidate.has("lock_waits", "lock_errors", "wording") else None
 
 
 def _add_metric(scene: Scene, candidate: Candidate, resource: str, name: str) -> None:
@@ -146,6 +155,12 @@ def consumers_of(scene: Scene, queue: str) -> list[str]:
 def _weigh_consumers(scene: Scene, ledger: Ledger, candidate: Candidate, queue: str) -> None:
     consumers = consumers_of(scene, queue)
     parts = [(scene.subject_of(c), 0.8) for c in consumers]
+    # A full queue pushes back: what its producers refuse is part of it.
+    parts.extend(
+        (scene.subject_of(s), 0.6)
+        for s, ops in sorted(scene.produced.items())
+        if any(queue in o.row.operation for o in ops)
+    )
     since = candidate.since
     with_locus(candidate, ledger, (*parts, (scene.subject_of(queue), 1.0)))
     candidate.since = earliest((since, candidate.since))

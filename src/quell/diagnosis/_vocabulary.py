@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 VOCABULARY: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
     {
@@ -36,14 +36,45 @@ VOCABULARY: Final[Mapping[str, re.Pattern[str]]] = MappingProxyType(
 )
 """Symptom name -> what its wording looks like, whatever the product or language."""
 
-CONNECTION_TYPES: Final = re.compile(
-    r"time.?d?_?.?out|connection|reset|refused|unreachable|broken.?pipe|eof|aborted|disconnect|network|protocol|unavailable_?host|dns|gaierror"
+_EXHAUSTED_TYPES: Final = re.compile(
+    r"too.?many.?open|emfile|enfile|enospc|no.?space|out.?of.?memory|enomem", re.IGNORECASE
+)
+_STORE_TYPES: Final = re.compile(
+    r"lock|deadlock|statement|serializ|query.?cancel|40001|40p01|55p03|57014", re.IGNORECASE
+)
+_POOL_TYPES: Final = re.compile(r"pool", re.IGNORECASE)
+_CONNECTION_TYPES: Final = re.compile(
+    r"time.?d?_?.?out|connection|reset|refused|unreachable|broken.?pipe|eof|aborted|disconnect|network|protocol|dns|gaierror"
     r"|connect(?:error|timeout)|readerror|deadline",
     re.IGNORECASE,
 )
-"""Error types of calls that failed on the way rather than inside the callee."""
+LOCK_TYPES: Final = re.compile(r"lock|55p03|40p01", re.IGNORECASE)
 REFUSED_TYPES: Final = re.compile(r"refused|connecterror|no.?route|unreachable|gaierror|dns", re.IGNORECASE)
 CERTIFICATE_TYPES: Final = re.compile(r"cert|tls|ssl", re.IGNORECASE)
+Nature: TypeAlias = Literal["exhausted", "statement", "certificate", "way", "pool", "inside", "unknown"]
+
+
+def nature_of(types: Sequence[str]) -> Nature:
+    """Say where calls with these error types fail; the most telling type decides, not the most frequent one.
+
+    `exhausted`: the caller itself ran out of something; `statement`: the store gave a statement up; `way`: between the two; `pool`: the
+    caller waited for a connection of its own and nothing else happened; `inside`: the callee answered with an error.
+    """
+    told: tuple[tuple[Nature, re.Pattern[str]], ...] = (
+        ("exhausted", _EXHAUSTED_TYPES),
+        ("statement", _STORE_TYPES),
+        ("certificate", CERTIFICATE_TYPES),
+    )
+    for nature, words in told:
+        if any(words.search(t) for t in types):
+            return nature
+    if any(_CONNECTION_TYPES.search(t) and not _POOL_TYPES.search(t) for t in types):
+        return "way"
+    if any(_POOL_TYPES.search(t) for t in types):
+        return "pool"
+    return "inside" if types else "unknown"
+
+
 STATEMENT: Final = re.compile(
     r"^\s*(?:select|insert|update|delete|with|call|copy|begin|commit|rollback|merge|upsert|replace|truncate|alter|create|lock|vacuum|explain)\b(?!\s*/)"
     r"(?!\s*https?:)",

@@ -68,6 +68,9 @@ class Thresholds:
     deploy_restart_s: float = 60.0
     """Exits and restarts this near to a deploy of the same service belong to it."""
 
+    overlap_s: float = 10.0
+    """A replacement may start this long before the old process is stopped."""
+
     full_share: float = 0.95
     near_share: float = 0.85
     cpu_full: float = 0.85
@@ -80,7 +83,7 @@ class Thresholds:
     """Occurrences of a step after which a break of what follows it counts in full."""
     traffic_ratio: float = 1.8
     queue_growth_ratio: float = 2.0
-    queue_depth_floor: float = 20.0
+    queue_depth_floor: float = 10.0
     queue_age_floor_s: float = 5.0
 
     bar: float = 3.0
@@ -149,6 +152,8 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType(
         # stores and queues
         "all_callers": _w(1.0, "callee", "every caller sees it"),
         "lock_waits": _w(2.5, "metrics", "statements wait for locks"),
+        "lock_errors": _w(2.0, "calls", "statements are given up for locks"),
+        "statement_errors": _w(1.0, "calls", "statements are given up for taking too long"),
         "rows_scanned": _w(2.0, "metrics", "reads far more rows"),
         "query_time": _w(1.0, "metrics", "reports longer queries itself"),
         "one_query": _w(1.5, "calls", "one statement carries the added time"),
