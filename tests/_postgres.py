@@ -26,9 +26,9 @@ def running_postgres(directory: Path | None = None) -> Iterator[str]:
         yield named
         return
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="quell-pg-", ignore_cleanup_errors=True) as own:
-            with running_postgres(Path(own)) as url:
-                yield url
+        temporary = tempfile.TemporaryDirectory(prefix="quell-pg-", ignore_cleanup_errors=True)
+        with temporary as own, running_postgres(Path(own)) as url:
+            yield url
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the package's own making: no XDG_RUNTIME_DIR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -147,12 +148,12 @@ def test_a_process_that_dies_on_postgres_is_replaced_by_a_living_one(postgres_ur
 
 
 def test_a_frozen_process_loses_its_runs_and_does_not_disturb_them_when_it_thaws(url: str, tmp_path: Path) -> None:
-    plan: dict[str, object] = {"directory": str(tmp_path), "url": url, "lease_s": 1.0, "pause_s": 0.3}
+    plan: dict[str, object] = {"directory": str(tmp_path), "url": url, "lease_s": 1.0, "pause_s": 0.6}
     with worker(plan) as frozen:
         assert frozen.stdout is not None
         until(frozen.stdout, "run")
-        _wait_for(tmp_path / "plan.done")
-        frozen.send_signal(signal.SIGSTOP)
+        _wait_for(tmp_path / "read-a.began")
+        _freeze(frozen, tmp_path / "state" / "quell.db")
         code, lines = finished(plan)
         assert code == 0
         assert lines[-1]["result"] == RESULT
@@ -188,3 +189,22 @@ def _wait_for(path: Path, *, timeout_s: float = 20) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} did not happen"
         time.sleep(0.02)
+
+
+def _freeze(process: subprocess.Popen[str], journal: Path) -> None:
+    """Stop a process where it holds no lock on the file: nobody could write there until it thaws."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        if not journal.exists():
+            return
+        connection = sqlite3.connect(journal, isolation_level=None, timeout=0.3)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+        else:
+            return
+        finally:
+            connection.close()

@@ -33,6 +33,7 @@ BUSY_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 10
 _UNIXEPOCH_SINCE = (3, 42)
 _IDLE_MAX = 8
+_IDLE_TRANSACTION_MS = 10_000
 _TRUSTED_S = 5.0
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
@@ -118,8 +119,10 @@ class Database(ABC):
     def reading(self) -> Iterator[Connection]:
         """Give a connection for queries. Raises JournalError when the database fails."""
         with self._borrowed("flushed") as raw:
-            yield Connection(raw, dialect=self.dialect)
-            raw.rollback()
+            try:
+                yield Connection(raw, dialect=self.dialect)
+            finally:
+                raw.rollback()
 
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
@@ -250,9 +253,11 @@ class PostgresDatabase(Database):
     def connect(self, durability: Durability) -> _Raw:
         """Connect to the server."""
         raw = self._connect(self._url.reveal(), connect_timeout=self._timeout_s, row_factory=self._rows)
+        # A process that freezes in the middle of a transaction must not hold its locks for ever.
+        raw.execute(f"SET idle_in_transaction_session_timeout TO {_IDLE_TRANSACTION_MS}")
         if durability == "written":
             raw.execute("SET synchronous_commit TO off")
-            raw.commit()
+        raw.commit()
         return cast("_Raw", raw)
 
 

@@ -142,12 +142,13 @@ class Dispatcher:
             _segment()
             DBOS.listen_queues(queues)
             DBOS.launch()
-        except sa.exc.SQLAlchemyError as error:
+        except Exception as error:
             self.close()
-            raise explain(error, where=self._where) from error
-        except BaseException:
-            self.close()
-            raise
+            if isinstance(error, sa.exc.SQLAlchemyError):
+                raise explain(error, where=self._where) from error
+            raise JournalError(
+                f"the durable runtime did not start: {error}", hint="if another version made this journal, use that one"
+            ) from error
         self._is_up = True
 
     def close(self) -> None:

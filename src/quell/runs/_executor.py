@@ -101,12 +101,12 @@ class Executor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        lease, self._lease = self._lease, None  # from here on nothing begins
         await self._interrupt_all()
         await in_thread(self._dispatcher.close)
-        if self._lease is not None:
+        if lease is not None:
             with suppress(JournalError):
-                await self._call(self._leases.release, self._lease)
-            self._lease = None
+                await self._call(self._leases.release, lease)
 
     async def enqueue(self, run: str, *, kind: str, dispatch: int) -> None:
         """Send a run on its way; when that fails, the next sweep does it."""
