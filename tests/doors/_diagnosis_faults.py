@@ -195,6 +195,126 @@ def backlog(s: Story) -> None:
     s.metric("api", "queue.oldest_age", 0.3, 55, unit="s", shape="trend", messaging__destination__name="parcels")
 
 
+def crash_loop_behind_a_proxy(s: Story) -> None:
+    s.fail_into("bill", 0.7, "connection_reset")
+    for n in range(5):
+        s.exit("bill", "crashed (1)", at_s=n * 9)
+        s.start("bill", at_s=n * 9 + 3)
+
+
+def service_down_behind_a_proxy(s: Story) -> None:
+    s.fail_into("bill", 1.0, "connection_reset")
+    s.exit("bill", "stopped (0)", at_s=-1)
+
+
+def database_down_behind_a_proxy(s: Story) -> None:
+    s.fail_into("maindb", 0.98, "connection_reset", "pool_timeout")
+    s.exit("maindb", "stopped (0)", at_s=-1)
+    s.metric("maindb", "postgresql.backends", 12, 0, shape="gone")
+    s.metric("stock", "db.client.connection.pending_requests", 0, 2)
+
+
+def deadline_too_short(s: Story) -> None:
+    s.now.rejected["api", "bill"] = 0.99
+    s.types["api", "bill"] = ("timeout",)
+    s.change(ChangeKind.CONFIG, "api", at_s=-2, subject="bill_timeout_s", before="2.5", after="0.001")
+    s.log("api", "POST /charges failed: bill cannot be reached: no answer within <*> s")
+
+
+def clock_that_refuses_tokens(s: Story) -> None:
+    s.now.rejected["api", "stock"] = s.now.rejected["search", "stock"] = 0.95
+    s.types["api", "stock"] = s.types["search", "stock"] = ("401",)
+    s.metric("stock", "process.clock.offset", 0.0, -400, unit="s")
+    s.log("stock", "token rejected: not yet valid", severity="warn")
+
+
+def pool_leak_counted_into_statements(s: Story) -> None:
+    s.now.gap_ms["stock", "maindb"] = 1200
+    s.now.rejected["stock", "maindb"] = 0.8
+    s.types["stock", "maindb"] = ("pool_timeout",)
+    s.statement("stock", "SELECT stock", 3, 1203)
+    s.statement("stock", "UPDATE stock", 3, 1199, share=0.3)
+    s.metric("stock", "db.client.connection.count", 1, 4, limit=4, state="used")
+    s.metric("stock", "db.client.connection.pending_requests", 0, 6)
+    s.metric("stock", "db.client.connection.wait_time", 0.0001, 1.2, unit="s")
+
+
+def lossy_wire_that_fills_a_pool(s: Story) -> None:
+    s.now.lost["bill", "maindb"] = 0.4
+    s.now.loss_ms = 3000
+    s.types["bill", "maindb"] = ("pool_timeout", "timeout")
+    s.metric("bill", "db.client.connection.count", 1, 4, limit=4, state="used")
+    s.metric("bill", "db.client.connection.pending_requests", 0, 6)
+    s.metric("bill", "db.client.connection.wait_time", 0.0001, 1.1, unit="s")
+
+
+def locked_table_that_fills_pools(s: Story) -> None:
+    s.now.gap_ms["stock", "maindb"] = 700
+    s.now.rejected["stock", "maindb"] = 0.5
+    s.types["stock", "maindb"] = ("pool_timeout", "lock_timeout")
+    s.statement("stock", "SELECT stock", 3, 1500)
+    s.metric("maindb", "postgresql.locks.waiting", 0, 4)
+    s.metric("stock", "db.client.connection.count", 1, 4, limit=4, state="used")
+    s.metric("stock", "db.client.connection.pending_requests", 0, 6)
+
+
+def missing_index(s: Story) -> None:
+    s.now.gap_ms["search", "maindb"] = 900
+    s.now.rejected["search", "maindb"] = 0.2
+    s.types["search", "maindb"] = ("statement_timeout",)
+    s.statement("search", "SELECT items by word", 4, 1800)
+    s.statement("search", "SELECT item", 2, 3)
+    s.now.gap_ms |= {pair: 4.0 for pair in (("stock", "maindb"), ("bill", "maindb"))}
+    s.metric("maindb", "postgresql.rows_scanned", 3000, 900_000, unit="{row}/s")
+    s.metric("maindb", "postgresql.query.duration", 0.01, 1.4, unit="s")
+    s.metric("maindb", "process.cpu.utilization", 0.2, 1.6)
+    s.metric("search", "db.client.connection.count", 1, 4, limit=4, state="used")
+
+
+def cpu_hog_with_slow_neighbours(s: Story) -> None:
+    for service in s.now.own_ms:
+        s.now.own_ms[service] *= 1.35
+    s.now.own_ms["bill"] = 150
+    s.now.gap_ms[("bill", "maindb")] = 60
+    s.now.gap_ms[("bill", "bank")] = 70
+    s.now.gap_ms[("api", "bill")] = 80
+    s.metric("bill", "process.cpu.utilization", 0.1, 1.02)
+    s.metric("stock", "process.cpu.utilization", 0.2, 0.3)
+
+
+def killed_for_memory_again_and_again(s: Story) -> None:
+    s.fail_into("search", 0.4, "connection_reset")
+    s.metric("search", "process.memory.usage", 80e6, 150e6, limit=190e6, unit="By", shape="trend", at_s=1, peak=189e6)
+    for n in range(4):
+        s.exit("search", "oom_killed (137)", at_s=6 + n * 15)
+        s.start("search", at_s=9 + n * 15)
+
+
+def descriptors_seen_by_callers_only(s: Story) -> None:
+    s.now.lost["api", "bill"] = 0.6
+    s.types["api", "bill"] = ("timeout",)
+    s.metric("bill", "process.open_file_descriptor.count", 25, 160, limit=160, shape="trend", at_s=-3)
+    s.log("bill", "accept failed: [Errno 24] Too many open files")
+
+
+def blocked_queue_that_pushes_back(s: Story) -> None:
+    s.now.own_errors["worker"] = 1.0
+    s.now.own_errors["api"] = 0.25
+    s.metric("worker", "queue.depth", 0, 40, shape="trend", at_s=5, messaging__destination__name="parcels")
+    s.metric("worker", "queue.oldest_age", 0.2, 60, unit="s", shape="trend", messaging__destination__name="parcels")
+    s.log("worker", "parcel <*> not booked, will try again: invalid literal", severity="warn")
+    s.log("api", "intake paused: <*> parcels wait")
+
+
+def spike_on_one_route(s: Story) -> None:
+    s.now.rate = 66
+    s.now.fanout[("web", "search")] = 0.95
+    s.now.fanout[("web", "api")] = 0.18
+    s.now.own_ms["search"] = 300
+    s.metric("search", "process.cpu.utilization", 0.2, 0.98, at_s=3)
+    s.metric("search", "db.client.connection.count", 1, 4, limit=4, state="used")
+
+
 FAULTS: dict[str, tuple[Teller, Category, tuple[str, str]]] = {
     teller.__name__: (teller, category, subject)
     for teller, category, subject in (
@@ -226,6 +346,20 @@ FAULTS: dict[str, tuple[Teller, Category, tuple[str, str]]] = {
         (certificate, Category.CERTIFICATE_EXPIRED, ("service", "bill")),
         (clock, Category.CLOCK_SKEW, ("service", "bill")),
         (backlog, Category.QUEUE_BACKLOG, ("queue", "parcels")),
+        (crash_loop_behind_a_proxy, Category.CRASH_LOOP, ("service", "bill")),
+        (service_down_behind_a_proxy, Category.DEPENDENCY_DOWN, ("service", "bill")),
+        (database_down_behind_a_proxy, Category.DEPENDENCY_DOWN, ("database", "maindb")),
+        (deadline_too_short, Category.BAD_CONFIG, ("service", "api")),
+        (clock_that_refuses_tokens, Category.CLOCK_SKEW, ("service", "stock")),
+        (pool_leak_counted_into_statements, Category.POOL_EXHAUSTION, ("service", "stock")),
+        (lossy_wire_that_fills_a_pool, Category.NETWORK_LOSS, ("edge", "bill->maindb")),
+        (locked_table_that_fills_pools, Category.LOCK_CONTENTION, ("database", "maindb")),
+        (missing_index, Category.SLOW_QUERY, ("database", "maindb")),
+        (cpu_hog_with_slow_neighbours, Category.CPU_SATURATION, ("service", "bill")),
+        (killed_for_memory_again_and_again, Category.MEMORY_EXHAUSTION, ("service", "search")),
+        (descriptors_seen_by_callers_only, Category.DESCRIPTOR_EXHAUSTION, ("service", "bill")),
+        (blocked_queue_that_pushes_back, Category.QUEUE_BACKLOG, ("queue", "parcels")),
+        (spike_on_one_route, Category.TRAFFIC_SPIKE, ("service", "web")),
     )
 }
 """Name -> (story, category, (kind, name) of the object at fault)."""

@@ -54,6 +54,8 @@ class World:
     """Added on top of the usual millisecond; for stores the whole duration of a call."""
     lost: dict[tuple[str, str], float] = field(default_factory=dict)
     """Part of the calls that fail on the way; the callee never sees them."""
+    rejected: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Part of the calls that the caller counts as failed although the callee answered without an error."""
     loss_ms: float = 1000.0
     """How long the caller waits for a lost call."""
     fanout: dict[tuple[str, str], float] = field(
@@ -94,7 +96,8 @@ class World:
     def client_errors(self, caller: str, callee: str) -> float:
         """Part of the calls that a caller sees fail."""
         lost = self.lost.get((caller, callee), 0.0)
-        return lost + (1 - lost) * (self.server_errors(callee) if callee in self.own_ms else 0.0)
+        inside = self.server_errors(callee) if callee in self.own_ms else 0.0
+        return min(1.0, lost + (1 - lost) * inside + self.rejected.get((caller, callee), 0.0))
 
     def client_ms(self, caller: str, callee: str) -> float:
         """Mean duration of a call as its caller sees it."""

@@ -55,8 +55,10 @@ def _latency(scene: Scene, ledger: Ledger, edge: EdgeFact) -> Candidate:
 def _answered_part(edge: EdgeFact) -> float:
     """Return the part of the lost time that answered calls lost: waiting for calls that get lost is no slow wire."""
     row = edge.row
-    if row.gap_ms is None or row.gap_ms_before is None or not edge.errors_added:
+    if not edge.errors_added:
         return 1.0
+    if row.gap_ms is None or row.gap_ms_before is None:
+        return 0.4 if edge.nature == "way" else 1.0
     answered = row.calls * (1 - edge.unanswered_share)
     return min(1.0, max(0.0, row.gap_ms - row.gap_ms_before) * answered / edge.own_ms_added)
 
