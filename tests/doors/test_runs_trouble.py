@@ -196,6 +196,31 @@ asyncio.run(main())
     assert (out.stdout, out.stderr) == ("succeeded\n", "")
 
 
+@pytest.mark.skipif(sqlite3.sqlite_version_info >= (3, 42), reason="this SQLite knows unixepoch('subsec')")
+def test_a_new_python_on_an_old_sqlite_executes_runs(tmp_path: Path) -> None:
+    """From Python 3.12 on, DBOS asks SQLite for what only 3.42 has; Debian 12 has 3.40."""
+    code = f"""
+import asyncio, os, sys
+from pathlib import Path
+from quell.config import JournalSettings
+from quell.runs import Done, Runs, system_clock
+import dbos
+async def work(context):
+    return Done(result={{}})
+async def main():
+    runs = await Runs.open(JournalSettings(), state_dir=Path({str(tmp_path)!r}), clock=system_clock, entropy=os.urandom, version="")
+    runs.register("old", work)
+    sys.version_info = (3, 12, 1, "final", 0)  # what DBOS decides by
+    await runs.launch()
+    run = await runs.start("old", subject="", arguments={{}})
+    print((await runs.wait(run.id, timeout_s=15)).status)
+    await runs.close()
+asyncio.run(main())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "succeeded\n", out.stderr
+
+
 def test_work_that_returns_nothing_fails_its_run_with_a_reason(tmp_path: Path) -> None:
     async def forgetful(context: RunContext) -> Next:
         return None  # type: ignore[return-value] # the mistake that is tested
