@@ -220,7 +220,7 @@ async def open_app(
         telling = open_telemetry(
             settings, role=role, service_version=__version__, instance=instance, clock=clock, env=env
         )
-        stack.push_async_callback(_closed, "telemetry", telling.close)
+        stack.callback(telling.close_now)
         if role == "serve":
             stack.enter_context(_held(settings.state_dir))
         runs = await Runs.open(
@@ -233,6 +233,8 @@ async def open_app(
         for each in prometheus:
             stack.push_async_callback(_closed, each.name, each.close)
         readers: tuple[Reader, ...] = (StoreReader(vault), *prometheus)
+        # Before the store: what Quell last told about itself goes there.
+        stack.push_async_callback(_closed, "telemetry", telling.close)
         app: App
 
         async def ready() -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 
 from quell.config import InvestigationSettings, JournalSettings
-from quell.domain import Citation, Evidence, QuestionKind, Window
+from quell.domain import Citation, Evidence, Observation, QuestionKind, Window
 from quell.incidents import CaseFile, Curve, CurveAsk, Desk, Request, render
 from quell.incidents._view import claims_of, report_of
 from quell.runs import Runs
@@ -245,10 +245,11 @@ def test_any_curve_can_be_drawn(case: CaseFile, values: list[float], unit: str) 
 
 
 def test_a_question_that_finds_nothing_wrong_is_answered_so(tmp_path: Path) -> None:
-    healthy = {
-        kind: tuple(row for row in rows if getattr(row, "errors", 1) < 2 and kind is not QuestionKind.NEW_PATTERNS)
+    asked = {QuestionKind.ERROR_RATES, QuestionKind.SLOW_OPERATIONS, QuestionKind.EDGE_GAPS}
+    healthy: dict[QuestionKind, tuple[Observation, ...]] = {
+        kind: tuple(row for row in rows if getattr(row, "errors", 1) < 2)
         for kind, rows in bad_release().items()
-        if kind in {QuestionKind.ERROR_RATES, QuestionKind.SLOW_OPERATIONS, QuestionKind.EDGE_GAPS}
+        if kind in asked
     }
     request = Request(text="is catalogue slow?", since_s=90)
     case = asyncio.run(investigated(tmp_path, reader=RecordedReader(rows=healthy), request=request))
