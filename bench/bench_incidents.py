@@ -15,9 +15,9 @@ from pathlib import Path
 
 from bench.adapters import _nezha, _petshop
 from quell.diagnosis import diagnose, explain
-from quell.domain import Diagnosis, Survey
+from quell.domain import Alert, Diagnosis, Survey
 
-SETS: Mapping[str, tuple[Callable[[Path], Iterator[tuple[str, Survey]]], str]] = {
+SETS: Mapping[str, tuple[Callable[[Path], Iterator[tuple[str, Survey, Alert]]], str]] = {
     "nezha-tt": (_nezha.load, "service"),
     "petshop": (_petshop.load, "root_cause_node"),
 }
@@ -44,9 +44,9 @@ def measure(name: str, root: Path, *, show: str = "") -> tuple[dict[str, object]
     ranks: dict[str, list[int]] = {}
     predictions: dict[str, list[str]] = {}
     spent = 0.0
-    for case, survey in load(root / name):
+    for case, survey, alert in load(root / name):
         started = time.process_time()
-        diagnosis = diagnose(survey)
+        diagnosis = diagnose(survey, alerts=[alert])
         spent += time.process_time() - started
         predictions[case] = suspects(diagnosis)
         truth = labels[case][key]
@@ -54,7 +54,7 @@ def measure(name: str, root: Path, *, show: str = "") -> tuple[dict[str, object]
         for group in ("all", str(labels[case]["fault"])):
             ranks.setdefault(group, []).append(rank)
         if show and case.endswith(show):
-            print(f"--- {case}: truth {truth}, {labels[case]['fault']}\n{explain(diagnosis, survey)}")
+            print(f"--- {case}: truth {truth}, {labels[case]['fault']}\n{explain(diagnosis, survey, alerts=[alert])}")
     figures: dict[str, object] = {
         group: {
             "cases": len(found),

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from bench.adapters._survey import moment, survey_of
+from bench.adapters._survey import alert_of, moment, survey_of
 from quell.domain import (
+    Alert,
     EdgeShift,
     FlowBreak,
     MetricShift,
@@ -22,6 +23,7 @@ from quell.domain import (
     PatternShift,
     QuestionKind,
     Survey,
+    Symptom,
     Window,
 )
 
@@ -64,7 +66,7 @@ class Minute:
     seen: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
 
 
-def load(folder: Path) -> Iterator[tuple[str, Survey]]:
+def load(folder: Path) -> Iterator[tuple[str, Survey, Alert]]:
     """Yield every case with its survey."""
     pandas: Any = importlib.import_module("pandas")
     cases = json.loads((folder / "cases.json").read_text())
@@ -82,12 +84,9 @@ def load(folder: Path) -> Iterator[tuple[str, Survey]]:
         length = (end - start) * spans[normal].trace.nunique() / spans[name].trace.nunique()
         baseline = Window(start=moment(start - length - 60), end=moment(start - 60))
         rows = [*_shifts(now, before, window), *_metrics(series.get(name), start)]
-        yield (
-            name,
-            survey_of(
-                rows, window=window, baseline=baseline, unread=(QuestionKind.CHANGES, QuestionKind.ATTRIBUTE_DIFF)
-            ),
-        )
+        unread = (QuestionKind.CHANGES, QuestionKind.ATTRIBUTE_DIFF)
+        alert = alert_of("", Symptom.OTHER, moment(float(case["alert_time"])))
+        yield name, survey_of(rows, window=window, baseline=baseline, unread=unread), alert
 
 
 def _minute(spans: Any, lines: Any) -> Minute:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.adapters._survey import moment, survey_of
-from quell.domain import EdgeShift, Observation, OperationShift, QuestionKind, Survey, Window
+from bench.adapters._survey import alert_of, moment, survey_of
+from quell.domain import Alert, EdgeShift, Observation, OperationShift, QuestionKind, Survey, Symptom, Window
 
 _STEP_S = 300
 
@@ -31,7 +31,7 @@ class Level:
         return self.total_ms / self.calls if self.calls else 0.0
 
 
-def load(folder: Path) -> Iterator[tuple[str, Survey]]:
+def load(folder: Path) -> Iterator[tuple[str, Survey, Alert]]:
     """Yield every case with its survey: the steps from the alert on against the normal days of the same scenario."""
     pandas: Any = importlib.import_module("pandas")
     issues = dict(list(pandas.read_parquet(folder / "issues.parquet").groupby("case_id")))
@@ -48,7 +48,9 @@ def load(folder: Path) -> Iterator[tuple[str, Survey]]:
         now, before = _levels(late), _levels(normal)
         observations = [*_operations(now, before), *_edges(graph["edges"], now, before)]
         unread = (QuestionKind.CHANGES, QuestionKind.METRIC_SHIFTS, QuestionKind.NEW_PATTERNS)
-        yield case["case_id"], survey_of(observations, window=window, baseline=baseline, unread=unread)
+        symptom = Symptom.LATENCY if case["target_metric"] == "latency" else Symptom.ERRORS
+        alert = alert_of(case["target_node"], symptom, moment(start))
+        yield case["case_id"], survey_of(observations, window=window, baseline=baseline, unread=unread), alert
 
 
 def _levels(rows: Any) -> dict[str, Level]:

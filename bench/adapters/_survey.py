@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
-from quell.domain import Evidence, Fact, Gap, Observation, QuestionKind, Scope, Survey, Window
+from quell.domain import Alert, Evidence, Fact, Gap, Observation, QuestionKind, Scope, Severity, Survey, Symptom, Window
 
 QUESTIONS: Mapping[str, QuestionKind] = {
     "operation_shift": QuestionKind.ERROR_RATES,
@@ -43,3 +43,22 @@ def survey_of(
         Gap(question=kind, source="set", query="", reason="unsupported", detail="not in the set") for kind in unread
     )
     return Survey(scope=Scope(), window=window, baseline=baseline, facts=tuple(facts), gaps=gaps)
+
+
+def alert_of(service: str, symptom: Symptom, at: datetime) -> Alert:
+    """Make the alert that a set says fired; an empty service means that it names none."""
+    return Alert(
+        id="alr_set",
+        fingerprint="0" * 16,
+        source="alertmanager",
+        name=symptom.value,
+        service=service,
+        symptom=symptom,
+        severity=Severity.CRITICAL,
+        status="firing",
+        summary="",
+        starts_at=at,
+        ends_at=None,
+        received_at=at,
+        labels=(),
+    )

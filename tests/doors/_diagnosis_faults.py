@@ -264,7 +264,7 @@ def missing_index(s: Story) -> None:
     s.types["search", "maindb"] = ("statement_timeout",)
     s.statement("search", "SELECT items by word", 4, 1800)
     s.statement("search", "SELECT item", 2, 3)
-    s.now.gap_ms |= {pair: 4.0 for pair in (("stock", "maindb"), ("bill", "maindb"))}
+    s.now.gap_ms |= dict.fromkeys((("stock", "maindb"), ("bill", "maindb")), 4.0)
     s.metric("maindb", "postgresql.rows_scanned", 3000, 900_000, unit="{row}/s")
     s.metric("maindb", "postgresql.query.duration", 0.01, 1.4, unit="s")
     s.metric("maindb", "process.cpu.utilization", 0.2, 1.6)

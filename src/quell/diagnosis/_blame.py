@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from quell.diagnosis._metrics import fullness, is_rise
-from quell.diagnosis._scene import ChangeFact, EdgeFact, Scene, earliest
+from quell.diagnosis._scene import ChangeFact, EdgeFact, OperationFact, Scene, earliest
 from quell.diagnosis._vocabulary import REFUSED_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import ChangeKind, Subject
@@ -292,16 +292,39 @@ def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:
     ledger.symptoms[service] = (expected - calls, ledger.symptoms.get(service, (0.0, 0.0))[1])
 
 
-def _felt(scene: Scene) -> tuple[float, float]:
-    """Return calls and milliseconds that users, and messages, wait for: those of services that no other one calls."""
+def _ends(scene: Scene) -> set[str]:
+    """Return the services where users, and messages, wait: those that no other one calls."""
     reached = {e.row.callee for e in scene.edges if e.row.caller in scene.operations and e.row.callee_kind != "queue"}
-    rows = [o.row for service, operations in scene.operations.items() if service not in reached for o in operations]
+    return set(scene.operations) - reached
+
+
+def _felt(scene: Scene) -> tuple[float, float]:
+    """Return calls and milliseconds that users, and messages, wait for."""
+    rows = [o.row for service in sorted(_ends(scene)) for o in scene.operations[service]]
     return float(sum(r.calls for r in rows)), sum(r.total_ms for r in rows)
+
+
+def _anybody_waits_longer(scene: Scene) -> bool:
+    """Tell whether an operation got slow where users or messages wait, or got slower where an alert says that it hurts."""
+    firing = {a.service for a in scene.alerts if a.status == "firing"}
+    ends = _ends(scene)
+    alerted = firing | (ends if "" in firing else set())
+    slow = any(o.ms_added for service in ends | alerted for o in scene.operations.get(service, []))
+    return slow or any(_slower(o) for service in alerted for o in scene.operations.get(service, []))
+
+
+def _slower(operation: OperationFact) -> bool:
+    row = operation.row
+    if min(row.calls, row.calls_before) < THRESHOLDS.calls_min:
+        return False
+    mean, mean_before = row.total_ms / row.calls, row.total_ms_before / row.calls_before
+    ratio = THRESHOLDS.alerted_slow_ratio
+    return mean >= ratio * mean_before or row.p95_ms >= ratio * row.p95_ms_before > 0
 
 
 def _forget_the_unfelt(scene: Scene, ledger: Ledger) -> None:
     """Drop added time that is lost in all the time that users, and messages, wait anyway."""
-    least = THRESHOLDS.relevant_share * _felt(scene)[1]
+    least = THRESHOLDS.relevant_share * _felt(scene)[1] if _anybody_waits_longer(scene) else float("inf")
     for subject in [s for s, b in ledger.of.items() if b.lost_ms < least]:
         ledger.of[subject].lost_ms = 0.0
         if not ledger.of[subject].errors:

@@ -115,6 +115,8 @@ def _names_kind(candidate: Candidate) -> bool:
 
 
 def _is_rival(candidate: Candidate, other: Candidate) -> bool:
+    if other.category is Category.NOVEL and candidate.at in {other.at, *other.at.split("->")}:
+        return False
     return (other.category, other.subject) != (candidate.category, candidate.subject)
 
 

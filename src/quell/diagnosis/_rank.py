@@ -233,7 +233,7 @@ def _distinct(ranked: Sequence[Candidate]) -> list[Candidate]:
     seen: set[tuple[str, str, str]] = set()
     for candidate in ranked:
         key = (candidate.category, candidate.subject.kind, candidate.subject.name)
-        known = any(k.at == candidate.at and k.has("locus") for k in kept)
+        known = any(k.at in {candidate.at, *candidate.at.split("->")} and k.has("locus") for k in kept)
         if key in seen or (candidate.category is Category.NOVEL and known):
             continue
         seen.add(key)

@@ -25,6 +25,8 @@ class Thresholds:
     slow_ratio: float = 1.4
     slow_floor_ms: float = 8.0
     """Mean latency must grow by both ratio and floor."""
+    alerted_slow_ratio: float = 1.1
+    """Where an alert says that it hurts, so little is enough to look below it."""
     tail_ratio: float = 2.0
     tail_floor_ms: float = 40.0
     """Or the 95th percentile by both of these."""
