@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quell_lab._child import PARENT_VARIABLE, parent_environment
@@ -34,6 +34,8 @@ class Lab:
     pid: int
     port: int
     token: str
+    child: subprocess.Popen[bytes] | None = None
+    """The process, when it was started here."""
 
     @classmethod
     def find(cls, root: Path) -> Lab | None:
@@ -91,7 +93,7 @@ class Lab:
                 raise LabError(f"the lab did not start: {tail[-1] if tail else 'no message'}")
             found = cls.find(root)
             if found is not None and found.pid == child.pid:
-                return found
+                return replace(found, child=child)
             time.sleep(0.1)
         raise LabError(f"the lab was not ready within {START_TIMEOUT_S:g} s, see {root}/supervisor.log")
 
@@ -120,14 +122,19 @@ class Lab:
         """Stop the lab and wait for its end."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
-        until_s = time.monotonic() + STOP_TIMEOUT_S
+        if not self._ends(STOP_TIMEOUT_S):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._ends(STOP_TIMEOUT_S)
+
+    def _ends(self, timeout_s: float) -> bool:
+        until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self.pid, os.WNOHANG)
+            if self.child is not None and self.child.poll() is not None:
+                return True
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
-                return
+                return True
             time.sleep(0.05)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        return False

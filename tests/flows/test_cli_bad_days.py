@@ -92,8 +92,10 @@ def test_ids_may_be_shortened_and_a_report_has_every_form(tmp_path: Path) -> Non
     assert shown["steps"][0]["name"] == "plan"
     assert [event["name"] for event in shown["events"]][-1] == "run.finished"
     assert quell("incident", "close", short, "--reason", "a drill", cwd=tmp_path).returncode == 0
-    again = quell("incident", "close", short, cwd=tmp_path)
-    assert again.returncode == ExitCode.DENIED, again.stderr
+    assert (
+        json.loads(quell("incident", "close", short, "--json", cwd=tmp_path).stdout)["incident"]["stage"] == "resolved"
+    )
+    assert json.loads(quell("incident", "list", "--open", "--json", cwd=tmp_path).stdout)["incidents"] == []
 
 
 def test_a_listing_that_was_cut_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ BAD_FLAGS = (
     ("nearest_warehouse", "inventory"),
 )
 HARMLESS_SETTINGS = (
-    ("orders", "shipments_waiting_max", 30.0),
+    ("orders", "shipments_waiting_max", 16.0),
     ("catalog", "page_size", 18.0),
     ("gateway", "capacity_per_s", 64.0),
 )

@@ -33,7 +33,7 @@ SETTINGS: Final[dict[str, dict[str, float]]] = {
         "cart_timeout_s": 2.5,
         "inventory_timeout_s": 2.5,
         "payments_timeout_s": 2.5,
-        "shipments_waiting_max": 25,
+        "shipments_waiting_max": 12,
     },
     "payments": {"monthly_limit_cents": 500},
     "inventory": {"lines_max": 4},

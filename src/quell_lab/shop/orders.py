@@ -14,7 +14,7 @@ def build(service: Service) -> None:
 
     async def check_intake() -> None:
         waiting = await service.rows("SELECT shipments", "SELECT count(*) AS waiting FROM shipments")
-        depth, depth_max = int(str(waiting[0]["waiting"])), int(service.setting("shipments_waiting_max", 25))
+        depth, depth_max = int(str(waiting[0]["waiting"])), int(service.setting("shipments_waiting_max", 12))
         if depth > depth_max:
             raise UnavailableError(f"order intake paused: {depth} shipments are waiting", kind="queue_full")
 
