@@ -50,6 +50,7 @@ _INSERT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _HEAD_BYTES = 65536
+_DATABASE = "default"
 _CODE = re.compile(r"Code: (\d+)")
 _READERS = 3
 _WRITERS = 1
@@ -80,6 +81,8 @@ class Statement:
     """Rows of an insert that came apart from the query."""
     settings: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    database: str = ""
+    """Where unqualified names are looked up; empty means the default one."""
     output_format: str = "TabSeparated"
 
 
@@ -146,6 +149,9 @@ class Engine:
             # Rows that look alike are no repetition unless the writer says so with a token.
             "deduplicate_insert": "disable",
             "insert_deduplicate": "0",
+            # Skip indexes are built when parts merge: a part of the last minute is small enough to read.
+            "materialize_skip_indexes_on_insert": "0",
+            "materialize_statistics_on_insert": "0",
         }
         self._local = threading.local()
         self._sessions: list[_Session] = []
@@ -172,6 +178,7 @@ class Engine:
         """Drop this thread's session after something left it in doubt."""
         session: _Session | None = getattr(self._local, "session", None)
         self._local.session = None
+        self._local.database = _DATABASE
         if session is not None:
             with self._lock:
                 self._sessions.remove(session)
@@ -207,6 +214,7 @@ class Engine:
         settings = statement.settings
         started = time.perf_counter_ns()
         try:
+            self._use(session, statement.database or _DATABASE)
             if settings:
                 session.query("SET " + ", ".join(f"{name} = {quoted(value)}" for name, value in settings.items()))
             return self._ask(session, statement, started)
@@ -215,6 +223,11 @@ class Engine:
         finally:
             if settings:
                 self._restore(session, settings)
+
+    def _use(self, session: _Session, database: str) -> None:
+        if getattr(self._local, "database", _DATABASE) != database:
+            session.query(f"USE `{database.replace('`', '')}`")
+            self._local.database = database
 
     def _restore(self, session: _Session, settings: Mapping[str, str]) -> None:
         back = (

@@ -70,7 +70,8 @@ class Request:
     method: str = "GET"
     target: bytes = b"/"
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytearray = field(default_factory=bytearray)
+    pieces: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
     keep_alive: bool = True
 
 
@@ -134,7 +135,7 @@ class Desk:
 
     async def _query(self, request: Request, fields: dict[str, str]) -> Reply:
         try:
-            body = _decoded(bytes(request.body), request.headers.get("content-encoding", ""))
+            body = _decoded(b"".join(request.pieces), request.headers.get("content-encoding", ""))
         except ValueError as error:
             return Reply(status=415, body=f"{error}\n".encode())
         text, rows = (fields["query"].encode(), body) if "query" in fields else (body, b"")
@@ -150,6 +151,7 @@ class Desk:
                 if name not in _NOT_SETTINGS and not name.startswith(("param_", "http_"))
             },
             params={name[6:]: value for name, value in fields.items() if name.startswith("param_")},
+            database=request.headers.get("x-clickhouse-database") or fields.get("database", ""),
             output_format=output,
         )
         try:
@@ -259,8 +261,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Gather the body up to the bound."""
-        self._request.body += body
-        if len(self._request.body) > BODY_MAX_BYTES:
+        self._request.pieces.append(body)
+        self._request.size_bytes += len(body)
+        if self._request.size_bytes > BODY_MAX_BYTES:
             self._send(Reply(status=413, body=b"The body is too large\n"), keep_alive=False)
 
     def on_message_complete(self) -> None:

@@ -14,8 +14,6 @@ TEMPLATE_CHARS = 400
 TEMPLATE_WORDS = 24
 EXAMPLE_CHARS = 300
 
-_GRAINS = {"5s": 5, "1m": 60}
-
 
 def literal(text: str) -> str:
     """Quote a text as a SQL string."""
@@ -57,12 +55,9 @@ def _view(name: str, target: str, select: str) -> str:
     return f"CREATE MATERIALIZED VIEW IF NOT EXISTS {name} TO {target} AS {select}"
 
 
-def _patterns(grain: str, seconds: int) -> str:
-    # Rows are grouped by what the one regex leaves; severity, cut and cleaning are paid once per group.
-    return _view(
-        f"quell_patterns_{grain}_mv",
-        f"quell_patterns_{grain}",
-        f"""
+# The coarse rollups are made from the rows that go into the fine ones: a short query, because the engine analyses every
+# view again at every insert.
+_PATTERNS = f"""
 SELECT bucket, service, severity, cityHash64(template) AS template_id, template, count, first_seen, last_seen, example
 FROM (
     SELECT bucket, service,
@@ -71,7 +66,7 @@ FROM (
         count, first_seen, last_seen,
         {example_of("least_body")} AS example
     FROM (
-        SELECT toDateTime(toStartOfInterval(Timestamp, INTERVAL {seconds} SECOND)) AS bucket,
+        SELECT toStartOfInterval(toDateTime(Timestamp), INTERVAL 5 SECOND) AS bucket,
             ServiceName AS service,
             toString(SeverityText) AS severity_text,
             SeverityNumber AS severity_number,
@@ -84,8 +79,10 @@ FROM (
         WHERE Body != ''
         GROUP BY bucket, service, SeverityText, SeverityNumber, masked
     )
-)""",
-    )
+)"""
+_PATTERNS_1M = """
+SELECT toStartOfMinute(bucket) AS bucket, service, severity, template_id, template, count, first_seen, last_seen, example
+FROM quell_patterns_5s"""
 
 
 PEER = """multiIf(
@@ -111,31 +108,30 @@ _ERROR_TYPE = """multiIf(
         SpanAttributes['exception.type'] != '', SpanAttributes['exception.type'],
         StatusMessage != '', substringUTF8(StatusMessage, 1, 80),
         'error')"""
-_SPAN_KIND = "replaceOne(replaceOne(lower(SpanKind), 'span_kind_', ''), 'unspecified', 'internal')"
+_KINDS = ("server", "client", "producer", "consumer")
+_SPAN_KIND = f"transform(toString(SpanKind), {[kind.capitalize() for kind in _KINDS] + ['SPAN_KIND_' + kind.upper() for kind in _KINDS]}, {list(_KINDS) * 2}, 'internal')"
 
 
-def _red(grain: str, seconds: int) -> str:
-    return _view(
-        f"quell_red_{grain}_mv",
-        f"quell_red_{grain}",
-        f"""
-SELECT toDateTime(toStartOfInterval(Timestamp, INTERVAL {seconds} SECOND)) AS bucket,
+_RED = f"""
+SELECT toStartOfInterval(toDateTime(Timestamp), INTERVAL 5 SECOND) AS bucket,
     ServiceName AS service,
     substringUTF8(SpanName, 1, 200) AS operation,
-    if({_SPAN_KIND} = '', 'internal', {_SPAN_KIND}) AS span_kind,
+    {_SPAN_KIND} AS span_kind,
     {PEER} AS peer,
     count() AS calls,
     countIf({_ERROR}) AS errors,
     sum(Duration) AS duration_ns,
     quantilesTDigestState(0.5, 0.95)(Duration / 1e6) AS quantiles
 FROM otel_traces
-GROUP BY bucket, service, operation, span_kind, peer""",
-    )
+GROUP BY bucket, service, operation, span_kind, peer"""
+_RED_1M = """
+SELECT toStartOfMinute(bucket) AS bucket, service, operation, span_kind, peer, calls, errors, duration_ns, quantiles
+FROM quell_red_5s"""
 
 
 _CALLS_FROM_CALLERS = f"""
 SELECT sipHash64(TraceId, SpanId) AS key,
-    toDateTime(toStartOfInterval(Timestamp, INTERVAL 5 SECOND)) AS bucket,
+    toStartOfInterval(toDateTime(Timestamp), INTERVAL 5 SECOND) AS bucket,
     ServiceName AS caller,
     {PEER} AS callee_hint,
     '' AS callee,
@@ -149,7 +145,7 @@ WHERE SpanKind IN ('Client', 'Producer', 'SPAN_KIND_CLIENT', 'SPAN_KIND_PRODUCER
 
 _CALLS_FROM_CALLEES = """
 SELECT if(ParentSpanId != '', sipHash64(TraceId, ParentSpanId), sipHash64(Links.TraceId[1], Links.SpanId[1])) AS key,
-    toDateTime(toStartOfInterval(Timestamp, INTERVAL 5 SECOND)) AS bucket,
+    toStartOfInterval(toDateTime(Timestamp), INTERVAL 5 SECOND) AS bucket,
     '' AS caller,
     '' AS callee_hint,
     ServiceName AS callee,
@@ -187,54 +183,48 @@ EVENTS = {
 """Names of log events that say that something was changed, and the kind of change."""
 
 
-def _by_change(texts: dict[str, str]) -> str:
-    cases = "".join(f"change = '{kind}', {text}, " for kind, text in texts.items())
-    return f"multiIf({cases}'')"
+_SUBJECT_KEYS = {
+    "flag": "feature_flag.key",
+    "config": "config.key",
+    "exit": "process.pid",
+    "restart": "service.instance.id",
+}
+_BEFORE_KEYS = {
+    "deploy": "service.version.previous",
+    "flag": "feature_flag.result.variant.previous",
+    "config": "config.value.previous",
+    "scale": "service.replicas.previous",
+}
+_AFTER_KEYS = {
+    "deploy": "service.version",
+    "flag": "feature_flag.result.variant",
+    "config": "config.value",
+    "exit": "process.exit.reason",
+    "restart": "service.instance.id",
+    "scale": "service.replicas",
+}
+
+
+def _attribute_by_change(keys: dict[str, str]) -> str:
+    return f"LogAttributes[transform(change, {list(keys)}, {list(keys.values())}, '')]"
 
 
 def _changes() -> str:
-    names = ", ".join(literal(name) for name in EVENTS)
-    kinds = ", ".join(literal(kind) for kind in EVENTS.values())
-    subject = _by_change(
-        {
-            "deploy": "'service.version'",
-            "flag": "LogAttributes['feature_flag.key']",
-            "config": "LogAttributes['config.key']",
-            "exit": "LogAttributes['process.pid']",
-            "restart": "coalesce(nullIf(LogAttributes['service.instance.id'], ''), ResourceAttributes['service.instance.id'])",
-            "scale": "'service.replicas'",
-        }
-    )
-    before = _by_change(
-        {
-            "deploy": "LogAttributes['service.version.previous']",
-            "flag": "LogAttributes['feature_flag.result.variant.previous']",
-            "config": "LogAttributes['config.value.previous']",
-            "scale": "LogAttributes['service.replicas.previous']",
-        }
-    )
-    after = _by_change(
-        {
-            "deploy": "LogAttributes['service.version']",
-            "flag": "LogAttributes['feature_flag.result.variant']",
-            "config": "LogAttributes['config.value']",
-            "exit": "concat(LogAttributes['process.exit.reason'], if(LogAttributes['process.exit.code'] = '', '', concat(' (', LogAttributes['process.exit.code'], ')')))",
-            "restart": "subject",
-            "scale": "LogAttributes['service.replicas']",
-        }
-    )
+    names = list(EVENTS)
     return f"""
-SELECT Timestamp AS at,
-    transform(toString(EventName), [{names}], [{kinds}], 'other') AS change,
-    if(LogAttributes['service.name'] != '', LogAttributes['service.name'], if(change = 'flag', '', toString(ServiceName))) AS service,
-    {subject} AS subject,
-    substringUTF8({before}, 1, 300) AS before,
-    substringUTF8({after}, 1, 300) AS after,
+SELECT at, change, service, if(change IN ('deploy', 'scale'), if(change = 'deploy', 'service.version', 'service.replicas'), named) AS subject,
+    substringUTF8({_attribute_by_change(_BEFORE_KEYS)}, 1, 300) AS before,
+    substringUTF8(trim(concat({_attribute_by_change(_AFTER_KEYS)}, ' ', LogAttributes['process.exit.code'])), 1, 300) AS after,
     trim(concat(LogAttributes['vcs.ref.head.revision'], ' ', {example_of("Body")})) AS detail,
     'events' AS source,
     {change_key("toUnixTimestamp64Nano(at)")} AS key
-FROM otel_logs
-WHERE EventName IN ({names})"""
+FROM (
+    SELECT Timestamp AS at, transform(EventName, {names}, {list(EVENTS.values())}, 'other') AS change,
+        if(LogAttributes['service.name'] != '', LogAttributes['service.name'], if(change = 'flag', '', toString(ServiceName))) AS service,
+        {_attribute_by_change(_SUBJECT_KEYS)} AS named, LogAttributes, Body
+    FROM otel_logs
+    WHERE EventName IN ({", ".join(map(literal, names))})
+)"""
 
 
 def change_key(nanos: str) -> str:
@@ -244,14 +234,15 @@ def change_key(nanos: str) -> str:
 
 def views_of() -> tuple[str, ...]:
     """Write every CREATE MATERIALIZED VIEW of the rollups."""
-    bucketed = [make(grain, seconds) for make in (_patterns, _red) for grain, seconds in _GRAINS.items()]
     return (
-        *bucketed,
+        _view("quell_patterns_5s_mv", "quell_patterns_5s", _PATTERNS),
+        _view("quell_patterns_1m_mv", "quell_patterns_1m", _PATTERNS_1M),
+        _view("quell_red_5s_mv", "quell_red_5s", _RED),
+        _view("quell_red_1m_mv", "quell_red_1m", _RED_1M),
         _view("quell_calls_from_callers_mv", "quell_calls", _CALLS_FROM_CALLERS),
         _view("quell_calls_from_callees_mv", "quell_calls", _CALLS_FROM_CALLEES),
         _view("quell_sightings_logs_mv", "quell_sightings", _sightings("otel_logs", "Timestamp")),
         _view("quell_sightings_traces_mv", "quell_sightings", _sightings("otel_traces", "Timestamp")),
         _view("quell_sightings_gauge_mv", "quell_sightings", _sightings("otel_metrics_gauge", "TimeUnix")),
-        _view("quell_sightings_sum_mv", "quell_sightings", _sightings("otel_metrics_sum", "TimeUnix")),
         _view("quell_changes_mv", "quell_changes", _changes()),
     )

@@ -295,6 +295,8 @@ FROM system.parts WHERE active AND database = currentDatabase()"""
             leaves = await self.client.close_store(timeout_s=_PING_S)
             if self._child is not None and leaves:
                 await asyncio.to_thread(_await_end, self._child)
+            elif leaves:
+                await asyncio.to_thread(_await_stranger, self._pid)
         if self._child is not None:
             _close_pipe(self._child)  # an owner that others use lives on until they are gone
             self._child.poll()
@@ -313,6 +315,12 @@ def _await_end(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def _await_stranger(pid: int) -> None:
+    """Wait for an owner that another process had started."""
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).wait(_LEAVE_S)
 
 
 def _close_pipe(child: subprocess.Popen[bytes]) -> None:

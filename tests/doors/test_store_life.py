@@ -1,0 +1,175 @@
+"""The life of the embedded store: opened, closed, killed, left alone, kept within its bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quell.config import StoreSettings
+from quell.domain import StoreError
+from quell.signals import Store
+from tests._live_store import LiveStore, now
+
+pytestmark = pytest.mark.timeout(90)
+
+_PUT = "INSERT INTO otel_logs (Timestamp, ServiceName, SeverityText, Body) SELECT now64(9) - number, 'put', 'INFO', 'line ' || toString(number) FROM numbers(100)"
+
+
+def test_what_was_stored_is_there_after_a_clean_end_and_no_process_stays(tmp_path: Path) -> None:
+    first = LiveStore(tmp_path)
+    first.run(lambda: first.store.client.command(_PUT, timeout_s=10))
+    pid = first.run(first.store.status).pid
+    first.close()
+    assert not psutil.pid_exists(pid)
+    assert not (tmp_path / "store.json").exists()
+    assert (tmp_path / "store.log").read_text() == ""
+    second = LiveStore(tmp_path)
+    try:
+        assert second.number("SELECT count() AS n FROM otel_logs") == 100
+        assert second.number("SELECT sum(count) AS n FROM quell_patterns_1m") == 100
+        assert second.run(second.store.status).memory_bytes < 500 << 20
+    finally:
+        second.close()
+
+
+def test_sigterm_ends_the_owner_cleanly_even_while_it_works(tmp_path: Path) -> None:
+    live = LiveStore(tmp_path)
+    owner = psutil.Process(live.run(live.store.status).pid)
+
+    async def end_it_in_mid_query() -> str:
+        asking = asyncio.create_task(
+            live.store.client.rows("SELECT sum(sleepEachRow(0.1)) AS n FROM numbers(15)", row=dict, timeout_s=10)
+        )
+        await asyncio.sleep(0.3)
+        owner.send_signal(signal.SIGTERM)
+        try:
+            return str(await asking)
+        except StoreError as error:
+            return str(error)
+
+    try:
+        assert live.run(end_it_in_mid_query) == "[{'n': 0}]"  # what runs is finished
+    finally:
+        live.close()
+    assert "Segmentation" not in (tmp_path / "store.log").read_text()
+
+
+def test_a_killed_owner_is_brought_back_and_errors_in_between_say_so(tmp_path: Path) -> None:
+    live = LiveStore(tmp_path)
+    try:
+        before = live.run(live.store.status)
+        os.kill(before.pid, signal.SIGKILL)
+
+        async def ask_until_it_answers() -> list[StoreError]:
+            errors: list[StoreError] = []
+            for _ in range(300):
+                try:
+                    await live.store.client.rows("SELECT 1 AS n", row=dict, timeout_s=2)
+                except StoreError as error:
+                    errors.append(error)
+                    await asyncio.sleep(0.1)
+                else:
+                    return errors
+            raise AssertionError("it never came back")
+
+        errors = live.run(ask_until_it_answers)
+        assert errors
+        assert all(error.hint for error in errors)
+        live.run(lambda: asyncio.sleep(0.2))
+        after = live.run(live.store.status)
+        assert after.pid != before.pid
+        assert (after.restarts, after.state) == (1, "ready")
+    finally:
+        live.close()
+
+
+_PARENT = """
+import asyncio, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from quell.config import StoreSettings
+from quell.signals import Store
+
+async def main():
+    store = await Store.open(StoreSettings(), state_dir=Path(sys.argv[1]), clock=lambda: datetime.now(UTC))
+    print((await store.status()).pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_an_owner_leaves_by_itself_when_its_parent_was_killed_and_nobody_asks(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert psutil.pid_exists(pid)
+    deadline = time.monotonic() + 40
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not psutil.pid_exists(pid)
+    assert not (tmp_path / "store.json").exists()
+
+
+def test_an_owner_whose_parent_was_killed_serves_on_for_those_who_ask(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    live = LiveStore(tmp_path)
+    try:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        live.run(lambda: asyncio.sleep(13))
+        status = live.run(live.store.status)
+        assert (status.pid, status.restarts) == (pid, 0)
+    finally:
+        live.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_the_oldest_telemetry_goes_when_the_disk_bound_is_passed(tmp_path: Path) -> None:
+    fill = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9) - INTERVAL {days} DAY - number, 'fill', randomPrintableASCII(400) FROM numbers(4000)"
+    first = LiveStore(tmp_path)
+    for days in (2, 1):
+        first.run(lambda days=days: first.store.client.command(fill.replace("{days}", str(days)), timeout_s=20))  # type: ignore[misc] # bound now
+    first.close()
+    second = LiveStore(tmp_path, settings=StoreSettings(disk_max_mb=2))
+    try:
+        old = now() - timedelta(hours=40)
+        sql = f"SELECT count() AS n FROM otel_logs WHERE Timestamp < fromUnixTimestamp64Nano({int(old.timestamp())} * 1000000000)"
+        assert second.until(sql, 0) == 0
+        assert second.number("SELECT count() AS n FROM otel_logs") > 0
+    finally:
+        second.close()
+
+
+def test_retention_that_was_changed_holds_for_tables_that_exist(tmp_path: Path) -> None:
+    first = LiveStore(tmp_path, settings=StoreSettings(retention_hours=400))
+    first.run(lambda: first.store.client.command(_PUT.replace("now64(9)", "now64(9) - INTERVAL 5 DAY"), timeout_s=10))
+    assert first.number("SELECT count() AS n FROM otel_logs") == 100
+    first.close()
+    second = LiveStore(tmp_path, settings=StoreSettings(retention_hours=24))
+    try:
+        assert second.until("SELECT count() AS n FROM otel_logs", 0) == 0
+    finally:
+        second.close()
+
+
+def test_a_store_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("not a directory")
+    with pytest.raises(StoreError, match="ended with code") as caught:
+        asyncio.run(Store.open(StoreSettings(), state_dir=tmp_path, clock=now))
+    assert "store.log" in caught.value.hint
