@@ -96,7 +96,8 @@ class Server:
 
     def case(self, incident: str) -> dict[str, object]:
         """Return the case file of an incident."""
-        found = self.get(f"/api/v1/incidents/{incident}").get("case", {})
+        document = self.get(f"/api/v1/incidents/{incident}")
+        found = document.get("case", document)
         assert isinstance(found, dict)
         return found
 
