@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def error_of(told: subprocess.CompletedProcess[str]) -> dict[str, object]:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Start one command in a session of its own; at the end nothing of it is left."""
     process = subprocess.Popen(
         [*QUELL, *arguments],
@@ -64,8 +65,7 @@ def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
+        bufsize=0,  # what was read is what was asked for, so that select() tells the truth
         start_new_session=True,
     )
     try:
@@ -83,7 +83,15 @@ def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         process.wait(timeout=15)
 
 
-def wait_for_line(process: subprocess.Popen[str], words: str, *, stream: str = "stderr", timeout_s: float = 60) -> str:
+def end_of(process: subprocess.Popen[bytes], *, timeout_s: float = 60) -> tuple[str, str]:
+    """Wait for the end, and return what was not read yet of stdout and stderr."""
+    out, err = process.communicate(timeout=timeout_s)
+    return out.decode(), err.decode()
+
+
+def wait_for_line(
+    process: subprocess.Popen[bytes], words: str, *, stream: str = "stderr", timeout_s: float = 60
+) -> str:
     """Read lines until one holds `words`. Fails with everything that was read."""
     source = process.stdout if stream == "stdout" else process.stderr
     assert source is not None
@@ -92,13 +100,20 @@ def wait_for_line(process: subprocess.Popen[str], words: str, *, stream: str = "
     while time.monotonic() < deadline:
         ready, _, _ = select.select([source], [], [], 0.2)
         if not ready:
-            if process.poll() is not None:
-                break
             continue
-        line = source.readline()
+        line = source.readline().decode()
         if not line:
             break
         seen.append(line)
         if words in line:
             return line
     raise AssertionError(f"{words!r} did not come (exit {process.poll()}); read:\n{''.join(seen)}")
+
+
+@contextmanager
+def tarpit() -> Iterator[str]:
+    """Listen and never answer; yields the URL."""
+    with socket.socket() as pit:
+        pit.bind(("127.0.0.1", 0))
+        pit.listen(64)
+        yield f"http://127.0.0.1:{pit.getsockname()[1]}"

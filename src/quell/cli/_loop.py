@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from quell.cli._exit import ExitCode
-from quell.cli._main import TerminatedError
+from quell.cli._main import TerminatedError, listen_to_signals
 
 _SIGNALS_MAX = 3
 
@@ -43,7 +43,5 @@ def run_until_done(work: Callable[[], Awaitable[int]]) -> int:
             raise
         raise (TerminatedError if came[0] == signal.SIGTERM else KeyboardInterrupt) from None
     finally:
-        if came:
-            # asyncio gave the handlers back; a late signal during what follows must not look like a crash.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # asyncio leaves the defaults behind, and the default of SIGTERM kills without a word.
+        listen_to_signals(is_over=bool(came))

@@ -26,11 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     code: int = ExitCode.INTERRUPTED
     try:
         # The handler first: everything after it may be interrupted and still ends with an exit code of ours.
-        signal.signal(signal.SIGTERM, _terminate)
+        listen_to_signals()
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         pass
+    # The result stands; a late signal while the interpreter cleans up must not turn it into a crash.
+    listen_to_signals(is_over=True)
     sys.exit(code)
+
+
+def listen_to_signals(*, is_over: bool = False) -> None:
+    """Let SIGINT and SIGTERM interrupt what is being done; ignore them once it is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN if is_over else signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if is_over else _terminate)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
