@@ -297,6 +297,7 @@ class Story:
         )
         for pair in self.now.fanout:
             self._edge(*pair)
+        self._queue("parcels", producer="api", consumer="worker")
         made, self.rows = self.rows, kept
         return made
 
@@ -379,6 +380,38 @@ class Story:
             since=ONSET if client > 1.3 * client_before or errors > 0.01 else None,
         )
         self.rows.append((QuestionKind.EDGE_GAPS, row))
+
+    def _queue(self, name: str, *, producer: str, consumer: str) -> None:
+        """Record the two edges of a queue: what puts into it, and what it feeds."""
+        put, put_before = (
+            round(3 * r / 12 * w.seconds) for r, w in ((self.now.rate, WINDOW), (self.before.rate, BASELINE))
+        )
+        took = round(self.now.calls(consumer) * WINDOW.seconds), round(self.before.calls(consumer) * BASELINE.seconds)
+        ms, ms_before = self.now.server_ms(consumer), self.before.server_ms(consumer)
+        for caller, callee, calls, calls_before, now_ms, was_ms in (
+            (producer, name, put, put_before, 2.0, 2.0),
+            (name, consumer, *took, ms, ms_before),
+        ):
+            row = EdgeShift(
+                caller=caller,
+                callee=callee,
+                callee_kind="queue" if callee == name else "service",
+                calls=calls,
+                errors=0,
+                unanswered=0,
+                client_ms=now_ms,
+                client_p95_ms=2 * now_ms,
+                server_ms=None if callee == name else now_ms,
+                gap_ms=None if callee == name else 0.0,
+                calls_before=calls_before,
+                errors_before=0,
+                unanswered_before=0,
+                client_ms_before=was_ms,
+                client_p95_ms_before=2 * was_ms,
+                server_ms_before=None if callee == name else was_ms,
+                gap_ms_before=None if callee == name else 0.0,
+            )
+            self.rows.append((QuestionKind.EDGE_GAPS, row))
 
     def fail_into(self, callee: str, part: float, *types: str, wait_ms: float = 5.0) -> None:
         """Let every caller of a service fail to reach it."""

@@ -113,7 +113,7 @@ def resource_of(metric: str) -> Resource | None:
 def fullness(fact: MetricFact) -> float:
     """Return how much of the limit is used, 0 when no limit is known and none follows from the unit."""
     row = fact.row
-    if row.limit is not None and row.limit > 0:
+    if row.limit is not None and row.limit > 0 and not (fact.resource == "cpu" and row.limit == 1):
         return fact.level / row.limit
     if fact.resource == "cpu" and _is_ratio(row):
         return fact.level / THRESHOLDS.cpu_full * THRESHOLDS.full_share

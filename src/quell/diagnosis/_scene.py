@@ -411,7 +411,13 @@ def _find_stores(scene: Scene) -> None:
     callers = {e.row.caller for e in scene.edges}
     for edge in scene.edges:
         row = edge.row
-        if row.callee in scene.operations or row.callee in callers:
+        if row.callee in scene.operations:
+            continue
+        if row.callee_kind == "queue":
+            # A queue is also the caller of what consumes from it.
+            scene.stores[row.callee] = "queue"
+            continue
+        if row.callee in callers:
             continue
         if row.callee_kind != "service":
             scene.stores[row.callee] = row.callee_kind

@@ -147,6 +147,9 @@ def _grows(moved: MetricFact) -> bool:
 
 def consumers_of(scene: Scene, queue: str) -> list[str]:
     """Return the services that take from a queue."""
+    fed = sorted(e.row.callee for e in scene.out_of(queue) if e.row.callee in scene.operations)
+    if fed:
+        return fed
     consuming = {s: [o for o in ops if o.row.span_kind == "consumer"] for s, ops in scene.operations.items()}
     named = sorted(s for s, ops in consuming.items() if any(queue in o.row.operation for o in ops))
     return named or sorted(s for s, ops in consuming.items() if ops)

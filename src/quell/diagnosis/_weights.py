@@ -75,7 +75,7 @@ class Thresholds:
 
     full_share: float = 0.95
     near_share: float = 0.85
-    cpu_full: float = 0.85
+    cpu_full: float = 0.8
     """Part of one core; event loops starve before 1.0."""
     cpu_rise: float = 0.2
     metric_rise_ratio: float = 1.5
