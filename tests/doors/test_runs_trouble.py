@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from quell.domain import ConfigError, JournalError, StateHeldError
 from quell.runs import Done, Next, RunContext
+from tests._postgres import fresh_database
 from tests.doors._runs_bench import Story, ended, journal, story
 
 pytestmark = pytest.mark.timeout(30)
@@ -121,6 +123,57 @@ def test_a_journal_locked_for_a_while_loses_no_result(tmp_path: Path) -> None:
             assert work.done == {"one": 1, "two": 1, "three": 1}
 
     asyncio.run(tell())
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_goes_away_for_a_while_loses_no_result(postgres_url: str, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    async def tell(database: str) -> None:
+        name = sa.make_url(database).database
+        server = sa.create_engine(
+            sa.make_url(postgres_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+        )
+
+        def allow(word: str) -> None:
+            with server.connect() as connection:
+                connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {word}")
+                connection.execute(
+                    sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"),
+                    {"name": name},
+                )
+
+        async def segment(context: RunContext) -> Next:
+            async def around() -> str:
+                calls.append("around")
+                await asyncio.to_thread(allow, "false")
+                return "learned while it was away"
+
+            return Done(result={"is": await context.step("around", around, returns=str, timeout_s=20)})
+
+        async with journal(tmp_path, url=database, works={"away": segment}, lease_s=20) as runs:
+            run = await runs.start("away", subject="", arguments={})
+            async with asyncio.timeout(15):
+                while not calls:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1.5)
+            with pytest.raises(JournalError, match="cannot be used"):
+                await runs.get(run.id)
+            await asyncio.to_thread(allow, "true")
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        run = await runs.wait(run.id, timeout_s=20)
+                    except JournalError:
+                        await asyncio.sleep(0.1)  # a connection that was cut just now
+                    else:
+                        break
+            assert ended(run, "succeeded").result == '{"is":"learned while it was away"}'
+        server.dispose()
+
+    with fresh_database(postgres_url) as database:
+        asyncio.run(tell(database))
+    assert calls == ["around"]
 
 
 FULL = """

@@ -90,8 +90,8 @@ class StepRecord:
 class Pen(Protocol):
     """Writes for one run, as long as this process holds it; every call fails once it does not."""
 
-    async def step_started(self, name: str) -> None:
-        """Tell that a step begins."""
+    def step_started(self, name: str) -> None:
+        """Tell that a step begins, at once or together with its end if that comes first."""
 
     async def step_ended(self, record: StepRecord, *, error: str | None) -> None:
         """Keep how a step ended, together with its event."""
@@ -165,7 +165,7 @@ class RunContext:
         kept = self._kept.get(name)
         if kept is not None:
             return _replay(name, kept, returns)
-        await self._pen.step_started(name)
+        self._pen.step_started(name)
         began_at, began_s = self._clock(), time.perf_counter()
         try:
             raw, value = await self._try(name, work, returns=returns, timeout_s=timeout_s, attempts=attempts)

@@ -30,6 +30,7 @@ _RENEWALS_PER_LEASE = 4
 _FENCE_SHARE = 0.7
 _SWEEP_MAX_S = 1.0
 _WATCH_S = 0.2
+_ANNOUNCE_AFTER_S = 0.002
 _GRACE_S = 2.0
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 2.0
@@ -175,14 +176,9 @@ class Executor:
         return run not in self._active
 
     async def _perform(self, begun: Begun) -> None:
-        run = begun.run
+        run, pen = begun.run, _Pen(self, begun)
         context = RunContext(
-            run=run,
-            arguments=begun.arguments,
-            state=begun.state,
-            kept=begun.kept,
-            pen=_Pen(self, begun),
-            clock=self._clock,
+            run=run, arguments=begun.arguments, state=begun.state, kept=begun.kept, pen=pen, clock=self._clock
         )
         try:
             outcome = await self._works[run.kind](context)
@@ -195,6 +191,8 @@ class Executor:
             await self.keep(self._journal.fail, begun, error=_told(error))
         else:
             await self._send_on(begun, outcome)
+        finally:
+            pen.close()
 
     async def _send_on(self, begun: Begun, outcome: Next) -> None:
         match outcome:
@@ -365,14 +363,45 @@ class _Pen:
         self._journal = executor._journal  # noqa: SLF001 - one thing in two classes
         self._begun = begun
 
-    async def step_started(self, name: str) -> None:
+        self._announcements: dict[str, asyncio.Task[None]] = {}
+        self._announced: set[str] = set()
+
+    def step_started(self, name: str) -> None:
+        self._announcements[name] = asyncio.create_task(self._announce(name))
+
+    async def _announce(self, name: str) -> None:
+        # A step that is over by then is told in one transaction with its end.
+        await asyncio.sleep(_ANNOUNCE_AFTER_S)
+        await self._announce_now(name)
+
+    async def _announce_now(self, name: str) -> None:
+        self._announced.add(name)
         await self._executor.keep(self._journal.step_started, self._begun, name)
 
+    async def step_retried(self, name: str, *, attempt: int, error: str) -> None:
+        await self._settle(name)
+        if name not in self._announced:
+            await self._announce_now(name)
+        await self._executor.keep(self._journal.step_retried, self._begun, name, attempt=attempt, error=error)
+
     async def step_ended(self, record: StepRecord, *, error: str | None) -> None:
+        await self._settle(record.name)
         await self._executor.keep(self._journal.step_ended, self._begun, record, error=error)
 
-    async def step_retried(self, name: str, *, attempt: int, error: str) -> None:
-        await self._executor.keep(self._journal.step_retried, self._begun, name, attempt=attempt, error=error)
+    async def _settle(self, name: str) -> None:
+        """Let an announcement that is under way be written, and drop one that is not."""
+        announcement = self._announcements.pop(name, None)
+        if announcement is None:
+            return
+        if name in self._announced:
+            await announcement
+        else:
+            announcement.cancel()
+
+    def close(self) -> None:
+        """Drop what was not announced; the segment is over."""
+        for announcement in self._announcements.values():
+            announcement.cancel()
 
     async def emit(self, name: str, *, key: str, body: JsonObject) -> None:
         await self._executor.keep(self._journal.emit, self._begun.run.id, name, key=key, body=body)

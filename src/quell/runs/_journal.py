@@ -278,8 +278,11 @@ class Journal:
     def step_started(self, begun: Begun, name: str) -> None:
         """Tell that a step begins. Nothing rests on it, so it costs no flush."""
         with self._writing(durability="written") as connection:
-            key = f"step.started.{begun.segment}.{name}"
-            self._event(connection, begun.run.id, key, "step.started", {"name": name})
+            self._tell_start(connection, begun, name)
+
+    def _tell_start(self, connection: Connection, begun: Begun, name: str) -> None:
+        key = f"step.started.{begun.segment}.{name}"
+        self._event(connection, begun.run.id, key, "step.started", {"name": name})
 
     def step_ended(self, begun: Begun, record: StepRecord, *, error: str | None) -> None:
         """Keep the result of a step together with its event. Raises SupersededError when the run is not held."""
@@ -305,6 +308,7 @@ class Journal:
                 "SELECT COUNT(*) AS steps FROM quell_steps WHERE run = :run AND kind = 'step'", run=run
             ).steps
             body: dict[str, object] = {"name": record.name, "index": ended - 1, "elapsed_ms": record.elapsed_ms}
+            self._tell_start(connection, begun, record.name)  # of a step that ended before it was told
             if error is None:
                 self._event(connection, run, f"step.finished.{begun.segment}.{record.name}", "step.finished", body)
             else:
