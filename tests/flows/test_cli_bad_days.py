@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from datetime import timedelta
@@ -19,6 +20,7 @@ import pytest
 from quell.cli import ExitCode
 from quell.config import JournalSettings
 from quell.runs import Runs, system_clock
+from quell.telemetry import EVENTS
 from tests._quell import NOWHERE, QUELL, end_of, environment, error_of, quell, started, tarpit, wait_for_line
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(120)]
@@ -91,7 +93,9 @@ def test_ids_may_be_shortened_and_a_report_has_every_form(tmp_path: Path) -> Non
     shown = json.loads(quell("run", "show", run["id"][:14], "--json", cwd=tmp_path).stdout)
     assert shown["steps"][0]["name"] == "plan"
     assert [event["name"] for event in shown["events"]][-1] == "run.finished"
-    assert quell("run", "cancel", run["id"], cwd=tmp_path).returncode == ExitCode.DENIED, "what has ended stays as it is"
+    assert quell("run", "cancel", run["id"], cwd=tmp_path).returncode == ExitCode.DENIED, (
+        "what has ended stays as it is"
+    )
     assert quell("incident", "close", short, "--reason", "a drill", cwd=tmp_path).returncode == 0
     assert (
         json.loads(quell("incident", "close", short, "--json", cwd=tmp_path).stdout)["incident"]["stage"] == "resolved"
@@ -251,6 +255,10 @@ def test_watch_prints_what_happens_in_other_processes(tmp_path: Path) -> None:
         watching.send_signal(signal.SIGINT)
         end_of(watching)
         assert watching.returncode == ExitCode.INTERRUPTED
+    with sqlite3.connect(tmp_path / ".quell" / "quell.db") as journal:
+        for name, body in journal.execute("SELECT name, body FROM quell_events"):
+            assert set(json.loads(body)) <= set(EVENTS[name].fields), f"{name} carries what the catalogue does not tell"
+    journal.close()
     (incident,) = json.loads(quell("incident", "list", "--json", cwd=tmp_path).stdout)["incidents"]
     with started("watch", "--incident", incident["id"][:12], cwd=tmp_path) as watching:
         assert "run.finished" in wait_for_line(watching, "run.finished", stream="stdout")

@@ -44,7 +44,7 @@ def watch_command(session: Session, *, incident_id: str | None, after: int | Non
 def _belongs(event: Event, wanted: set[str]) -> bool:
     """Tell whether an event is about what is wanted; a run that is started for an incident is wanted from then on."""
     if event.run in wanted:
-        run = body_of(event).get("run")
+        run = body_of(event).get("investigation")
         if event.name == "incident.investigating" and isinstance(run, str):
             wanted.add(run)
         return True

@@ -63,7 +63,9 @@ EVENTS: Mapping[str, EventSpec] = {
     "incident.stage": _spec(
         "info", "An incident went from one stage to another.", "incident", "before", "after", "reason"
     ),
-    "incident.investigating": _spec("info", "An investigation of an incident was started.", "incident", "run"),
+    "incident.investigating": _spec(
+        "info", "An investigation of an incident was started.", "incident", "investigation"
+    ),
     "incident.escalated": _spec(
         "warning", "An incident was handed to a person with its case file.", "incident", "reason"
     ),
