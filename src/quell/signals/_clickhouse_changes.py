@@ -67,10 +67,14 @@ ORDER BY at, change, service, subject, after, key"""
 
 def _from_logs(asking: Asking, stretch: Stretch) -> str:
     time = asking.shape.raw_time("otel_logs", column="Timestamp", begin=stretch.before_from, end=stretch.end)
-    named = "LogAttributes['event.name']"
+    named = "raw.LogAttributes['event.name']"
     if "EventName" in asking.shape.columns("otel_logs"):
-        named = f"if(EventName != '', EventName, {named})"
-    return f"{_changes().replace('EventName', named)} AND {time}"
+        named = f"if(raw.EventName != '', raw.EventName, {named})"
+    logs = f"""(SELECT raw.Timestamp AS Timestamp, raw.ServiceName AS ServiceName, raw.ResourceAttributes AS ResourceAttributes,
+    raw.LogAttributes AS LogAttributes, raw.Body AS Body, {named} AS EventName FROM otel_logs AS raw WHERE {time})"""
+    source = _changes()
+    assert source.count("FROM otel_logs") == 1, "the view reads the logs once"
+    return source.replace("FROM otel_logs", f"FROM {logs}")
 
 
 def _change(row: _Change) -> ObservedChange:

@@ -274,12 +274,16 @@ def signs_of_patterns(patterns: Sequence[PatternHistory], *, view: View, first_h
     """Judge error templates of one service that its past does not have."""
     if view.seen_until - first_heard < view.settings.warmup_s:
         return []
-    horizon = view.window_start - 2 * view.settings.window_s
+    # A template stays new for as long as the trouble that it came with is open.
+    open_since = [begin for begin, end in view.troubled if end >= view.at]
+    horizon = min([view.window_start - 2 * view.settings.window_s, *(begin - 2 * BUCKET_S for begin in open_since)])
     old = [pattern.template.split() for pattern in patterns if pattern.starts and pattern.starts[0] < horizon]
     fresh = [pattern for pattern in patterns if pattern.starts and pattern.starts[0] >= horizon]
     signs = []
     for pattern in fresh:
-        count = sum(n for start, n in zip(pattern.starts, pattern.counts, strict=True) if start >= view.window_start)
+        count = sum(
+            n for start, n in zip(pattern.starts, pattern.counts, strict=True) if view.window_start <= start <= view.at
+        )
         if not count or any(_is_same(pattern.template.split(), words) for words in old):
             continue
         signs.append(

@@ -146,8 +146,8 @@ class PrometheusReader:
             for start, end in _ranges(span, step_s=step_s, points_max=self._points_max):
                 form = {
                     "query": query,
-                    "start": f"{start:g}" if start < 1e5 else f"{start:.3f}",
-                    "end": f"{end:.3f}",
+                    "start": f"{start:.0f}",
+                    "end": f"{end:.0f}",
                     "step": str(step_s),
                 }
                 for one in await self._api.range(form, timeout_s=reading.left_s):

@@ -52,6 +52,7 @@ _FLOORS: tuple[tuple[re.Pattern[str], Floor], ...] = tuple(
         (r"filesystem|disk.*(usage|used|free|avail)", 32 * _MIB, 0.1),
         (r"file\.descriptor|fds", 10.0, 0.25),
         (r"(oldest|max).*age|age\.seconds", 5.0, 0.5),
+        (r"(duration|latency|wait)(\.time)?$|response\.time", 0.01, 0.5),
         (r"pending|waiting|blocked|queue|backlog|lag|depth", 3.0, 0.5),
         (r"connection|backends|active|threads|goroutines", 2.0, 0.4),
     )
@@ -78,7 +79,8 @@ def floor_of(series: Series) -> Floor:
     name = _dotted(series.metric)
     for pattern, floor in _FLOORS:
         if pattern.search(name):
-            return floor
+            # A duration in milliseconds is a thousand times the number that it is in seconds.
+            return Floor(absolute=floor.absolute * 1000, relative=floor.relative) if series.unit == "ms" else floor
     return _BY_UNIT.get(series.unit, _DEFAULT)
 
 
