@@ -114,7 +114,7 @@ def _prometheus(
             asked.append(form)
             data = {"resultType": "matrix", "result": [series] if series else []}
         else:
-            data = {"resultType": "vector", "result": [{"metric": {}, "value": [0, "12"]}]}
+            data = {"resultType": "matrix", "result": [{"metric": {}, "values": [[0, "1"], [5, "1"], [10, "1"]]}]}
         return 200, json.dumps({"status": "success", "data": data, "warnings": list(warnings)}).encode()
 
     return behaviour

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from quell.config import PrometheusSettings
 from quell.domain import Answer, Gap, GapReason, Question, QuestionKind, Window
-from quell.signals._prometheus_api import Api, Metadata, VectorResult
+from quell.signals._prometheus_api import Api, MatrixResult, Metadata, VectorResult
 from quell.signals._reader import CannotAnswerError
 from quell.signals._reader_families import Series
 from quell.signals._reader_shifts import find_shifts
@@ -187,11 +189,11 @@ class PrometheusReader:
         return _plan_of(chosen[:_NAMES_MAX], known=frozenset(names), metadata=metadata), partial
 
     async def _scrape(self, reading: _Reading) -> float:
-        """Tell how often things are scraped, from how many samples `up` has."""
-        form = {"query": "quantile(0.5, count_over_time(up[1m]))"}
-        answer = await self._api.ask("/api/v1/query", form, answer=VectorResult, timeout_s=reading.left_s)
-        samples = answer.result[0].value[1] if answer.result else 0.0
-        return 60.0 / samples if samples >= 1 else _SCRAPE_S
+        """Tell how often things are scraped: the usual distance between two samples of `up`."""
+        form = {"query": "up[2m]"}
+        targets = await self._api.ask("/api/v1/query", form, answer=MatrixResult, timeout_s=reading.left_s)
+        gaps = [after - before for one in targets.result for (before, _), (after, _) in pairwise(one.values)]
+        return statistics.median(gaps) if gaps else _SCRAPE_S
 
     def _key(self, labels: Mapping[str, str]) -> tuple[str, str, tuple[tuple[str, str], ...]]:
         name = self._settings.service_label
