@@ -324,7 +324,10 @@ def _slower(operation: OperationFact) -> bool:
 
 def _forget_the_unfelt(scene: Scene, ledger: Ledger) -> None:
     """Drop added time that is lost in all the time that users, and messages, wait anyway."""
-    least = THRESHOLDS.relevant_share * _felt(scene)[1] if _anybody_waits_longer(scene) else float("inf")
+    waited = _felt(scene)[1]
+    lost = sum(b.lost_ms for b in ledger.of.values())
+    harmless = lost < THRESHOLDS.harm_share * (waited - lost) or not _anybody_waits_longer(scene)
+    least = float("inf") if harmless else THRESHOLDS.relevant_share * waited
     for subject in [s for s, b in ledger.of.items() if b.lost_ms < least]:
         ledger.of[subject].lost_ms = 0.0
         if not ledger.of[subject].errors:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from quell.diagnosis._blame import Ledger
 from quell.diagnosis._candidate import Candidate, with_locus
+from quell.diagnosis._changes import closeness
 from quell.diagnosis._metrics import MetricFact
 from quell.diagnosis._scene import OperationFact, Scene, earliest
 from quell.diagnosis._vocabulary import CERTIFICATE_TYPES
@@ -38,14 +39,16 @@ def suspect_traffic(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
         busiest = max(rows, key=lambda o: (_added_calls(scene, o), o.id))
         if ratio < THRESHOLDS.traffic_ratio:
             continue
-        strength = min(1.0, math.log2(ratio) / 2 + 0.2)
         candidate = Candidate(category=Category.TRAFFIC_SPIKE, subject=scene.subject_of(entry), at=entry)
         candidate.detail = f"{ratio:.1f}x the calls of before"
         ids = [o.id for o in sorted(rows, key=lambda o: (-_added_calls(scene, o), o.id))]
-        candidate.since = earliest((busiest.row.since, *(o.row.since for o in rows)))
-        candidate.add(
-            "traffic_rise", ids=ids[:4], strength=strength, says=f"{entry} takes {ratio:.1f}x the calls of before"
-        )
+        candidate.since = busiest.row.since or earliest(o.row.since for o in rows)
+        strength = min(1.0, math.log2(ratio) / 2 + 0.2)
+        if candidate.since is not None and ledger.onset is not None:
+            # Load that rose long before the trouble, or after it, does not explain it.
+            strength *= max(THRESHOLDS.unrelated, closeness(candidate.since, ledger.onset))
+        says = f"{entry} takes {ratio:.1f}x the calls of before"
+        candidate.add("traffic_rise", ids=ids[:4], strength=strength, says=says)
         loaded = [s for s in scene.services if traffic_of(scene, s) >= 1 + (ratio - 1) / 2]
         parts = [(scene.subject_of(s), 1.0) for s in loaded]
         parts.extend((scene.subject_of(name), 1.0) for name in sorted(scene.stores))

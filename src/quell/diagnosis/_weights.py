@@ -38,6 +38,8 @@ class Thresholds:
     """Added failures of this part of the users' calls hurt in full."""
     time_hurt_share: float = 1.0
     """Added time of this part of the users' usual waiting hurts in full."""
+    harm_share: float = 0.1
+    """All added time together below this part of the time that users usually wait hurts nobody."""
     relevant_share: float = 0.02
     """Added time below this part of all the time that users wait is felt by nobody."""
     self_share_min: float = 0.2
@@ -81,6 +83,8 @@ class Thresholds:
     metric_rise_ratio: float = 1.5
     clock_offset_s: float = 2.0
     exits_loop_min: int = 2
+    unrelated: float = 0.3
+    """Strength left to a rise of calls whose onset does not fit the trouble's."""
     flow_support: int = 30
     """Occurrences of a step after which a break of what follows it counts in full."""
     traffic_ratio: float = 1.8
