@@ -17,7 +17,7 @@ from quell_lab._child import PARENT_VARIABLE, parent_environment
 from quell_lab._plan import Layout
 from quell_lab._truth import Truth, decode_truth
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 15.0
 ANSWER_TIMEOUT_S = 60.0
 

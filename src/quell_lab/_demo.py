@@ -21,7 +21,6 @@ from quell_lab._stages import Stages
 from quell_lab._truth import Truth
 from quell_lab._verdict import Verdict, claim, finding_of, verdict_on
 
-BASELINE_S = 60.0
 FINDING_TIMEOUT_S = 75.0
 LOOK_EVERY_S = 0.5
 MARKER = ".made-by-quell-demo"
@@ -68,7 +67,7 @@ def draw(fault: str, seed: int | None, *, names: list[str]) -> tuple[str, int]:
     return chosen, chosen_seed
 
 
-def run_demo(*, fault: str, seed: int, out: Path, keep: str, stages: Stages) -> Outcome:
+def run_demo(*, fault: str, seed: int, out: Path, keep: str, baseline_s: float, stages: Stages) -> Outcome:
     """Run the whole demo; whatever happens, nothing is left running.
 
     Args:
@@ -76,6 +75,7 @@ def run_demo(*, fault: str, seed: int, out: Path, keep: str, stages: Stages) -> 
         seed: Chooses the victim.
         out: Directory of the reports.
         keep: Not empty when state and logs stay on disk.
+        baseline_s: How long the shop runs healthy first.
         stages: Where progress is told.
     """
     work = _fresh_work(out)
@@ -87,8 +87,8 @@ def run_demo(*, fault: str, seed: int, out: Path, keep: str, stages: Stages) -> 
         with stages.stage(f"starting the shop: {len(SERVICES)} services, PostgreSQL, users"):
             lab = Lab.start(work / "lab", endpoint=server.url, rate_per_s=20.0, seed=seed, tied="demo")
         stack.callback(lab.stop)
-        with stages.stage(f"a healthy baseline of {BASELINE_S:.0f} s"):
-            _baseline(lab, server)
+        with stages.stage(f"a healthy baseline of {baseline_s:.0f} s"):
+            _baseline(lab, server, baseline_s)
         before = {str(each["id"]) for each in server.incidents()}
         truth = lab.put_in(fault, seed=seed)
         injected_s = time.monotonic()
@@ -175,8 +175,8 @@ def _tell_events(server: Server, stages: Stages) -> None:
     threading.Thread(target=tell, daemon=True, name="events").start()
 
 
-def _baseline(lab: Lab, server: Server) -> None:
-    until_s = time.monotonic() + BASELINE_S
+def _baseline(lab: Lab, server: Server, baseline_s: float) -> None:
+    until_s = time.monotonic() + baseline_s
     while time.monotonic() < until_s:
         time.sleep(min(1.0, max(0.0, until_s - time.monotonic())))
         if server.process.poll() is not None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from quell_lab._child import parent_environment, tied
 
-START_TIMEOUT_S = 40.0
+START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
 REQUEST_TIMEOUT_S = 10.0
 SHOW_TIMEOUT_S = 30.0

@@ -169,8 +169,16 @@ def _say(as_json: bool, document: dict[str, object], text: str) -> None:  # noqa
     show_default=True,
     help="Directory of the reports.",
 )
+@click.option("--baseline", default=60.0, show_default=True, help="Seconds that the shop runs healthy first.")
 @click.option("--keep", is_flag=True, help="Keep state and logs in OUT/work.")
-def demo(as_json: bool, fault: str, seed: int | None, out: Path, keep: bool) -> None:  # noqa: FBT001 - click
+def demo(  # noqa: PLR0917 - click
+    as_json: bool,  # noqa: FBT001 - click
+    fault: str,
+    seed: int | None,
+    out: Path,
+    baseline: float,
+    keep: bool,  # noqa: FBT001 - click
+) -> None:
     """Break a little shop and watch Quell find out why; under three minutes, nothing is left running."""
     from quell_lab._demo import REACH_ERRORS, DemoError, draw, run_demo
     from quell_lab._stages import Stages
@@ -185,7 +193,14 @@ def demo(as_json: bool, fault: str, seed: int | None, out: Path, keep: bool) -> 
         f"seed {chosen_seed}{f', fault {chosen}' if fault else ''}: repeat with --fault {chosen if fault else 'NAME'} --seed {chosen_seed}"
     )
     try:
-        outcome = run_demo(fault=chosen, seed=chosen_seed, out=out, keep="yes" if keep else "", stages=stages)
+        outcome = run_demo(
+            fault=chosen,
+            seed=chosen_seed,
+            out=out,
+            keep="yes" if keep else "",
+            baseline_s=baseline,
+            stages=stages,
+        )
     except (DemoError, *REACH_ERRORS) as error:
         _fail(wants_json, error)
     truth = outcome.truth

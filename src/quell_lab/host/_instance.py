@@ -14,7 +14,7 @@ from pathlib import Path
 from quell_lab._child import parent_environment
 from quell_lab.kit import SPEC_VARIABLE, ProcessSpec
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 6.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -73,6 +73,15 @@ class Instance:
         """Wait for the end and return the exit code as a shell shows it."""
         code = await self._process.wait()
         return 128 - code if code < 0 else code
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait a little for the end; tell whether it came."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def resident(self) -> int:
         """Return the resident bytes; 0 when it has ended."""

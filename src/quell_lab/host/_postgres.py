@@ -20,7 +20,7 @@ from quell_lab.shop import TABLES
 
 URL_VARIABLE = "QUELL_LAB_POSTGRES_URL"
 UNPRIVILEGED_USER = "nobody"
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 SETTINGS = (
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",

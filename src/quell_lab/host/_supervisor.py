@@ -26,6 +26,7 @@ from quell_lab.kit import PeerSpec, ProcessSpec, Signals, open_signals
 CERTIFICATES = Path(__file__).parent.parent / "certs"
 STABLE_AFTER_S = 10.0
 BACKOFF_MAX_S = 5.0
+GIVE_UP_S = 3.0
 MEMORY_LOOK_S = 0.4
 QUERY_OPTIONS = "-c statement_timeout=2500 -c lock_timeout=1500"
 
@@ -269,7 +270,7 @@ class Supervisor:
         slot = Slot(spec=spec, version=tag, release=release)
         self.slots[spec.name] = slot
         await self._launch(slot)
-        if slot.current is None:
+        if slot.current is None or not slot.current.ready:
             raise OSError(f"{spec.name} did not start, see {self.layout.log(spec.name)}")
 
     async def _launch(self, slot: Slot) -> None:
@@ -277,16 +278,17 @@ class Supervisor:
         slot.current = instance
         if await instance.becomes_ready() and slot.current is instance:
             await self._lead(slot)
-        elif instance.reason == "crashed":
+        elif not await instance.ends_within(GIVE_UP_S):
             # What neither serves nor ends would hold its place for ever.
-            instance.kill(reason="crashed")
+            instance.kill(reason="not_ready")
 
     async def _replace(self, slot: Slot) -> Instance | None:
         """Put a fresh process in the place of the current one, which is returned still running."""
         old = slot.current
         fresh = await self._spawn_instance(slot)
         if not await fresh.becomes_ready():
-            fresh.kill(reason="crashed")
+            if not await fresh.ends_within(GIVE_UP_S):
+                fresh.kill(reason="not_ready")
             return old
         slot.current = fresh
         slot.wanted = True
