@@ -148,7 +148,7 @@ class Vault:
     async def _build(self) -> Store:
         settings = self._settings
         store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
-        self.reader = ClickHouseReader(store.client)
+        self.reader = ClickHouseReader(store.client, name=_STORE_READER)
         if self._role == "serve":
             self.receiver = await Receiver.open(
                 store,

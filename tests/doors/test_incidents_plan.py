@@ -50,7 +50,7 @@ def test_the_baseline_leaves_earlier_incidents_out() -> None:
     window = Window(start=after(0), end=after(60))
     trouble = trouble_of([alert(at=after(-300), ends_at=after(-200))], at=after(60))
     assert trouble is not None
-    baseline, notes = choose_baseline(window, trouble=[trouble], settings=SETTINGS)
+    baseline, notes = choose_baseline(window, trouble=[trouble], first=None, settings=SETTINGS)
     assert baseline.start >= trouble.end
     assert baseline.end <= window.start
     assert notes
@@ -59,9 +59,23 @@ def test_the_baseline_leaves_earlier_incidents_out() -> None:
 def test_without_a_healthy_stretch_the_baseline_says_so() -> None:
     window = Window(start=after(0), end=after(60))
     always = Window(start=after(-360000), end=after(60))
-    baseline, notes = choose_baseline(window, trouble=[always], settings=SETTINGS)
+    baseline, notes = choose_baseline(window, trouble=[always], first=None, settings=SETTINGS)
     assert baseline.end <= window.start
     assert "overlaps" in notes[0]
+
+
+def test_the_time_before_there_was_telemetry_is_no_baseline() -> None:
+    window = Window(start=after(0), end=after(60))
+    baseline, notes = choose_baseline(window, trouble=[], first=after(-100), settings=SETTINGS)
+    assert baseline.start == after(-100)
+    assert "begins" in notes[0]
+
+
+def test_a_short_healthy_stretch_is_better_than_one_in_trouble() -> None:
+    window = Window(start=after(0), end=after(60))
+    trouble = Window(start=after(-70), end=after(-10))
+    baseline, _ = choose_baseline(window, trouble=[trouble], first=after(-110), settings=SETTINGS)
+    assert baseline == Window(start=after(-110), end=after(-70))
 
 
 @given(
@@ -74,7 +88,7 @@ def test_a_baseline_never_touches_the_window_nor_trouble_when_it_can_help_it(
     window = Window(start=after(0), end=after(60))
     trouble = [Window(start=after(start), end=after(start + length)) for start, length in stretches]
     settings = replace(SETTINGS, baseline_minutes=minutes)
-    baseline, notes = choose_baseline(window, trouble=trouble, settings=settings)
+    baseline, notes = choose_baseline(window, trouble=trouble, first=None, settings=settings)
     assert baseline.end <= window.start
     assert baseline.seconds <= minutes * 60 + 0.001
     if not any("overlaps" in note for note in notes):

@@ -249,10 +249,13 @@ class Book:
         return list(newest.values())
 
     def trouble_before(self, at: datetime, *, incident: str, limit: int = 50) -> list[tuple[Alert, ...]]:
-        """Return the alerts of each newer or older incident but this one that was opened before `at`, newest first."""
+        """Return the alerts of each other incident opened before `at`, newest first, unless it was found to be healthy."""
+        was_well = select(cases.c.run).where(
+            cases.c.incident == incidents.c.id, cases.c.outcome == Outcome.HEALTHY.value
+        )
         query = (
             select(incidents.c.id)
-            .where(incidents.c.id != incident, incidents.c.opened_at < stamp(at))
+            .where(incidents.c.id != incident, incidents.c.opened_at < stamp(at), ~was_well.exists())
             .order_by(incidents.c.opened_at.desc(), incidents.c.id)
             .limit(limit)
         )

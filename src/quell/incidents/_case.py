@@ -19,6 +19,7 @@ from quell.domain import (
     MetricShift,
     ObservedChange,
     OperationShift,
+    Outcome,
     PatternShift,
     Step,
     Survey,
@@ -73,7 +74,7 @@ def build_case(
         evidence=_shown_evidence(survey.facts, cited),
         evidence_total=len(survey.facts),
         gaps=survey.gaps,
-        timeline=moments_of(survey.facts, said=said_of(diagnosis), cited=cited),
+        timeline=moments_of(survey.facts, said=said_of(diagnosis)),
         briefing=briefing,
         similar=tuple(similar),
         curves=tuple(curves),
@@ -94,7 +95,8 @@ def cited_ids(diagnosis: Diagnosis) -> frozenset[str]:
 def said_of(diagnosis: Diagnosis) -> dict[str, str]:
     """Return what each cited piece of evidence means, in the words of the claim that matters most."""
     said: dict[str, str] = {}
-    for citation in [*diagnosis.impact, *diagnosis.finding.citations]:
+    finding = diagnosis.finding
+    for citation in [*diagnosis.impact, *(finding.citations if finding.outcome is Outcome.CAUSE_FOUND else ())]:
         said.setdefault(citation.evidence, citation.says)
     return said
 
@@ -125,21 +127,23 @@ def _shown_evidence(facts: Sequence[Fact], cited: frozenset[str]) -> tuple[Evide
     return tuple(sorted([*shown, *rest], key=lambda evidence: (int(evidence.id[1:] or 0), evidence.id)))
 
 
-def moments_of(facts: Iterable[Fact], *, said: Mapping[str, str], cited: frozenset[str]) -> tuple[TimelineEntry, ...]:
-    """Return the moments that evidence tells: changes of production, and when the cited shifts began."""
+def moments_of(facts: Iterable[Fact], *, said: Mapping[str, str]) -> tuple[TimelineEntry, ...]:
+    """Return the moments that evidence tells: changes of production, and when what is cited began."""
     moments: list[TimelineEntry] = []
     for fact in facts:
         row, evidence = fact.observation, fact.evidence
         if isinstance(row, ObservedChange):
             if row.change in _SHOWN_KINDS:
                 moments.append(TimelineEntry(at=row.at, kind="change", text=_change_words(row), evidence=evidence.id))
-        elif evidence.id in cited and (at := _onset(fact)):
-            text = f"Began: {said.get(evidence.id, evidence.excerpt)}"
+        elif evidence.id in said and (at := _onset(fact)):
+            text = f"Began: {said[evidence.id]}"
             moments.append(TimelineEntry(at=at, kind="evidence", text=text, evidence=evidence.id))
     return tuple(sorted(moments[:_MOMENTS_MAX], key=lambda m: (m.at, m.kind, m.evidence or "")))
 
 
 def _change_words(row: ObservedChange) -> str:
+    if row.change is ChangeKind.EXIT:
+        return f"Exit of {row.service}: process {row.subject} {row.before} {row.after}".rstrip()
     what = f"{row.change.value.capitalize()} of {row.service or 'all services'}: {row.subject}"
     if row.before and row.after:
         return f"{what} {row.before} -> {row.after}"

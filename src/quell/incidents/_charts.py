@@ -20,6 +20,9 @@ _TIME_TICKS = 4
 _BAND = (0.05, 0.95)
 _MARKS_MAX = 6
 _GAP_FACTOR = 4.0
+_CHARTS_MAX = 8
+_SPREAD_MIN = {"share": 0.02, "ms": 10.0, "per_s": 1.0}
+"""Less than this is noise, whatever the baseline kept."""
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 _HEADROOM = 1.06
 
@@ -65,12 +68,41 @@ class Chart:
     bottom: float = _HEIGHT - _BOTTOM
 
 
-def charts_of(case: CaseFile) -> tuple[Chart, ...]:
-    """Lay out every curve of a case that has at least two points."""
+def telling_curves(case: CaseFile) -> tuple[Curve, ...]:
+    """Return the curves that show something, at most a page of them: those that left their usual range first."""
     plan = case.plan
     if plan is None:
         return ()
-    drawn = [curve for curve in case.curves if len(curve.points) > 1]
+    named = case.finding.subject.name if case.finding and case.finding.subject else ""
+    ranked = sorted(
+        (curve for curve in case.curves if len(curve.points) > 1),
+        key=lambda curve: (
+            -_departure(curve, plan.window) * (2 if curve.subject == named else 1),
+            curve.subject,
+            curve.measure,
+        ),
+    )
+    kept = set(ranked[:_CHARTS_MAX])
+    return tuple(curve for curve in case.curves if curve in kept)
+
+
+def _departure(curve: Curve, trouble: Window) -> float:
+    """Say how far a curve left its usual range, in widths of that range."""
+    quiet = sorted(value for at, value in curve.points if at < trouble.start)
+    loud = [value for at, value in curve.points if at >= trouble.start]
+    if not quiet or not loud:
+        return 0.0
+    usual = quiet[len(quiet) // 2]
+    spread = max(quiet[-1] - quiet[0], _SPREAD_MIN.get(curve.unit, 0.1 * abs(usual)), 1e-9)
+    return max(abs(value - usual) for value in loud) / spread
+
+
+def charts_of(case: CaseFile) -> tuple[Chart, ...]:
+    """Lay out the curves that tell something."""
+    plan = case.plan
+    if plan is None:
+        return ()
+    drawn = telling_curves(case)
     if not drawn:
         return ()
     start = min(curve.points[0][0] for curve in drawn)

@@ -33,7 +33,7 @@ from quell.incidents._answers import SurveyWire, edges_of, names_of, survey_of_w
 from quell.incidents._book import Book
 from quell.incidents._case import build_case, wanted_curves
 from quell.incidents._model import Cost, Curve, CurveAsk, Plan, Reading, Similar
-from quell.incidents._plan import begin_baseline_at, choose_baseline, choose_window, trouble_of
+from quell.incidents._plan import choose_baseline, choose_window, reach_of, trouble_of
 from quell.incidents._reading import ask_once, read_all
 from quell.incidents._request import read_question
 from quell.incidents._similar import find_similar
@@ -192,8 +192,8 @@ class Investigator:
         window, said = choose_window(alerts, at=at, settings=self._settings, since_s=length_s)
         others = await asyncio.to_thread(self._book.trouble_before, at, incident=incident)
         trouble = [stretch for other in others if (stretch := trouble_of(other, at=at))]
-        baseline, also_said = choose_baseline(window, trouble=trouble, settings=self._settings)
-        baseline, cut = begin_baseline_at(baseline, await self._first_told(baseline))
+        first = await self._first_told(reach_of(window, settings=self._settings))
+        baseline, also_said = choose_baseline(window, trouble=trouble, first=first, settings=self._settings)
         return Plan(
             question=page.request or f"What is behind {page.incident.title}?",
             focus=reading.services,
@@ -201,15 +201,15 @@ class Investigator:
             baseline=baseline,
             alerts=alerts,
             planned_at=at,
-            notes=(*reading.notes, *said, *also_said, *cut),
+            notes=(*reading.notes, *said, *also_said),
         )
 
-    async def _first_told(self, baseline: Window) -> datetime | None:
-        """Return when telemetry begins within the baseline, if anybody can tell."""
+    async def _first_told(self, reach: Window) -> datetime | None:
+        """Return when telemetry begins within a stretch, if anybody can tell."""
         if self._begins_at is None:
             return None
         try:
-            return await self._begins_at(baseline)
+            return await self._begins_at(reach)
         except QuellError:
             return None
 

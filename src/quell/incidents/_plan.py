@@ -12,6 +12,7 @@ _MARGIN = timedelta(seconds=30)
 """Alerts begin a little after the trouble does: detection needs a few looks."""
 _GUARD = timedelta(seconds=5)
 _BASELINE_MIN = timedelta(seconds=60)
+_BASELINE_SHORT = timedelta(seconds=20)
 _BASELINE_SHORTEST = timedelta(seconds=10)
 _LOOK_BACK = 4
 """A healthy stretch is sought this many baselines back."""
@@ -38,33 +39,44 @@ def choose_window(
     return Window(start=start, end=start + longest), [note]
 
 
+def reach_of(window: Window, *, settings: InvestigationSettings) -> Window:
+    """Return the stretch before a window in which a baseline may lie."""
+    length = timedelta(minutes=settings.baseline_minutes)
+    return Window(start=window.start - _LOOK_BACK * length, end=window.start - _GUARD)
+
+
 def choose_baseline(
-    window: Window, *, trouble: Iterable[Window], settings: InvestigationSettings
+    window: Window, *, trouble: Iterable[Window], first: datetime | None, settings: InvestigationSettings
 ) -> tuple[Window, list[str]]:
-    """Return the newest healthy stretch before the window, earlier incidents left out, and what has to be said about it."""
+    """Return the newest healthy stretch before the window, and what has to be said about it.
+
+    Earlier trouble is left out, and so is the time from before there was telemetry (`first`): it would count as silence.
+    """
     length = timedelta(minutes=settings.baseline_minutes)
     wanted = window.before(length=length, guard=_GUARD)
-    reach = Window(start=window.start - _LOOK_BACK * length, end=wanted.end)
-    free = _without(reach, trouble)
-    long_enough = [stretch for stretch in free if stretch.end - stretch.start >= _BASELINE_MIN]
-    if not long_enough:
-        return wanted, [
-            "No healthy stretch before the window is free of earlier incidents; the baseline overlaps them."
-        ]
-    newest = long_enough[-1]
+    reach = reach_of(window, settings=settings)
+    notes: list[str] = []
+    if first is not None and wanted.start < first:
+        start = min(first, wanted.end - _BASELINE_SHORTEST)
+        reach, wanted = Window(start=start, end=reach.end), Window(start=start, end=wanted.end)
+        notes.append(f"Telemetry begins at {first:%H:%M:%S} UTC; the baseline does not reach back farther.")
+    newest = _newest_healthy(_without(reach, trouble))
+    if newest is None:
+        overlaps = "No healthy stretch before the window is free of earlier incidents; the baseline overlaps them."
+        return wanted, [*notes, overlaps]
     chosen = Window(start=max(newest.start, newest.end - length), end=newest.end)
-    if chosen == wanted:
-        return chosen, []
-    return chosen, ["The baseline leaves out the time of earlier incidents."]
+    if chosen != wanted:
+        notes.append("The baseline leaves out the time of earlier incidents.")
+    return chosen, notes
 
 
-def begin_baseline_at(baseline: Window, first: datetime | None) -> tuple[Window, list[str]]:
-    """Cut off the part of a baseline from before there was telemetry: it would count as silence."""
-    if first is None or first <= baseline.start:
-        return baseline, []
-    start = min(first, baseline.end - _BASELINE_SHORTEST)
-    note = f"Telemetry begins at {first:%H:%M:%S} UTC; the baseline begins there."
-    return (Window(start=start, end=baseline.end), [note]) if start > baseline.start else (baseline, [])
+def _newest_healthy(free: Sequence[Window]) -> Window | None:
+    """Return the newest stretch that is long enough, else the longest that will do."""
+    good = [stretch for stretch in free if stretch.end - stretch.start >= _BASELINE_MIN]
+    if good:
+        return good[-1]
+    longest = max(free, key=lambda stretch: stretch.end - stretch.start, default=None)
+    return longest if longest and longest.end - longest.start >= _BASELINE_SHORT else None
 
 
 def trouble_of(alerts: Sequence[Alert], *, at: datetime) -> Window | None:

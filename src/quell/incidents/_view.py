@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 from quell.diagnosis import CATALOGUE
 from quell.domain import Citation, Finding, Gap, Hypothesis, Outcome
+from quell.incidents._charts import telling_curves
 from quell.incidents._grouping import listed, still_firing
 from quell.incidents._model import CaseFile, Similar
 from quell.incidents._words import amount_of, clock_of, moment_of, offset_of, plural, span_of, spark_of, visible
@@ -200,7 +201,8 @@ def _next(case: CaseFile) -> Section:
 
 def _curves(case: CaseFile) -> Section | None:
     rows = []
-    for curve in case.curves:
+    curves = telling_curves(case)
+    for curve in curves:
         values = [value for _, value in curve.points]
         if values:
             low, high = amount_of(min(values), curve.unit), amount_of(max(values), curve.unit)
@@ -214,9 +216,11 @@ def _curves(case: CaseFile) -> Section | None:
             )
     if not rows:
         return None
-    first = min(at for curve in case.curves for at, _ in curve.points)
-    last = max(at for curve in case.curves for at, _ in curve.points)
-    prose = (Line(text=f"From {moment_of(first)} to {clock_of(last)}.", tone="dim"),)
+    first = min(at for curve in curves for at, _ in curve.points)
+    last = max(at for curve in curves for at, _ in curve.points)
+    more = len(case.curves) - len(curves)
+    left_out = f" {plural(more, 'course')} that kept closer to the usual left out." if more else ""
+    prose = (Line(text=f"From {moment_of(first)} to {clock_of(last)}.{left_out}", tone="dim"),)
     columns = ("subject", "measure", "course", "range")
     return Section(key="curves", title="Charts of the evidence", prose=prose, columns=columns, rows=tuple(rows))
 

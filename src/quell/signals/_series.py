@@ -20,6 +20,8 @@ from quell.signals._reader_families import Series as MetricSeries
 from quell.signals._schema_views import literal
 
 _SHORT_REACH_S = 110 * 60
+_OWN = "quell"
+_SHARE_OF_USUAL = 0.25
 _BYTES = frozenset({"By", "By/s"})
 
 Unit = Literal["share", "ms", "per_s", "number", "bytes", "s"]
@@ -46,9 +48,9 @@ class _Red(msgspec.Struct):
     p95: float | None
 
 
-class _First(msgspec.Struct):
-    first: int
-    buckets: int
+class _Flow(msgspec.Struct):
+    b: int
+    calls: int
 
 
 class SeriesReader:
@@ -81,14 +83,25 @@ class SeriesReader:
         return tuple(found)
 
     async def begins_at(self, window: Window, *, timeout_s: float) -> datetime | None:
-        """Return when the telemetry of a window begins; None when there is none in it."""
+        """Return when work on requests and messages begins in a window; None when there is none.
+
+        Single calls before that, such as health checks while things start, are not yet the usual traffic.
+        """
         asking = await self._asking(timeout_s)
         stretch, table = self._stretch(asking, window, services=())
         if not (table or asking.shape.has("otel_traces")):
             return None
-        sql = f"SELECT toUInt32(min(b)) AS first, toUInt32(uniqExact(b)) AS buckets FROM ({red_source(asking.shape, table=table, stretch=stretch)})"
-        found = await asking.rows(sql, row=_First)
-        return datetime.fromtimestamp(found[0].first, tz=UTC) if found and found[0].buckets else None
+        source = red_source(asking.shape, table=table, stretch=stretch)
+        rows = await asking.rows(
+            f"SELECT toUInt32(b) AS b, toUInt32(sum(c)) AS calls FROM ({source}) "
+            f"WHERE span_kind IN ('server', 'consumer') AND service != {literal(_OWN)} GROUP BY b ORDER BY b",
+            row=_Flow,
+        )
+        if not rows:
+            return None
+        usual = sorted(row.calls for row in rows)[len(rows) // 2]
+        first = next(row.b for row in rows if row.calls >= _SHARE_OF_USUAL * usual)
+        return datetime.fromtimestamp(first, tz=UTC)
 
     async def _asking(self, timeout_s: float) -> Asking:
         schema = self._client.schema or await self._client.load_schema(timeout_s=timeout_s)
