@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pty
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
 
-from quell.cli import ExitCode
-from quell.cli._root import COMMANDS, root
+from quell.cli import ExitCode, main
+from quell.cli._root import COMMANDS, QuellCommand, root
+from quell.cli._session import Session
 from tests._quell import QUELL, environment, error_of, quell
 
 pytestmark = pytest.mark.timeout(60)  # whole processes, several per test, on machines that do other things as well
@@ -266,3 +269,78 @@ def test_an_interrupt_at_any_stage_ends_with_130_and_no_traceback(
     assert "Traceback" not in err
     # Before the first line of ours runs, the signal itself ends the interpreter.
     assert started.returncode in {ExitCode.INTERRUPTED, -number}
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
+    """Let only `points` be installed as commands of other packages."""
+    real = importlib.metadata.entry_points
+
+    def entry_points(**wanted: str) -> object:
+        return points if wanted.get("group") == "quell.commands" else real(**wanted)
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Give the test runner its signal handlers back: `main` sets those of a whole process."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_command_that_is_not_installed_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _install(monkeypatch)
+    with pytest.raises(SystemExit) as left:
+        main(["lab", "up"])
+    assert left.value.code == ExitCode.USAGE
+    assert capsys.readouterr().err == "error: `quell lab` is not installed\nhint: pip install 'quell[lab]'\n"
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_command_whose_packages_are_missing_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = EntryPoint(name="demo", value="no_such_package.cli:demo", group="quell.commands")
+    _install(monkeypatch, broken)
+    with pytest.raises(SystemExit) as left:
+        main(["demo"])
+    assert left.value.code == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "cause: ModuleNotFoundError: No module named 'no_such_package'" in told
+    assert "pip install 'quell[lab]'" in told
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_bug_of_ours_gets_an_id_and_its_traceback_goes_to_the_log_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    point = EntryPoint(name="lab", value="tests.doors.test_cli_words:explosive", group="quell.commands")
+    _install(monkeypatch, point)
+    with pytest.raises(SystemExit) as left:
+        main(["lab", "--json"])
+    assert left.value.code == ExitCode.BUG
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert (error["kind"], error["exit"]) == ("Bug", 7)
+    assert error["report"] in error["hint"]
+    (kept,) = [json.loads(line) for line in (tmp_path / ".quell" / "logs" / "quell.log").read_text().splitlines()]
+    assert (kept["event"], kept["report"]) == ("cli.crashed", error["report"])
+    assert "the unexpected" in kept["traceback"]
+    with pytest.raises(SystemExit):
+        main(["lab", "--debug"])
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert "error: a bug of ours: RuntimeError: the unexpected, with \\x1b[31m colour" in told
+
+
+@click.command("lab", cls=QuellCommand)
+@click.pass_obj
+def explosive(session: Session) -> int:
+    """Fail as only a bug can, after the settings were read."""
+    session.settings()
+    raise RuntimeError("the unexpected, with \x1b[31m colour")

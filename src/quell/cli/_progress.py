@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from quell.telemetry import printable
 
 if TYPE_CHECKING:
     from rich.status import Status
+    from rich.text import Text
 
     from quell.domain import Event
 
@@ -24,9 +25,12 @@ _READ = "read:"
 class Progress:
     """Turns events into lines. Lines are only ever appended; what moves is one last line, and it disappears."""
 
-    def __init__(self, session: Session, *, status: Status | None) -> None:
+    def __init__(
+        self, session: Session, *, status: Status | None = None, text: Callable[[str], Text | str] = str
+    ) -> None:
         self._session = session
         self._status = status
+        self._text = text
         self._reads = 0
         self._read_failures = 0
         self._reads_ms = 0.0
@@ -63,7 +67,8 @@ class Progress:
 
     def _now(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(printable(text))
+            # As text, not as a string: rich would read markup in brackets.
+            self._status.update(self._text(printable(text)))
 
     def _line(self, colour: str, word: str, stage: str, tail: str) -> None:
         told = f"{painted(f'{word:6}', colour, self._session, stream='stderr')} {printable(stage):10} {printable(tail)}"
@@ -79,13 +84,14 @@ class Progress:
 def progress(session: Session) -> Iterator[Progress]:
     """Open the display: rich on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty() or session.is_json or not wants_colour(session, stream="stderr"):
-        yield Progress(session, status=None)
+        yield Progress(session)
         return
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     with console.status("starting") as status:
-        yield Progress(session, status=status)
+        yield Progress(session, status=status, text=Text)
 
 
 def _number(value: object) -> float:
