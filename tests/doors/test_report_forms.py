@@ -78,26 +78,26 @@ def hostile_case(tmp_path_factory: pytest.TempPathFactory) -> CaseFile:
     return poisoned(found)
 
 
-def poisoned(case: CaseFile) -> CaseFile:
+def poisoned(case: CaseFile, *, text: str = HOSTILE) -> CaseFile:
     assert case.finding is not None
     assert case.plan is not None
     return replace(
         case,
-        incident=replace(case.incident, title=HOSTILE, services=(HOSTILE,)),
-        alerts=tuple(replace(each, summary=HOSTILE, service=HOSTILE, name=HOSTILE) for each in case.alerts),
-        finding=replace(case.finding, statement=HOSTILE, cap=HOSTILE),
+        incident=replace(case.incident, title=text, services=(text,)),
+        alerts=tuple(replace(each, summary=text, service=text, name=text) for each in case.alerts),
+        finding=replace(case.finding, statement=text, cap=text),
         hypotheses=tuple(
-            replace(each, statement=HOSTILE, support=tuple(replace(c, says=HOSTILE) for c in each.support))
+            replace(each, statement=text, support=tuple(replace(c, says=text) for c in each.support))
             for each in case.hypotheses
         ),
-        impact=tuple(replace(each, says=HOSTILE) for each in case.impact),
-        next_steps=(HOSTILE,),
-        evidence=tuple(replace(each, excerpt=HOSTILE, query=f"{HOSTILE}\n```\n{HOSTILE}", source=HOSTILE) for each in case.evidence),
-        gaps=tuple(replace(each, detail=HOSTILE, source=HOSTILE) for each in case.gaps),
-        timeline=tuple(replace(each, text=HOSTILE) for each in case.timeline),
-        plan=replace(case.plan, question=HOSTILE, notes=(HOSTILE,), focus=(HOSTILE,)),
-        curves=tuple(replace(each, subject=HOSTILE, measure=HOSTILE) for each in case.curves),
-        version=HOSTILE,
+        impact=tuple(replace(each, says=text) for each in case.impact),
+        next_steps=(text,),
+        evidence=tuple(replace(each, excerpt=text, query=f"{text}\n```\n{text}", source=text) for each in case.evidence),
+        gaps=tuple(replace(each, detail=text, source=text) for each in case.gaps),
+        timeline=tuple(replace(each, text=text) for each in case.timeline),
+        plan=replace(case.plan, question=text, notes=(text,), focus=(text,)),
+        curves=tuple(replace(each, subject=text, measure=text) for each in case.curves),
+        version=text,
     )  # fmt: skip
 
 
