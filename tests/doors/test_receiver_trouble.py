@@ -1,0 +1,248 @@
+"""Bad payloads, bad days: what the receiver refuses, puts aside, keeps, and never stores twice."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+
+from quell.config import Secret, StoreSettings
+from quell.domain import BoundExceededError, OverloadError, RefusedError, UsageError
+from quell.signals import Receiver, Store
+from quell.signals._receiver import Receipt
+from tests._live_store import LiveStore, now
+from tests._otlp_requests import JSON, PROTOBUF, logs, metrics
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStore]:
+    live = LiveStore(tmp_path_factory.mktemp("trouble"))
+    yield live
+    live.close()
+
+
+class Taking:
+    """A receiver of its own directory before the shared store."""
+
+    def __init__(
+        self, live: LiveStore, state_dir: Path, *, body_max_bytes: int = 16 << 20, spool_max_bytes: int = 64 << 20
+    ) -> None:
+        self.live = live
+        self.state_dir = state_dir
+        self.receiver = live.run(
+            lambda: Receiver.open(
+                live.store,
+                state_dir=state_dir,
+                clock=now,
+                entropy=os.urandom,
+                body_max_bytes=body_max_bytes,
+                spool_max_bytes=spool_max_bytes,
+            )
+        )
+
+    def take(self, body: bytes, *, form: str = PROTOBUF, encoding: str = "", signal: str = "logs"):
+        return self.live.run(lambda: self.receiver.receive(signal, body, content_type=form, content_encoding=encoding))  # type: ignore[arg-type] # the test's own word
+
+    def close(self) -> None:
+        self.live.run(self.receiver.close)
+
+    def quarantine(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted((self.state_dir / "quarantine").glob("*"))}
+
+
+@pytest.fixture
+def taking(live: LiveStore, tmp_path: Path) -> Iterator[Taking]:
+    taking = Taking(live, tmp_path)
+    yield taking
+    taking.close()
+
+
+def test_one_bad_part_among_good_ones_is_put_aside_and_the_answer_says_so(taking: Taking) -> None:
+    good = logs("partial", ["one", "two"]).SerializeToString()
+    bad = b"\x0a\x07\x12\xffsever"
+    receipt = taking.take(good + bad + good)
+    assert (receipt.accepted, receipt.rejected) == (4, 1)
+    response = ExportLogsServiceResponse.FromString(receipt.response_body)
+    assert response.partial_success.rejected_log_records == 1
+    assert "quarantine" in response.partial_success.error_message
+    assert taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'partial'", 4) == 4
+    files = taking.quarantine()
+    assert bad in files.values()
+    assert any(name.endswith(".reason.txt") and content.strip() for name, content in files.items())
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "encoding"),
+    [
+        (b"nonsense", PROTOBUF, ""),
+        (b'{"resourceLogs": 7}', JSON, ""),
+        (b'{"resourceLogs": [', JSON, ""),
+        (b"[]", JSON, ""),
+        (b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"traceId":"xyz"}]}]}]}', JSON, ""),
+        (b"\x0a" * 50_000, PROTOBUF, ""),
+        (b'{"a":' * 5000, JSON, ""),
+        (b"not gzip", PROTOBUF, "gzip"),
+        (gzip.compress(b"x" * 1000)[:-9], PROTOBUF, "gzip"),
+        (b"", "text/plain", ""),
+        (b"", PROTOBUF, "br"),
+    ],
+)
+def test_what_cannot_be_read_at_all_is_the_senders_mistake(
+    taking: Taking, body: bytes, form: str, encoding: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        taking.take(body, form=form, encoding=encoding)
+    assert caught.value.hint
+    assert taking.receiver.status().accepted == 0
+
+
+def test_a_body_that_is_too_large_is_refused_before_and_after_decompression(live: LiveStore, tmp_path: Path) -> None:
+    taking = Taking(live, tmp_path, body_max_bytes=10_000)
+    try:
+        with pytest.raises(BoundExceededError):
+            taking.take(logs("big", ["x" * 20_000]).SerializeToString())
+        with pytest.raises(BoundExceededError):
+            taking.take(gzip.compress(b"\x00" * 10_000_000), encoding="gzip")
+    finally:
+        taking.close()
+
+
+def test_a_payload_that_only_the_engine_refuses_is_put_aside_and_its_neighbours_are_stored_once(taking: Taking) -> None:
+    day_ns = 86_400 * 10**9
+    far_apart = logs("poison", ["x"] * 300, at_ns=time.time_ns(), apart_ns=day_ns).SerializeToString()
+    neighbours = [logs("neighbour", [f"line {n}"]).SerializeToString() for n in range(5)]
+
+    async def all_at_once() -> None:
+        for body in (*neighbours[:3], far_apart, *neighbours[3:]):
+            await taking.receiver.receive("logs", body, content_type=PROTOBUF)
+
+    taking.live.run(all_at_once)
+    taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'neighbour'", 5)
+    while taking.receiver.status().spool_bytes:
+        time.sleep(0.1)
+    assert taking.live.number("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'neighbour'") == 5
+    assert taking.live.number("SELECT sum(count) AS n FROM quell_patterns_1m WHERE service = 'neighbour'") == 5
+    assert taking.live.number("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'poison'") == 0
+    assert taking.receiver.status().quarantined == 1
+    assert far_apart in taking.quarantine().values()
+
+
+def test_a_segment_that_comes_again_after_a_crash_is_stored_once(live: LiveStore, tmp_path: Path) -> None:
+    first = Taking(live, tmp_path)
+    spool = tmp_path / "spool" / "slot-0"
+    receipt = first.take(logs("again", [f"line {n}" for n in range(40)]).SerializeToString())
+    first.take(metrics("again").SerializeToString(), signal="metrics")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for path in spool.glob("*.seg"):
+        shutil.copy(path, kept / path.name)
+    assert live.until("SELECT sum(count) AS n FROM quell_patterns_5s WHERE service = 'again'", receipt.accepted) == 40
+    first.close()
+    copies = list(kept.glob("*.seg"))
+    assert copies
+    assert not list(spool.glob("*.seg"))
+    for path in copies:  # as if the process had died after the insert and before the removal
+        shutil.copy(path, spool / path.name)
+    second = Taking(live, tmp_path)
+    while second.receiver.status().spool_bytes:
+        time.sleep(0.05)
+    second.close()
+    assert second.receiver.status().batches == len(copies)
+    for sql in (
+        "SELECT count() AS n FROM otel_logs WHERE ServiceName = 'again'",
+        "SELECT sum(count) AS n FROM quell_patterns_5s WHERE service = 'again'",
+        "SELECT sum(count) AS n FROM quell_patterns_1m WHERE service = 'again'",
+    ):
+        assert live.number(sql) == 40, sql
+    assert live.number("SELECT count() AS n FROM otel_metrics_gauge WHERE ServiceName = 'again'") == 3
+
+
+def test_the_same_request_sent_twice_is_stored_twice(taking: Taking) -> None:
+    body = logs("twice", ["same"], at_ns=time.time_ns()).SerializeToString()
+    taking.take(body)
+    taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'twice'", 1)
+    taking.take(body)
+    assert taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'twice'", 2) == 2
+
+
+def test_a_torn_write_is_put_aside_and_what_was_acknowledged_before_it_is_stored(
+    live: LiveStore, tmp_path: Path
+) -> None:
+    first = Taking(live, tmp_path)
+    first.take(logs("torn", ["whole"]).SerializeToString())
+    spool = tmp_path / "spool" / "slot-0"
+    whole = next(spool.glob("*.seg")).read_bytes()
+    first.close()
+    (spool / "0000000099-00aa.seg").write_bytes(whole + whole[: len(whole) // 2])
+    second = Taking(live, tmp_path)
+    assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'torn'", 2) == 2
+    second.close()
+    assert whole[: len(whole) // 2] in second.quarantine().values()
+
+
+def test_a_full_spool_sheds_load_and_says_when_to_come_back(live: LiveStore, tmp_path: Path) -> None:
+    taking = Taking(live, tmp_path, spool_max_bytes=50_000)
+    try:
+        with pytest.raises(OverloadError) as caught:
+            taking.take(logs("flood", ["x" * 20_000] * 3).SerializeToString())
+        assert caught.value.retry_after_s > 0
+        assert caught.value.hint
+    finally:
+        taking.close()
+
+
+def test_a_full_disk_sheds_load_and_loses_nothing_of_what_was_acknowledged(taking: Taking) -> None:
+    taken = taking.take(logs("disk", ["before"]).SerializeToString()).accepted
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OverloadError, match="cannot be written") as caught:
+            taking.take(logs("disk", ["x" * 100_000]).SerializeToString())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.retry_after_s > 0
+    taken += taking.take(logs("disk", ["after"]).SerializeToString()).accepted
+    assert taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'disk'", taken) == 2
+
+
+def test_segments_of_a_process_that_is_gone_are_taken_up(live: LiveStore, tmp_path: Path) -> None:
+    first = Taking(live, tmp_path)
+    first.take(logs("orphan", ["x"]).SerializeToString())
+    content = next((tmp_path / "spool" / "slot-0").glob("*.seg")).read_bytes()
+    orphaned = tmp_path / "spool" / "slot-7"
+    orphaned.mkdir()
+    (orphaned / "0000000001-ffee.seg").write_bytes(content)
+    second = Taking(live, tmp_path)  # slot 0 is held, so this one takes slot 1, and adopts slot 7
+    try:
+        assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'orphan'", 2) == 2
+        assert not list(orphaned.glob("*.seg"))
+    finally:
+        second.close()
+        first.close()
+
+
+def test_a_store_that_is_not_ours_takes_nothing(live: LiveStore, tmp_path: Path) -> None:
+    endpoint = live.store.client.endpoint
+    settings = StoreSettings(url=endpoint.url, password=Secret(endpoint.password), database="system")
+
+    async def try_it() -> None:
+        foreign = await Store.open(settings, state_dir=tmp_path, clock=now)
+        receiver = await Receiver.open(foreign, state_dir=tmp_path, clock=now, entropy=os.urandom)
+        try:
+            await receiver.receive("logs", b"", content_type=PROTOBUF)
+        finally:
+            await receiver.close()
+            await foreign.close()
+
+    with pytest.raises(RefusedError) as caught:
+        live.run(try_it)
+    assert "create_tables" in caught.value.hint
