@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
@@ -46,6 +47,8 @@ def test_following_resumes_after_any_event_without_a_gap_or_a_repeat(url: str, t
                 assert rest == [later for later in whole if later.seq > event.seq]
             assert await runs.events(run=run.id, limit=3) == whole[:3]
             assert await runs.events(after=whole[-2].seq) == whole[-1:]
+            assert await runs.last_seq() == await runs.last_seq(run=run.id) == whole[-1].seq
+            assert await runs.last_seq(run="inc_none") == 0
 
     asyncio.run(tell())
 
@@ -94,8 +97,6 @@ def test_an_event_of_the_same_key_is_told_once_and_keeps_its_first_body(tmp_path
 
 
 def test_every_event_of_a_run_is_in_the_catalogue_with_the_fields_it_says(tmp_path: Path) -> None:
-    import json  # noqa: PLC0415
-
     async def tell() -> None:
         work = Story()
         work.fail_in = "three"
@@ -140,7 +141,7 @@ class Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[None, None, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -178,7 +179,7 @@ MOVES = {
 ACTIONS = st.lists(st.sampled_from(["cancel", "resume", "let go", "wait a little"]), min_size=1, max_size=6)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS, ends=st.sampled_from(["well", "badly", "later", "on"]))
 def test_whatever_is_done_to_a_run_it_never_leaves_the_table_of_its_statuses(
@@ -197,10 +198,10 @@ def test_whatever_is_done_to_a_run_it_never_leaves_the_table_of_its_statuses(
             else:
                 await attempt(run.id, action)
         errand.go.set()
-        run = await runs.wait(run.id, timeout_s=10)
+        run = await runs.wait(run.id, timeout_s=40)
         path = [MOVES[event.name] for event in await runs.events(run=run.id) if event.name in MOVES]
         assert path[-1] is run.status
-        assert not RUN_NEXT[run.status] - {RunStatus.QUEUED}, f"did not end: {run.status}"
+        assert not RUN_NEXT[run.status] - {RunStatus.QUEUED}, f"did not end: {run} {path}"
         for now, then in pairwise(path):
             # That a wait is over is told by what follows it.
             through = {RunStatus.RUNNING} if now is RunStatus.WAITING else {now}

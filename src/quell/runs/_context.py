@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from quell import telemetry
 from quell.domain import BoundExceededError, QuellError, Run, StepError
 from quell.runs._clock import Clock, from_text, later, to_text
 
@@ -168,7 +169,8 @@ class RunContext:
         self._pen.step_started(name)
         began_at, began_s = self._clock(), time.perf_counter()
         try:
-            raw, value = await self._try(name, work, returns=returns, timeout_s=timeout_s, attempts=attempts)
+            with telemetry.span("quell.step", {"quell.run": self.run.id, "quell.step": name}):
+                raw, value = await self._try(name, work, returns=returns, timeout_s=timeout_s, attempts=attempts)
         except StepError as error:
             failure = Failure(reason=error.reason, detail=str(error), attempts=attempts)
             result = msgspec.json.encode(failure).decode()

@@ -382,6 +382,14 @@ class Journal:
             )
         return [_event(row) for row in rows]
 
+    def last_seq(self, *, run: str | None) -> int:
+        """Return the newest sequence number, 0 when there is none."""
+        wanted = {} if run is None else {"run": run}
+        of_run = "" if run is None else " WHERE run = :run"
+        with self._database.reading() as connection:
+            row = connection.one(f"SELECT COALESCE(MAX(seq), 0) AS last FROM quell_events{of_run}", **wanted)
+        return int(row.last)
+
     # -- retention ----------------------------------------------------------------------------------------------
 
     def ended_before(self, at: datetime, *, rows_max: int) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -168,6 +169,10 @@ class Runs:
         """Return events past a sequence number, in order; of one run or stream, or of all."""
         return await self._call(self._journal.events, run=run, after=after, rows_max=limit)
 
+    async def last_seq(self, *, run: str | None = None) -> int:
+        """Return the newest sequence number, 0 when there is none: where to begin to follow only what is to come."""
+        return await self._call(self._journal.last_seq, run=run)
+
     async def follow(self, *, run: str | None = None, after: int = 0) -> AsyncIterator[Event]:
         """Yield events past a sequence number as they come; of one run until it has ended, of all for ever."""
         while True:
@@ -235,5 +240,6 @@ class Runs:
 
     async def _call(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function of the journal off the loop."""
+        context = contextvars.copy_context()  # the place in the trace goes along
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        return await loop.run_in_executor(self._pool, lambda: context.run(work, *args, **kwargs))
