@@ -26,6 +26,7 @@ _LATENCY_RATIO = 2.0
 _LATENCY_FLOOR_MS = 40.0
 _LATENCY_Z = 4.0
 _LATENCY_SPREAD_FLOOR = 0.17
+_DOUBT_CHUNKS = 3.0
 _TRAFFIC_RISE = 2.5
 _TRAFFIC_DROP = 0.15
 _TRAFFIC_EXPECTED_MIN = 15.0
@@ -178,11 +179,12 @@ def _latency(grid: _Grid, *, service: str, operation: str, view: View) -> Sign |
     busy_now = newest & (grid.calls > 0)
     # One slow call makes one slow bucket; trouble makes most of them slow.
     wide = slow[busy_now].sum() >= max(2, 0.6 * busy_now.sum()) or busy_now.sum() < 2
+    lasting = bool(slow[np.flatnonzero(busy_now)[-1]])
     return Sign(
         service=service,
         symptom=Symptom.LATENCY,
         severity=Severity.CRITICAL if mean >= 5 * threshold else Severity.WARNING,
-        strength=mean / threshold if wide else min(0.9, mean / threshold),
+        strength=mean / threshold if wide and lasting else min(0.9, mean / threshold),
         value=round(mean, 1),
         expected=round(usual, 1),
         since=_since(grid.starts, slow, view=view),
