@@ -49,7 +49,7 @@ class Taking:
             )
         )
 
-    def take(self, body: bytes, *, form: str = PROTOBUF, encoding: str = "", signal: str = "logs"):
+    def take(self, body: bytes, *, form: str = PROTOBUF, encoding: str = "", signal: str = "logs") -> Receipt:
         return self.live.run(lambda: self.receiver.receive(signal, body, content_type=form, content_encoding=encoding))  # type: ignore[arg-type] # the test's own word
 
     def close(self) -> None:
