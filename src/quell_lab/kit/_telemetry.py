@@ -124,34 +124,9 @@ def open_signals(*, service: str, version: str, instance: str, host: str, endpoi
     )
     traces = TracerProvider(resource=resource, shutdown_on_exit=False)
     logs = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    readers: list[PeriodicExportingMetricReader] = []
-    if endpoint:
-        traces.add_span_processor(
-            BatchSpanProcessor(
-                OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=EXPORT_TIMEOUT_S),
-                schedule_delay_millis=SPAN_DELAY_MS,
-                max_export_batch_size=1024,
-                max_queue_size=8192,
-            ),
-        )
-        logs.add_log_record_processor(
-            BatchLogRecordProcessor(
-                OTLPLogExporter(f"{endpoint}/v1/logs", timeout=EXPORT_TIMEOUT_S),
-                schedule_delay_millis=LOG_DELAY_MS,
-                max_export_batch_size=1024,
-                max_queue_size=8192,
-            ),
-        )
-        readers.append(
-            PeriodicExportingMetricReader(
-                OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=EXPORT_TIMEOUT_S),
-                export_interval_millis=METRIC_INTERVAL_MS,
-                export_timeout_millis=EXPORT_TIMEOUT_S * 1000,
-            ),
-        )
     metrics = MeterProvider(
         resource=resource,
-        metric_readers=readers,
+        metric_readers=_export(traces, logs, endpoint) if endpoint else [],
         shutdown_on_exit=False,
         exemplar_filter=AlwaysOffExemplarFilter(),
     )
@@ -173,3 +148,30 @@ def open_signals(*, service: str, version: str, instance: str, host: str, endpoi
         flush=flush,
         close=close,
     )
+
+
+def _export(traces: TracerProvider, logs: LoggerProvider, endpoint: str) -> list[PeriodicExportingMetricReader]:
+    """Send spans and logs soon, and return the reader that sends metrics."""
+    traces.add_span_processor(
+        BatchSpanProcessor(
+            OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=EXPORT_TIMEOUT_S),
+            schedule_delay_millis=SPAN_DELAY_MS,
+            max_export_batch_size=1024,
+            max_queue_size=8192,
+        ),
+    )
+    logs.add_log_record_processor(
+        BatchLogRecordProcessor(
+            OTLPLogExporter(f"{endpoint}/v1/logs", timeout=EXPORT_TIMEOUT_S),
+            schedule_delay_millis=LOG_DELAY_MS,
+            max_export_batch_size=1024,
+            max_queue_size=8192,
+        ),
+    )
+    return [
+        PeriodicExportingMetricReader(
+            OTLPMetricExporter(f"{endpoint}/v1/metrics", timeout=EXPORT_TIMEOUT_S),
+            export_interval_millis=METRIC_INTERVAL_MS,
+            export_timeout_millis=EXPORT_TIMEOUT_S * 1000,
+        ),
+    ]
