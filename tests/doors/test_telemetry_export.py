@@ -167,6 +167,20 @@ def test_storing_telemetry_makes_no_telemetry_about_storing_it(tmp_path: Path) -
     assert "quell.receiver.records" not in sent.counters()
 
 
+def test_a_flush_sends_what_is_queued_before_its_store_closes(tmp_path: Path) -> None:
+    sent = Sent()
+
+    async def work(opened: Telemetry) -> None:
+        with telemetry.span("before"):
+            telemetry.count("n")
+        await opened.flush()
+        assert [name for name, _ in sent.spans()] == ["before"]
+        assert sent.counters() == {"quell.n": 1}
+
+    _run(tmp_path, work, export=sent.export)
+    assert [name for name, _ in sent.spans()] == ["before"], "and only once"
+
+
 def test_what_does_not_fit_or_does_not_arrive_is_counted_and_told_once(tmp_path: Path) -> None:
     gate = threading.Event()
 

@@ -303,6 +303,20 @@ def test_alerts_that_cannot_be_read_are_a_usage_error(tmp_path: Path) -> None:
     assert quell("investigate", "--alert", "nowhere.json", cwd=tmp_path).returncode == ExitCode.USAGE
 
 
+def test_an_investigation_that_hangs_ends_with_124_and_can_be_resumed(tmp_path: Path) -> None:
+    bounds = {"investigation.deadline_s": 1, "investigation.read_timeout_s": 100, "store.query_timeout_s": 100}
+    with tarpit() as url:
+        flags = [
+            f"--set={key}={value}" for key, value in (bounds | {"store.url": url, "investigation.settle_s": 0}).items()
+        ]
+        told = quell(*flags, "investigate", "--service", "a", cwd=tmp_path)
+    if told.returncode != ExitCode.UNREACHABLE:  # what the engine's own deadline makes of it, when it comes first
+        assert told.returncode == ExitCode.DEADLINE, told.stderr
+        (run,) = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"]
+        assert run["status"] == "cancelled"
+        assert f"quell run resume {run['id']}" in told.stderr
+
+
 ALERTMANAGER = json.dumps(
     {
         "version": "4",

@@ -106,10 +106,9 @@ async def _investigated(app: App, request: Request, session: Session) -> CaseFil
                 async for event in app.runs.follow(run=run.id):
                     shown.take(event)
     except TimeoutError:
-        raise DeadlineError(
-            f"the investigation {run.id} took longer than {bounds.deadline_s:g} s",
-            hint=f"`quell run show {run.id} --follow` waits for it; investigation.deadline_s is its bound",
-        ) from None
+        await _cancel_own(app, run, began_at=began_at, session=session)
+        took = f"the investigation {run.id} took longer than {bounds.deadline_s:g} s (investigation.deadline_s)"
+        raise DeadlineError(took, hint=session.note) from None
     except asyncio.CancelledError:
         await _cancel_own(app, run, began_at=began_at, session=session)
         raise

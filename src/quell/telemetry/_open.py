@@ -70,6 +70,11 @@ class Telemetry:
         if self._settings.telemetry.enabled:
             self._engine().attach(export)
 
+    async def flush(self) -> None:
+        """Send what is queued, within a few seconds; call it before what `attach` was given is closed."""
+        if self._otel is not None:
+            await self._otel.flush()
+
     async def close(self) -> None:
         """Send what is left, within a few seconds, and go back to doing nothing."""
         if self._otel is not None:

@@ -82,6 +82,10 @@ class OpenTelemetry:
 
         self._pumps.append(Pump("collector", Outside(env), reader=self._readers["collector"], on_drop=self._on_drop))
 
+    async def flush(self) -> None:
+        """Send what is queued."""
+        await asyncio.gather(*(asyncio.to_thread(pump.flush, timeout_s=_CLOSE_S) for pump in self._pumps))
+
     async def close(self) -> None:
         """Send what is queued and end the threads."""
         await asyncio.gather(*(asyncio.to_thread(pump.stop, timeout_s=_CLOSE_S) for pump in self._pumps))

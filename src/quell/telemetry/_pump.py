@@ -97,6 +97,8 @@ class Pump:
         self._spans: deque[ReadableSpan] = deque()
         self._logs: deque[ReadableLogRecord] = deque()
         self._wake = threading.Event()
+        self._is_flushing = False
+        self._flushed = threading.Event()
         self._is_stopping = False
         self._is_abandoned = False
         self._told_at: dict[str, float] = {}
@@ -119,6 +121,13 @@ class Pump:
             return
         self._logs.append(record)
         self._wake_when_full(len(self._logs))
+
+    def flush(self, *, timeout_s: float) -> None:
+        """Send what is queued now, metrics too, and wait for it up to `timeout_s`."""
+        self._flushed.clear()
+        self._is_flushing = True
+        self._wake.set()
+        self._flushed.wait(timeout=timeout_s)
 
     def stop(self, *, timeout_s: float) -> None:
         """Send what is queued, wait for it up to `timeout_s`, and end the thread."""
@@ -144,11 +153,15 @@ class Pump:
                 self._wake.wait(_PERIOD_S)
                 self._wake.clear()
                 self._send_queued()
-                if time.monotonic() >= metrics_at:
+                if time.monotonic() >= metrics_at or self._is_flushing:
                     metrics_at = time.monotonic() + _METRICS_PERIOD_S
                     self._send_metrics()
+                if self._is_flushing:
+                    self._is_flushing = False
+                    self._flushed.set()
             self._send_queued()
             self._send_metrics()
+            self._flushed.set()
 
     def _send_queued(self) -> None:
         for _ in range(_QUEUE_MAX // _BATCH_MAX + 1):
