@@ -84,6 +84,7 @@ def test_an_event_that_the_catalogue_does_not_have_is_refused_open_or_not(tmp_pa
         telemetry.event("no.such")
 
 
+@pytest.mark.timeout(30)
 def test_nothing_happens_and_nothing_is_loaded_before_it_is_opened() -> None:
     code = (
         "import sys; from quell import telemetry as t\n"
@@ -186,6 +187,7 @@ def test_the_log_file_is_capped_and_private(tmp_path: Path) -> None:
     assert _kept(tmp_path)[-1]["run"] == "run_399"
 
 
+@pytest.mark.timeout(30)
 def test_two_processes_share_a_rotating_file_without_breaking_a_line(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from datetime import datetime, UTC; from quell import telemetry as t\n"

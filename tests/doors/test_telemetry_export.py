@@ -143,6 +143,7 @@ def test_switched_off_nothing_goes_to_the_own_store(tmp_path: Path) -> None:
     assert (tmp_path / "logs" / "quell.log").exists(), "the log file is kept all the same"
 
 
+@pytest.mark.timeout(20)
 def test_storing_telemetry_makes_no_telemetry_about_storing_it(tmp_path: Path) -> None:
     sent = Sent()
 

@@ -152,11 +152,13 @@ class Pump:
             while not self._is_stopping:
                 self._wake.wait(_PERIOD_S)
                 self._wake.clear()
+                # Looked at before sending: a flush that is asked for meanwhile is served by the next turn.
+                is_flush = self._is_flushing
                 self._send_queued()
-                if time.monotonic() >= metrics_at or self._is_flushing:
+                if time.monotonic() >= metrics_at or is_flush:
                     metrics_at = time.monotonic() + _METRICS_PERIOD_S
                     self._send_metrics()
-                if self._is_flushing:
+                if is_flush:
                     self._is_flushing = False
                     self._flushed.set()
             self._send_queued()
