@@ -17,9 +17,10 @@ from quell.signals._reader_text import escape_line
 _LAG_MAX_S = 15.0
 _HOLD_STRENGTH = 0.5
 _ROLLOUT_S = 15.0
-_ROLLOUT_LOOKS = 2
+_ROLLOUT_PATIENCE_S = 10.0
+_SLOW_PATIENCE_S = 8.0
 _SLOW_TO_CONFIRM = frozenset({Symptom.LATENCY, Symptom.TRAFFIC})
-"""A moment's shortage of processor time slows everything down; trouble lasts a look longer."""
+"""A moment's shortage of processor time slows everything down; trouble lasts longer."""
 _SUMMARY_CHARS = 300
 _LABEL_CHARS = 200
 _CLOCK_JUMP_S = 30.0
@@ -135,16 +136,16 @@ def _step(
         bad_at=now,
         looks=known.looks + 1 if known else 1,
     )
-    if episode.looks < settings.confirm_looks + _patience(sign.symptom, since, rollouts=rollouts):
+    if episode.looks < settings.confirm_looks or now - since < _patience_s(sign.symptom, since, rollouts=rollouts):
         return episode, None
     alert = _firing(sign, since=since, now=now, salt=salt)
     return replace(episode, alert=alert), alert
 
 
-def _patience(symptom: Symptom, since: float, *, rollouts: Sequence[tuple[str, float]]) -> int:
-    """Wait longer when trouble began right after a rollout anywhere: a working one disturbs its callers for a moment."""
+def _patience_s(symptom: Symptom, since: float, *, rollouts: Sequence[tuple[str, float]]) -> float:
+    """Say how long trouble must last; longer right after a rollout anywhere, as a working one disturbs for a moment."""
     near = any(-BUCKET_S <= since - at <= _ROLLOUT_S for _, at in rollouts)
-    return _ROLLOUT_LOOKS if near else int(symptom in _SLOW_TO_CONFIRM)
+    return _ROLLOUT_PATIENCE_S if near else _SLOW_PATIENCE_S if symptom in _SLOW_TO_CONFIRM else 0.0
 
 
 def _firing(sign: Sign, *, since: float, now: float, salt: bytes) -> Alert:
