@@ -116,10 +116,10 @@ def _metric(row: MetricShift, *, anchor: datetime) -> str:
 
 
 def _change(row: ObservedChange, *, anchor: datetime) -> str:
-    text = f"{row.change.value} {_name(row.subject)}" if row.subject != row.service else row.change.value
-    if row.before or row.after:
-        before, after = (escape_line(value, chars_max=_VALUE_CHARS) or "none" for value in (row.before, row.after))
-        text += f" {before} -> {after}" if row.before else f" {after}"
+    subject = "" if row.subject in {row.service, row.after} else f" {_name(row.subject)}"
+    before, after = (escape_line(value, chars_max=_VALUE_CHARS) for value in (row.before, row.after))
+    values = f" {before} -> {after or 'none'}" if before else f" {after}" if after else ""
+    text = f"{row.change.value}{subject}{values}"
     text += f" at {offset(row.at, anchor=anchor)}"
     return text + (f": {quote(row.detail, chars_max=80)}" if row.detail else "")
 
