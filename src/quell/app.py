@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from quell.config import Settings, version_of
 from quell.domain import Alert, Answer, Gap, QuellError, Question, StateHeldError, StoreError, Window
 from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Clock, Entropy, Runs
-from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, SeriesReader, Store
+from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
 from quell.telemetry import Telemetry, open_telemetry
 
 Role = Literal["serve", "command"]
@@ -45,8 +45,8 @@ class App:
     readers: tuple[Reader, ...]
     desk: Desk
     version: str
-    _launching: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _is_launched: bool = False
+    launch: Callable[[], Awaitable[None]]
+    """Let this process execute runs; twice is once."""
 
     @property
     def store(self) -> Store | None:
@@ -66,13 +66,6 @@ class App:
     async def open_store(self) -> Store:
         """Open the telemetry store, or attach to the one that runs. Raises StoreError when it cannot be used."""
         return await self.vault.open()
-
-    async def launch(self) -> None:
-        """Let this process execute runs; twice is once."""
-        async with self._launching:
-            if not self._is_launched:
-                await self.runs.launch()
-                self._is_launched = True
 
     async def watch_forever(self) -> None:
         """Run the loops of a server until cancelled; one that fails says so and goes on."""
@@ -161,6 +154,12 @@ class Vault:
             self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
         return store
 
+    async def open_reader(self) -> ClickHouseReader:
+        """Open the store and return its reader. Raises as `open` does."""
+        await self.open()
+        assert self.reader is not None, "an open store has its reader"
+        return self.reader
+
     async def close(self) -> None:
         """Close what was opened, in reverse order."""
         if self.receiver is not None:
@@ -184,21 +183,19 @@ class StoreReader:
     async def ask(self, question: Question, *, timeout_s: float) -> Answer | Gap:
         """Answer one question."""
         try:
-            await self._vault.open()
+            reader = await self._vault.open_reader()
         except QuellError as error:
             detail = f"the telemetry store cannot be used: {error}"
             return Gap(question=question.kind, source=self.name, query="", reason="failed", detail=detail)
-        assert self._vault.reader is not None, "an open store has its reader"
-        return await self._vault.reader.ask(question, timeout_s=timeout_s)
+        return await reader.ask(question, timeout_s=timeout_s)
 
     async def check(self) -> list[str]:
         """Return what keeps the store from answering."""
         try:
-            await self._vault.open()
+            reader = await self._vault.open_reader()
         except QuellError as error:
             return [f"{error} ({error.hint})" if error.hint else str(error)]
-        assert self._vault.reader is not None, "an open store has its reader"
-        return await self._vault.reader.check()
+        return await reader.check()
 
 
 @asynccontextmanager
@@ -229,17 +226,10 @@ async def open_app(
         stack.push_async_callback(_closed, "journal", runs.close)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         stack.push_async_callback(_closed, "store", vault.close)
-        prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
-        for each in prometheus:
-            stack.push_async_callback(_closed, each.name, each.close)
-        readers: tuple[Reader, ...] = (StoreReader(vault), *prometheus)
+        readers = _readers(settings, vault, stack)
         # Before the store: what Quell last told about itself goes there.
         stack.push_async_callback(_closed, "telemetry", telling.close)
-        app: App
-
-        async def ready() -> None:
-            await app.launch()
-
+        launch = _once(runs.launch)
         desk = await asyncio.to_thread(
             Desk,
             runs=runs,
@@ -249,8 +239,9 @@ async def open_app(
             entropy=entropy,
             curves=_curves_of(vault),
             begins_at=_extent_of(vault),
-            ready=ready if role == "command" else None,
+            ready=launch if role == "command" else None,
         )
+        vault.firing = desk.firing
         app = App(
             settings=settings,
             role=role,
@@ -262,11 +253,33 @@ async def open_app(
             readers=readers,
             desk=desk,
             version=version,
+            launch=launch,
         )
-        vault.firing = desk.firing
         if role == "serve":
             await _start_serving(app)
         yield app
+
+
+def _readers(settings: Settings, vault: Vault, stack: AsyncExitStack) -> tuple[Reader, ...]:
+    """Build every reader, and have those with connections closed."""
+    prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
+    for each in prometheus:
+        stack.push_async_callback(_closed, each.name, each.close)
+    return (StoreReader(vault), *prometheus)
+
+
+def _once(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """Return what does `work` the first time it is asked, and nothing after that."""
+    turn = asyncio.Lock()
+    done: list[bool] = []
+
+    async def once() -> None:
+        async with turn:
+            if not done:
+                await work()
+                done.append(True)
+
+    return once
 
 
 async def _start_serving(app: App) -> None:
@@ -290,8 +303,8 @@ def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]
     """Return what draws the charts' curves from the store's rollups."""
 
     async def curves(ask: CurveAsk) -> tuple[Curve, ...]:
-        store = await vault.open()
-        drawn = await SeriesReader(store.client).draw(
+        reader = await vault.open_reader()
+        drawn = await reader.series(
             services=ask.services, edges=ask.edges, metrics=ask.metrics, window=ask.window, timeout_s=_SERIES_TIMEOUT_S
         )
         return tuple(Curve(subject=one.subject, measure=one.measure, unit=one.unit, points=one.points) for one in drawn)
@@ -303,8 +316,8 @@ def _extent_of(vault: Vault) -> Callable[[Window], Awaitable[datetime | None]]:
     """Return what tells since when there is telemetry."""
 
     async def begins_at(window: Window) -> datetime | None:
-        store = await vault.open()
-        return await SeriesReader(store.client).begins_at(window, timeout_s=_SERIES_TIMEOUT_S)
+        reader = await vault.open_reader()
+        return await reader.begins_at(window, timeout_s=_SERIES_TIMEOUT_S)
 
     return begins_at
 

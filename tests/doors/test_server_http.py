@@ -88,6 +88,7 @@ async def a_house(state_dir: Path, *, server: ServerSettings, receives: bool = T
         readers=(),
         desk=desk,
         version="v1",
+        launch=runs.launch,
     )
     transport = httpx2.ASGITransport(app=asgi(app), raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:7433") as client:

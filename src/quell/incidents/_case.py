@@ -147,7 +147,8 @@ def _change_words(row: ObservedChange) -> str:
     what = f"{row.change.value.capitalize()} of {row.service or 'all services'}: {row.subject}"
     if row.before and row.after:
         return f"{what} {row.before} -> {row.after}"
-    return f"{what} {row.after or row.before}".rstrip()
+    value = row.after or row.before
+    return what if value in {"", row.subject} else f"{what} {value}"
 
 
 def _onset(fact: Fact) -> datetime | None:

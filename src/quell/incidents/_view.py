@@ -406,8 +406,12 @@ def _known(case: CaseFile) -> frozenset[str]:
 
 
 def _cited(citations: Iterable[Citation], known: frozenset[str]) -> list[Line]:
-    """Return claims that cite evidence which exists; a claim without it is not made."""
-    return [Line(text=c.says, cites=(c.evidence,)) for c in citations if c.evidence in known]
+    """Return claims that cite evidence which exists, each said once; a claim without it is not made."""
+    cites: dict[str, dict[str, None]] = {}
+    for citation in citations:
+        if citation.evidence in known:
+            cites.setdefault(citation.says, {})[citation.evidence] = None
+    return [Line(text=says, cites=tuple(evidence)) for says, evidence in cites.items()]
 
 
 def _anchor(case: CaseFile) -> datetime:

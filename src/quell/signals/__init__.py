@@ -7,13 +7,12 @@ Never: decides what caused an incident, changes production.
 from quell.signals._alertmanager import parse_alertmanager as parse_alertmanager
 from quell.signals._brief import brief as brief
 from quell.signals._brief import pack as pack
-from quell.signals._clickhouse import ClickHouseReader as ClickHouseReader
 from quell.signals._codec import decode_answer as decode_answer
 from quell.signals._codec import encode_answer as encode_answer
 from quell.signals._detect import Detector as Detector
 from quell.signals._prometheus import PrometheusReader as PrometheusReader
 from quell.signals._reader import Reader as Reader
 from quell.signals._receiver import Receiver as Receiver
-from quell.signals._series import SeriesReader as SeriesReader
+from quell.signals._series import ClickHouseReader as ClickHouseReader
 from quell.signals._store import Store as Store
 from quell.signals._survey import survey as survey

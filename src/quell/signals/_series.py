@@ -12,10 +12,10 @@ from typing import Literal
 import msgspec
 
 from quell.domain import Window
+from quell.signals._clickhouse import ClickHouseReader as Answering
 from quell.signals._clickhouse_ask import Asking
 from quell.signals._clickhouse_metrics import _TABLES, _query, _Row, _series  # the same numbers as its facts
 from quell.signals._clickhouse_sources import LONG_STEP_S, SHORT_STEP_S, Shape, Stretch, calls_source, red_source
-from quell.signals._client import StoreClient
 from quell.signals._reader_families import Series as MetricSeries
 from quell.signals._schema_views import literal
 
@@ -53,13 +53,10 @@ class _Flow(msgspec.Struct):
     calls: int
 
 
-class SeriesReader:
-    """Reads courses over time from a ClickHouse that holds OpenTelemetry tables."""
+class ClickHouseReader(Answering):
+    """Answers the typed questions, and draws the courses behind the answers."""
 
-    def __init__(self, client: StoreClient) -> None:
-        self._client = client
-
-    async def draw(
+    async def series(
         self,
         *,
         services: Sequence[str],
@@ -137,9 +134,10 @@ class SeriesReader:
 FROM ({source}) WHERE span_kind IN ('server', 'consumer') GROUP BY service, b ORDER BY service, b""",
             row=_Red,
         )
+        whole = [row for row in rows if _is_whole(row, window, step_s=stretch.step_s)]
         found: list[Series] = []
         for service in services:
-            found += _red_series(service, [row for row in rows if row.subject == service], step_s=stretch.step_s)
+            found += _red_series(service, [row for row in whole if row.subject == service], step_s=stretch.step_s)
         return found
 
     async def _edge(self, asking: Asking, caller: str, callee: str, window: Window) -> list[Series]:
@@ -153,7 +151,8 @@ FROM ({source}) WHERE span_kind IN ('server', 'consumer') GROUP BY service, b OR
 FROM ({source}) WHERE caller = {literal(caller)} AND (callee = {name} OR hint = {name}) GROUP BY b ORDER BY b""",
             row=_Red,
         )
-        return _red_series(f"{caller} -> {callee}", rows, step_s=SHORT_STEP_S)
+        whole = [row for row in rows if _is_whole(row, window, step_s=SHORT_STEP_S)]
+        return _red_series(f"{caller} -> {callee}", whole, step_s=SHORT_STEP_S)
 
     async def _metrics(self, asking: Asking, metrics: Sequence[MetricName], window: Window) -> list[Series]:
         services = sorted({service for service, _, _ in metrics})
@@ -165,6 +164,11 @@ FROM ({source}) WHERE caller = {literal(caller)} AND (callee = {name} OR hint = 
                 rows = await asking.rows(_query(asking, table, stretch), row=_Row)
                 found += [_metric(one) for one in _series(rows, table=table) if _key(one) in wanted]
         return found
+
+
+def _is_whole(row: _Red, window: Window, *, step_s: int) -> bool:
+    """Tell whether a bucket lies in the window with both ends: half of one looks like a fall of traffic."""
+    return window.start.timestamp() <= row.b and row.b + step_s <= window.end.timestamp()
 
 
 def _key(one: MetricSeries) -> MetricName:
