@@ -103,7 +103,8 @@ def _payload(rng: random.Random, templates: list[str], *, at_ns: int, service: s
         record.attributes.add(key="http.response.status_code").value.int_value = 200
         record.attributes.add(key="thread.name").value.string_value = f"worker-{rng.randrange(8)}"
         record.attributes.add(key="code.function").value.string_value = "handle"
-    return request.SerializeToString()
+    written: bytes = request.SerializeToString()
+    return written
 
 
 def _text(value: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from quell.config import StoreSettings
+from quell.domain import StoreError
 from quell.runs import system_clock
 from quell.signals import Receiver, Store
 
@@ -55,10 +56,16 @@ class LiveStore:
     def until(self, sql: str, wanted: int, *, patience_s: float = 20.0) -> int:
         """Ask for one number until it is what is wanted, or patience ends; return the last answer."""
         waited = 0.0
-        while (found := self.number(sql)) != wanted and waited < patience_s:
+        while (found := self._number_or_none(sql)) != wanted and waited < patience_s:
             self.run(lambda: asyncio.sleep(0.1))
             waited += 0.1
-        return found
+        return self.number(sql) if found is None else found
+
+    def _number_or_none(self, sql: str) -> int | None:
+        try:
+            return self.number(sql)
+        except StoreError:
+            return None
 
     def close(self) -> None:
         """Close the receiver, the store and the loop."""

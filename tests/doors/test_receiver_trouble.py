@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import resource
 import shutil
+import signal
+import string
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,6 +215,30 @@ def test_a_full_disk_sheds_load_and_loses_nothing_of_what_was_acknowledged(takin
     assert caught.value.retry_after_s > 0
     taken += taking.take(logs("disk", ["after"]).SerializeToString()).accepted
     assert taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'disk'", taken) == 2
+
+
+def test_a_store_whose_disk_is_full_gets_everything_once_there_is_room(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # the owner inherits it: no file of it can grow beyond
+    try:
+        live = LiveStore(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    taking = Taking(live, tmp_path)
+    try:
+        noise = random.Random(1)
+        bodies = ["".join(noise.choices(string.printable[:90], k=2000)) for _ in range(100)]
+        assert taking.take(logs("room", bodies).SerializeToString()).accepted == 100
+        while not taking.receiver.status().failures:
+            time.sleep(0.1)
+        assert taking.receiver.status().spool_bytes > 0
+        os.kill(live.run(live.store.status).pid, signal.SIGKILL)  # the next owner has no such limit
+        assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'room'", 100, patience_s=40) == 100
+        assert live.until("SELECT sum(count) AS n FROM quell_patterns_1m WHERE service = 'room'", 100) == 100
+        assert taking.receiver.status().quarantined == 0
+    finally:
+        taking.close()
+        live.close()
 
 
 def test_segments_of_a_process_that_is_gone_are_taken_up(live: LiveStore, tmp_path: Path) -> None:

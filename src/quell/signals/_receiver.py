@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,7 +180,8 @@ class Receiver:
     def _put_aside(self, signal: SignalName, prepared: _Prepared) -> str:
         stamp = f"{self._clock():%Y%m%dT%H%M%S}-{self._entropy(4).hex()}"
         for number, (piece, reason) in enumerate(prepared.refused):
-            self._quarantine.put(f"{stamp}-{number}.{signal}", piece, reason=reason)
+            with contextlib.suppress(OSError):  # the sender hears of it either way
+                self._quarantine.put(f"{stamp}-{number}.{signal}", piece, reason=reason)
         if not prepared.refused:
             return ""
         return (

@@ -18,8 +18,8 @@ KINDS = {"logs": 1, "traces": 2, "metrics": 3, "changes": 4}
 _NAMES = {number: name for name, number in KINDS.items()}
 _INSERT_S = 60.0
 _INTERVAL_MIN_S = 0.3
-_INTERVAL_MAX_S = 1.0
-_REST_FACTOR = 3.0
+_INTERVAL_MAX_S = 0.8
+_REST_FACTOR = 2.0
 _BACKOFF_MIN_S = 0.2
 _BACKOFF_MAX_S = 3.0
 _CLOSE_S = 10.0
@@ -28,7 +28,6 @@ _PAYLOAD_TRIES_MAX = 10
 # Failures that are about the store and not about the payload: time, memory, disk, tables, closing, permission, network.
 _OF_STORE = frozenset(
     {
-        3,
         60,
         74,
         75,
@@ -41,7 +40,6 @@ _OF_STORE = frozenset(
         202,
         209,
         210,
-        216,
         236,
         241,
         242,
@@ -50,12 +48,16 @@ _OF_STORE = frozenset(
         373,
         394,
         425,
+        439,
         497,
         516,
-        521,
+        1001,
+        1002,
     }
 )
+_PERHAPS_OF_PAYLOAD = frozenset({None, 241, 1001, 1002})
 _TOO_MANY_PARTITIONS = "Too many partitions"
+_TAIL = "bytes after the last whole frame: a write that was cut, never acknowledged"
 _BATCH_SETTINGS = {
     "deduplicate_insert": "enable",
     "insert_deduplicate": "1",
@@ -145,11 +147,8 @@ class Flusher:
             if segment is None:
                 return True
             if segment.tail:
-                self._quarantine.put(
-                    f"{segment.name}.tail",
-                    segment.tail,
-                    reason="bytes after the last whole frame: a write that was cut, never acknowledged",
-                )
+                with contextlib.suppress(OSError):
+                    self._quarantine.put(f"{segment.name}.tail", segment.tail, reason=_TAIL)
             for kind in sorted({frame.kind for frame in segment.frames}):
                 if not await self._store_kind(segment, kind):
                     return False
@@ -181,7 +180,11 @@ class Flusher:
             is_fault_of_payload_likely(outcome) and self._tries.get(token, 0) >= _PAYLOAD_TRIES_MAX
         ):
             return False
-        self._quarantine.put(f"{token}.{_NAMES.get(kind, 'unknown')}", payload, reason=str(outcome))
+        try:
+            self._quarantine.put(f"{token}.{_NAMES.get(kind, 'unknown')}", payload, reason=str(outcome))
+        except OSError as error:  # no room to put it aside: it stays in the spool
+            self.counts.last_failure = f"quarantine: {error}"
+            return False
         return True
 
     async def _insert(self, kind: int, content: bytes, *, token: str) -> StoreError | None:
@@ -220,4 +223,4 @@ def is_of_store(error: StoreError) -> bool:
 
 def is_fault_of_payload_likely(error: StoreError) -> bool:
     """Tell whether a payload that failed again and again, alone, may be put aside: it kills the engine or its memory."""
-    return error.code in {None, 241}
+    return error.code in _PERHAPS_OF_PAYLOAD

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 _BYTES_MAX = 256 << 20
@@ -23,15 +22,16 @@ class Quarantine:
             self._bytes, self._files = sum(sizes), len(sizes)
 
     def put(self, name: str, payload: bytes, *, reason: str) -> Path:
-        """Keep a payload and why it is here. The same name again replaces it, so a retry leaves no second copy."""
-        self.count += 1
+        """Keep a payload and why it is here. The same name again replaces it, so a retry leaves no second copy.
+
+        Raises OSError when the disk does not take it.
+        """
         path = self._directory / name
-        if self._bytes + len(payload) > _BYTES_MAX or self._files > _FILES_MAX:
-            return path
-        with contextlib.suppress(OSError):  # a full disk must not stop the good payloads
+        if self._bytes + len(payload) <= _BYTES_MAX and self._files <= _FILES_MAX:
             self._directory.mkdir(parents=True, exist_ok=True)
             path.write_bytes(payload)
             path.with_name(name + ".reason.txt").write_text(reason + "\n")
             self._bytes += len(payload)
             self._files += 2
+        self.count += 1
         return path
