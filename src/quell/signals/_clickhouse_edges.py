@@ -57,21 +57,52 @@ class _Row(msgspec.Struct):
 
 async def edge_shifts(asking: Asking, question: Question) -> Asked:
     """Return every edge that was used, those that moved first: the graph itself is evidence."""
-    table, step_s = step_of(question, shape=asking.shape, short="quell_calls", long="", now=asking.now)
+    shape = asking.shape
+    table, step_s = step_of(question, shape=shape, short="quell_calls", long="quell_edges_1m", now=asking.now)
     stretch = stretch_of(question, step_s=step_s, now=asking.now, hidden=asking.hidden)
-    calls = calls_source(asking.shape, table=table, stretch=stretch)
-    names = await asking.rows(
-        f"SELECT caller, hint, callee, toUInt32(count()) AS n FROM ({calls}) WHERE callee != '' AND kind != 'queue' "
-        "GROUP BY caller, hint, callee ORDER BY caller, hint, n, callee",
-        row=_Name,
-    )
-    sql = _query(calls, names=names, stretch=stretch)
+    if table == "quell_edges_1m":
+        sql = _rolled(stretch)
+    else:
+        calls = calls_source(shape, table=table, stretch=stretch)
+        names = await asking.rows(
+            f"SELECT caller, hint, callee, toUInt32(count()) AS n FROM ({calls}) WHERE callee != '' AND kind != 'queue' "
+            "GROUP BY caller, hint, callee ORDER BY caller, hint, n, callee",
+            row=_Name,
+        )
+        sql = _query(calls, names=names, stretch=stretch)
     found = await asking.rows(sql, row=_Row)
     if not found:
         raise asking.empty("no calls between anybody that was asked about", sql)
     scored = [(_score(row), row) for row in found]
     scored.sort(key=lambda item: (-item[0], item[1].caller, item[1].callee, item[1].kind))
     return Asked(rows=tuple(_edge(row, moved=score > 0, stretch=stretch) for score, row in scored), query=sql)
+
+
+def _rolled(stretch: Stretch) -> str:
+    """Ask the edges by minute, which reach back farther than single calls."""
+    sums = ", ".join(
+        f"""toUInt32(sumIf(n, {when})) AS calls{suffix}, toUInt32(sumIf(e, {when})) AS errors{suffix},
+    toUInt32(sumIf(u, {when})) AS unanswered{suffix}, toUInt32(sumIf(m, {when})) AS matched{suffix},
+    sumIf(client, {when}) AS client_ms{suffix}, ifNotFinite(quantilesTDigestMergeIf(0.5, 0.95)(q, {when})[2], 0) AS client_p95_ms{suffix},
+    sumIf(server, {when}) AS server_ms{suffix}, sumIf(paired, {when}) AS matched_client_ms{suffix}"""
+        for suffix, when in (("", stretch.within), ("_before", stretch.before))
+    )
+    scope = (
+        f"{stretch.scoped('caller')} OR {stretch.scoped('callee')}" if stretch.services else stretch.scoped("caller")
+    )
+    return f"""SELECT from_name AS caller, to_name AS callee, max(sort) AS kind, {sums},
+    sumMapIf(mapFromArrays(types, arrayMap(t -> toUInt64(e), types)), {stretch.within}) AS error_types,
+    sumMap([b], [toUInt32(n)], [toUInt32(e)], [toUInt32(u)], [client]) AS series
+FROM (
+    SELECT toString(caller) AS from_name, toString(callee) AS to_name, toString(callee_kind) AS sort, toUnixTimestamp(bucket) AS b,
+        calls AS n, errors AS e, unanswered AS u, matched AS m, client_ns / 1e6 AS client, server_ns / 1e6 AS server,
+        matched_client_ns / 1e6 AS paired, client_quantiles AS q, error_types AS types
+    FROM quell_edges_1m FINAL
+    WHERE bucket >= toDateTime({stretch.before_from}) AND bucket < toDateTime({stretch.end}) AND ({scope}) AND callee != ''
+)
+GROUP BY caller, callee
+ORDER BY caller, callee
+SETTINGS max_threads = 1"""
 
 
 def _query(calls: str, *, names: Sequence[_Name], stretch: Stretch) -> str:
