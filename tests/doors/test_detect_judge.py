@@ -251,6 +251,16 @@ def test_a_new_error_template_fires_and_a_known_or_similar_one_does_not() -> Non
     assert "disk quota" in alerts[0][1].summary
 
 
+def test_errors_that_callers_log_during_a_short_restart_do_not_fire() -> None:
+    refused = PatternHistory(service="shop", template="cannot reach peer: refused", starts=(FAULT,), counts=(12,))
+
+    def see(at: float) -> Buckets:
+        seen = _see(_usual)(at)
+        return replace(seen, patterns=(refused,), rollouts=(("peer", FAULT),)) if at >= FAULT else seen
+
+    assert _watch(see, looks_from=T0 + 10, looks_until=FAULT + 60) == []
+
+
 def test_after_a_restart_a_known_alert_does_not_fire_again_and_still_resolves() -> None:
     before = _watch(_see(_failing), looks_from=T0 + 10, looks_until=FAULT + 20)
     known = [alert for _, alert in before]

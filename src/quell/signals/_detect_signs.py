@@ -283,17 +283,20 @@ def signs_of_patterns(patterns: Sequence[PatternHistory], *, view: View, first_h
     fresh = [pattern for pattern in patterns if pattern.starts and pattern.starts[0] >= horizon]
     signs = []
     for pattern in fresh:
-        count = sum(
-            n for start, n in zip(pattern.starts, pattern.counts, strict=True) if view.window_start <= start <= view.at
-        )
+        counts = [
+            pair for pair in zip(pattern.starts, pattern.counts, strict=True) if view.window_start <= pair[0] <= view.at
+        ]
+        count = sum(n for _, n in counts)
         if not count or any(_is_same(pattern.template.split(), words) for words in old):
             continue
+        # What has stopped already, as after a restart that callers noticed, does not fire.
+        lasting = any(start >= view.seen_until - 1.5 * BUCKET_S for start, _ in counts)
         signs.append(
             Sign(
                 service=pattern.service,
                 symptom=Symptom.NEW_ERRORS,
                 severity=Severity.WARNING,
-                strength=count / _NEW_PATTERN_COUNT,
+                strength=count / _NEW_PATTERN_COUNT if lasting else min(0.9, count / _NEW_PATTERN_COUNT),
                 value=float(count),
                 expected=0.0,
                 since=pattern.starts[0],
