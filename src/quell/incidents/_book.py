@@ -16,6 +16,7 @@ from quell.incidents._rows import (
     Admission,
     Page,
     Told,
+    Value,
     alerts_of,
     finding_note,
     insert_alert,
@@ -292,9 +293,14 @@ def _handed_over(connection: Connection, held: Page, outcome: Outcome, *, at: da
     """Take an incident to where its finding leaves it: over, when a question has the answer that all is well."""
     if held.incident.stage is Stage.RESOLVED:
         return held.incident
+    incident, run = held.incident.id, held.incident.run
     if held.request and outcome is Outcome.HEALTHY:
-        closed = moved_to(
-            connection, held.incident, Stage.RESOLVED, reason="asked and answered: nothing is wrong", at=at
-        )
+        reason = "asked and answered: nothing is wrong"
+        closed = moved_to(connection, held.incident, Stage.RESOLVED, reason=reason, at=at)
+        body: dict[str, Value] = {"incident": incident, "by": "quell", "reason": reason}
+        tell(connection, incident, Told(key="closed", at=at, event="incident.closed", body=body))
         return replace(closed, closed_at=at)
-    return moved_to(connection, held.incident, Stage.ESCALATED, reason="handed to a person with the case file", at=at)
+    reason = "handed to a person with the case file"
+    body = {"incident": incident, "reason": f"{outcome.value}: {reason}"}
+    tell(connection, incident, Told(key=f"escalated:{run}", at=at, event="incident.escalated", body=body))
+    return moved_to(connection, held.incident, Stage.ESCALATED, reason=reason, at=at)

@@ -344,6 +344,16 @@ class Admission:
         if before.request:
             after = replace(after, title=before.incident.title)
         save(self._connection, replace(after, updated_at=self._at), quiet_since=self._at)
+        kept = (before.incident.title, before.incident.severity, before.incident.services)
+        if kept != (after.title, after.severity, after.services):
+            body: dict[str, Value] = {
+                "incident": incident,
+                "title": after.title,
+                "severity": after.severity.value,
+                "services": list(after.services),
+            }
+            line = Told(key=f"updated:{stamp(self._at)}", at=self._at, event="incident.updated", body=body)
+            tell(self._connection, incident, line)
 
     def _gatherings(self) -> list[Gathering]:
         query = select(incidents).where(incidents.c.stage != Stage.RESOLVED.value, incidents.c.request == "")
