@@ -8,18 +8,19 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
 import httpx2
 import pytest
+from starlette.routing import Route
 
 from quell.app import App, Vault
 from quell.config import InvestigationSettings, JournalSettings, ServerSettings, Settings
 from quell.domain import BoundExceededError, ConfigError, ObservedChange, OverloadError, StateHeldError, UsageError
-from quell.incidents import Desk
+from quell.incidents import CaseFile, Desk
 from quell.runs import Runs
 from quell.server import asgi, serve
 from quell.telemetry import Telemetry
@@ -448,3 +449,14 @@ def test_a_real_server_answers_streams_and_stops_when_told(tmp_path: Path) -> No
 
 async def _refuses() -> None:
     raise UsageError("no store here")
+
+
+def test_every_route_and_every_part_of_a_case_file_is_in_the_reference() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
+    routes = [route.path for route in asgi(cast("App", None)).routes if isinstance(route, Route)]
+    assert len(routes) > 10
+    for path in routes:
+        written = path.replace("{id}", "ID").replace("{form}", "FORM")
+        assert written in page, f"{written} is not in docs/reference/http.md"
+    for part in fields(CaseFile):
+        assert f"`{part.name}`" in page, f"{part.name} of a case file is not in docs/reference/http.md"
