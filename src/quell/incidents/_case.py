@@ -43,7 +43,7 @@ _SHOWN_KINDS = {
     ChangeKind.SCALE,
 }
 _STAGE_OF = re.compile(r"^(read):")
-_WAIT_MIN_S = 0.05
+_WAIT_MIN_S = 1.0
 
 
 def build_case(

@@ -51,6 +51,8 @@ Extent: TypeAlias = Callable[[Window], Awaitable[datetime | None]]
 T = TypeVar("T")
 
 _STEP_TIMEOUT_S = 30.0
+_PLAN_TIMEOUT_S = 60.0
+"""The plan is the first to need the store, which may have to be started."""
 _UNFOLDED = 3
 """Trouble that is this many settling times old when its alert arrives has unfolded."""
 _NAMES_WINDOW = timedelta(hours=1)
@@ -134,7 +136,9 @@ class Investigator:
         return min(page.incident.opened_at + settle, min(dated) + _UNFOLDED * settle)
 
     async def _look(self, context: RunContext, incident: str) -> Next:
-        plan = await self._step(context, "plan", lambda: self._plan(context, incident), Plan)
+        plan = await context.step(
+            "plan", lambda: self._plan(context, incident), returns=Plan, timeout_s=_PLAN_TIMEOUT_S, attempts=2
+        )
         await self._flush()
         deadline = plan.planned_at + timedelta(seconds=self._settings.deadline_s)
         readings = await read_all(

@@ -138,7 +138,7 @@ def finding_note(case: CaseFile, at: datetime) -> Told:
         at,
         "finding.made",
         "finding",
-        f"Finding ({finding.confidence} confidence): {finding.statement}",
+        f"Finding, confidence {finding.confidence}: {finding.statement}",
         incident=case.incident.id,
         outcome=finding.outcome.value,
         category=finding.category.value if finding.category else None,

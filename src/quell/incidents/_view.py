@@ -149,7 +149,7 @@ def _opening(case: CaseFile) -> str:
     alerts = [alert for alert in case.alerts if alert.source != "person"]
     if not alerts:
         where = listed(case.plan.focus) if case.plan and case.plan.focus else "all services"
-        return f"A person asked: {case.incident.title} Looked at: {where}."
+        return f'A person asked: "{case.incident.title}" Looked at: {where}.'
     firing = len(still_firing(alerts))
     first = min(alerts, key=lambda a: a.starts_at)
     where = listed(case.incident.services, names_max=_ALERTS_NAMED_MAX) or "no service that the alerts name"
@@ -167,7 +167,7 @@ def _caused(case: CaseFile) -> Section:
     head = Line(text=finding.statement, cites=cites)
     prose = [] if cites else [head]
     claims = [head] if cites else []
-    claims += _cited(finding.citations, known)[:_SUPPORT_MAX] if len(finding.citations) > 1 else []
+    claims += [line for line in _cited(finding.citations, known) if line.text != head.text][:_SUPPORT_MAX]
     for explained in case.victims:
         cited = tuple(e for e in explained.evidence if e in known)
         if cited:
@@ -186,7 +186,7 @@ def _about(finding: Finding, case: CaseFile) -> list[str]:
         said.append(f"Object at fault: {finding.subject.kind} {finding.subject.name}")
     if finding.since:
         anchor = _anchor(case)
-        said.append(f"Since: {moment_of(finding.since)} ({offset_of(finding.since, anchor)} from the first alert)")
+        said.append(f"Since: {moment_of(finding.since)} ({offset_of(finding.since, anchor)} from {_anchor_word(case)})")
     cap = f", because {finding.cap}" if finding.cap else ""
     said.append(f"Confidence: {finding.confidence}{cap}")
     return said
@@ -242,7 +242,7 @@ def _timeline(case: CaseFile) -> Section:
         )
         for entry in entries
     )
-    note = f"Times are UTC; offsets count from {'the first alert' if case.alerts else 'the question'}."
+    note = f"Times are UTC; offsets count from {_anchor_word(case)}."
     if len(curated) > _TIMELINE_MAX:
         note += f" The first {_TIMELINE_MAX} of {len(curated)} moments; all of them are in the JSON form."
     return Section(
@@ -417,6 +417,10 @@ def _cited(citations: Iterable[Citation], known: frozenset[str]) -> list[Line]:
 def _anchor(case: CaseFile) -> datetime:
     starts: Sequence[datetime] = [alert.starts_at for alert in case.alerts]
     return min(starts, default=case.incident.opened_at)
+
+
+def _anchor_word(case: CaseFile) -> str:
+    return "the first alert" if any(alert.source != "person" for alert in case.alerts) else "the question"
 
 
 def claims_of(report: Report) -> tuple[Line, ...]:

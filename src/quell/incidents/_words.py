@@ -63,7 +63,7 @@ def amount_of(value: float, unit: str) -> str:
     if unit == "share":
         return f"{value * 100:.3g} %"
     if unit == "ms":
-        return f"{value / 1000:.3g} s" if value >= 10_000 else f"{value:.3g} ms"
+        return f"{value / 1000:.3g} s" if value >= 1000 else f"{value:.3g} ms"
     if unit == "bytes":
         for name in ("B", "KiB", "MiB", "GiB"):
             if abs(value) < 1024 or name == "GiB":
