@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -47,7 +46,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """URL of a real PostgreSQL: QUELL_TEST_POSTGRES, or one of our own for the session."""
-    with running_postgres(Path(tmp_path_factory.mktemp("postgres"))) as url:
+    with running_postgres() as url:
         yield url
