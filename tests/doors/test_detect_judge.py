@@ -23,6 +23,7 @@ from quell.signals._detect_state import (
     PatternHistory,
 )
 
+pytestmark = pytest.mark.timeout(30)
 T0 = 1_790_000_000.0
 FAULT = T0 + 300
 SETTINGS = DetectionSettings()
