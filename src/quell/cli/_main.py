@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quell.cli._session import Session
 
 _STDOUT, _STDERR = 1, 2
+_COLUMNS_DEFAULT, _COLUMNS_MIN, _COLUMNS_MAX = 80, 50, 100
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -70,13 +71,25 @@ def _invoke(arguments: list[str], session: Session) -> int:
     from quell.cli._root import ReaderGoneError, root
 
     try:
-        code = root.main(args=arguments, prog_name="quell", standalone_mode=False, obj=session)
+        code = root.main(
+            args=arguments, prog_name="quell", standalone_mode=False, obj=session, terminal_width=_columns(session.env)
+        )
     except ReaderGoneError:
         raise BrokenPipeError from None
     except SystemExit as left:
         # Commands of other packages may leave like this; their code is theirs.
         return left.code if isinstance(left.code, int) else ExitCode.DONE if left.code is None else ExitCode.BAD
     return int(code) if code is not None else ExitCode.DONE
+
+
+def _columns(env: Mapping[str, str]) -> int:
+    """Return the width of help texts. Asked here, because click would load shutil and three compressors for it."""
+    given = env.get("COLUMNS", "")
+    try:
+        columns = int(given) if given.isdigit() else os.get_terminal_size(_STDOUT).columns
+    except OSError:
+        columns = _COLUMNS_DEFAULT
+    return max(_COLUMNS_MIN, min(_COLUMNS_MAX, columns) - 2)
 
 
 def _interrupted(session: Session) -> int:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quell.app import App
     from quell.config import Loaded, Settings
 
 
-@dataclass(kw_only=True)
 class Session:
-    """One invocation of `quell`."""
+    """One invocation of `quell`. A plain class: `--help` shall not pay for dataclasses and pathlib."""
 
-    env: dict[str, str]
-    is_json: bool = False
-    is_debug: bool = False
-    config: Path | None = None
-    overrides: dict[str, str] = field(default_factory=dict)
-    """Flags that stand for settings, by key."""
-    command: str = "quell"
-    note: str = ""
-    """What an interrupted command wants to have said."""
-    _loaded: Loaded | None = None
+    def __init__(self, *, env: dict[str, str], is_json: bool = False) -> None:
+        self.env = env
+        self.is_json = is_json
+        self.is_debug = False
+        self.config: Path | None = None
+        self.overrides: dict[str, str] = {}
+        """Flags that stand for settings, by key."""
+        self.command = "quell"
+        self.note = ""
+        """What an interrupted command wants to have said."""
+        self._loaded: Loaded | None = None
 
     def loaded(self) -> Loaded:
         """Read the configuration once. Raises ConfigError with every mistake."""
