@@ -350,6 +350,10 @@ def test_telemetry_can_be_asked_for_about_a_second_after_it_was_taken(live: Live
     assert sorted(waits)[2] < 5.0  # on a busy machine; `make bench` has the figure
 
 
+def test_upkeep_had_nothing_to_complain_about(live: LiveStore) -> None:
+    assert (live.state_dir / "store.log").read_text() == ""
+
+
 def test_an_empty_request_is_accepted_and_stores_nothing(live: LiveStore) -> None:
     request = ExportLogsServiceRequest()
     assert send(live, "logs", request.SerializeToString()) == 0

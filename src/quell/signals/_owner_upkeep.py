@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -106,8 +107,7 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep")
         self._due = _Due()
         self._sightings = b""
-        self.failures = 0
-        self.last_failure = ""
+        self._last_failure = ""
 
     def start(self) -> None:
         """Begin."""
@@ -124,11 +124,16 @@ class Upkeep:
             try:
                 self.tick()
             except EngineError as error:
-                self.failures += 1
-                self.last_failure = str(error)
-            except Exception as error:  # noqa: BLE001 - upkeep must outlive whatever the engine throws; it is counted
-                self.failures += 1
-                self.last_failure = repr(error)
+                self._note(str(error))
+            except Exception as error:  # noqa: BLE001 - upkeep must outlive whatever the engine throws
+                self._note(repr(error))
+
+    def _note(self, failure: str) -> None:
+        """Write a failure to the owner's log, once as long as it stays the same."""
+        if failure != self._last_failure:
+            sys.stderr.write(f"upkeep: {failure}\n")
+            sys.stderr.flush()
+        self._last_failure = failure
 
     def tick(self) -> None:
         """Do what is due."""
