@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quell.config import DetectionSettings
 from quell.domain import Alert, Symptom
+from quell.signals._detect_history import HeartbeatRow, History
 from quell.signals._detect_judge import judge, state_of
 from quell.signals._detect_state import (
     Buckets,
@@ -148,6 +149,21 @@ def test_a_stopped_service_fires_silence_and_a_speaking_one_does_not() -> None:
     assert [a.service for _, a in silent] == ["shop"]
     assert silent[0][0] - FAULT <= 25
     assert {a.service for _, a in alerts} == {"shop"}
+
+
+def test_who_speaks_only_on_occasion_is_never_silent() -> None:
+    spoken = [T0, T0 + 5, T0 + 10, T0 + 90, T0 + 95, T0 + 170]
+
+    def see(at: float) -> Buckets:
+        history = History()
+        history.take_heartbeats([HeartbeatRow(service="events", b=int(b)) for b in spoken if b <= at])
+        history.take_heartbeats(
+            [HeartbeatRow(service="steady", b=int(T0 + 15 * n)) for n in range(20) if T0 + 15 * n < min(at, FAULT)]
+        )
+        return history.buckets()
+
+    alerts = _watch(see, looks_from=T0 + 20, looks_until=FAULT + 120)
+    assert [(a.service, a.symptom) for _, a in alerts] == [("steady", Symptom.SILENCE)]
 
 
 def test_a_working_rollout_with_a_short_dent_does_not_fire() -> None:

@@ -184,12 +184,14 @@ def _pattern(key: tuple[str, str], rows: dict[int, int]) -> PatternHistory:
 
 def _heartbeat(service: str, spoken: Iterable[int]) -> Heartbeat:
     starts = sorted(spoken)
-    gaps = np.diff(starts) if len(starts) > 1 else [BUCKET_S]
+    gaps = np.diff(starts) if len(starts) > 1 else np.array([BUCKET_S])
+    lasted_s = starts[-1] - starts[0] + BUCKET_S
     return Heartbeat(
         service=service,
         first=float(starts[0]),
         last=float(starts[-1]) + BUCKET_S,
         cadence_s=float(np.quantile(gaps, 0.9)),
+        steadiness=float(len(starts) * np.median(gaps) / lasted_s),
     )
 
 

@@ -34,6 +34,7 @@ _RECENT_S = 60.0
 _SETTLED_S = 3.0
 _SILENCE_S = 10.0
 _SILENCE_CADENCES = 3.0
+_STEADY = 0.6
 _NEW_PATTERN_COUNT = 3
 _SAME_WORDS = 0.7
 _CRITICAL_ERROR_SHARE = 0.2
@@ -251,6 +252,8 @@ def sign_of_silence(
     firsts = [min(starts)] if starts else []
     patience = _SILENCE_S
     if heartbeat is not None:
+        if not starts and heartbeat.steadiness < _STEADY:
+            return None
         lasts.append(heartbeat.last)
         firsts.append(heartbeat.first)
         patience = max(patience, _SILENCE_CADENCES * heartbeat.cadence_s)

@@ -55,6 +55,8 @@ class Heartbeat:
     last: float
     cadence_s: float
     """Usual time between two signs of life."""
+    steadiness: float = 1.0
+    """Part of its time that it spoke at its cadence: 1 for a steady exporter, near 0 for who speaks on occasion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
