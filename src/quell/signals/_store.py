@@ -75,7 +75,7 @@ class Store:
 
     def __init__(self, settings: StoreSettings, *, state_dir: Path, clock: Callable[[], datetime]) -> None:
         self._settings = settings
-        self._state_dir = state_dir
+        self._state_dir = state_dir.absolute()
         self._clock = clock
         self._wake = asyncio.Event()
         self._child: subprocess.Popen[bytes] | None = None
