@@ -30,7 +30,7 @@ from quell.domain import (
     Symptom,
     UsageError,
 )
-from quell.incidents import Desk, Request, request_of_alerts, seconds_of
+from quell.incidents import Desk, Request, request_of_alerts
 from quell.runs import Runs
 from quell.signals import Reader
 from tests._story import NOON, ONSET, RecordedReader, alert, bad_release, edge
@@ -367,17 +367,6 @@ def test_a_file_that_holds_no_alert_is_refused_with_a_hint(body: bytes) -> None:
     with pytest.raises(UsageError) as refused:
         request_of_alerts(body, received_at=NOON, entropy=os.urandom)
     assert refused.value.hint
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400), ("1.5h", 5400)])
-def test_lengths_of_time_are_read(text: str, seconds: float) -> None:
-    assert seconds_of(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "-5m", "0m", "8d", "soon", "5 parsecs"])
-def test_what_is_no_length_of_time_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        seconds_of(text)
 
 
 def test_an_empty_request_is_refused(tmp_path: Path) -> None:

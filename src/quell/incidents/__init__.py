@@ -11,4 +11,3 @@ from quell.incidents._model import CurveAsk as CurveAsk
 from quell.incidents._model import Request as Request
 from quell.incidents._render import render as render
 from quell.incidents._request import request_of_alerts as request_of_alerts
-from quell.incidents._request import seconds_of as seconds_of

@@ -16,7 +16,6 @@ from quell.signals import parse_alertmanager
 Entropy = Callable[[int], bytes]
 
 _UNIT_S: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SINCE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhd])\s*$")
 _SPAN = re.compile(
     r"\b(?:since|last|past|for|in the last|ago)?\s*(?:the\s+)?(\d+|an?|half an?|few)?\s*"
     r"(seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|[smhd])\b(?:\s+ago)?",
@@ -42,15 +41,6 @@ _SUFFIXES = frozenset({"service", "svc", "server", "api", "app"})
 _CLOSE_ENOUGH = 0.84
 _FUZZY_LETTERS_MIN = 5
 _SINCE_MAX_S = 7 * 86400.0
-
-
-def seconds_of(text: str) -> float:
-    """Read a length of time such as `30m`, `90s`, `2h`, `1d`. Raises UsageError otherwise."""
-    match = _SINCE.match(text)
-    seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
-    if not 0 < seconds <= _SINCE_MAX_S:
-        raise UsageError(f"{text!r} is not a length of time", hint="write 90s, 30m, 2h or 1d; at most 7d")
-    return seconds
 
 
 def read_question(text: str, *, services: Iterable[str], operations: Mapping[str, str]) -> Reading:
