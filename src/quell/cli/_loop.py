@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from quell.cli._exit import ExitCode
-from quell.cli._main import TerminatedError, listen_to_signals
+from quell.cli._signals import TerminatedError, listen_to_signals
 
 _SIGNALS_MAX = 3
 

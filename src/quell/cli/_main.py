@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from quell.cli._exit import ExitCode
+from quell.cli._signals import listen_to_signals
 
 if TYPE_CHECKING:
     from quell.cli._session import Session
 
 _STDOUT, _STDERR = 1, 2
 _COLUMNS_DEFAULT, _COLUMNS_MIN, _COLUMNS_MAX = 80, 50, 100
-
-
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came: like Ctrl-C, but from a supervisor."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -34,16 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # The result stands; a late signal while the interpreter cleans up must not turn it into a crash.
     listen_to_signals(is_over=True)
     sys.exit(code)
-
-
-def listen_to_signals(*, is_over: bool = False) -> None:
-    """Let SIGINT and SIGTERM interrupt what is being done; ignore them once it is over."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN if is_over else signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if is_over else _terminate)
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise TerminatedError
 
 
 def _run(arguments: list[str]) -> int:
