@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from quell.cli._exit import ExitCode
-from quell.cli._main import TerminatedError
 from quell.cli._output import note, put_record
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
+from quell.cli._signals import TerminatedError
 
 if TYPE_CHECKING:
     from quell.app import App
