@@ -183,6 +183,7 @@ class Store:
         }
         command = [
             sys.executable,
+            "-P",
             "-m",
             "quell.signals._owner",
             "--state-dir",
@@ -196,8 +197,15 @@ class Store:
         environment = {**os.environ, "TZ": "UTC", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with path.open("ab") as log:
             # Its own process group: Ctrl-C is for us to hear. The pipe on its standard input tells it of our end.
+            # Its working directory is ours, because the engine keeps a cache of formats in whatever directory it is in.
             return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                process_group=0,
+                cwd=self._state_dir,
             )
 
     def _bury(self, child: subprocess.Popen[bytes]) -> None:
