@@ -107,12 +107,17 @@ class Rig:
         self._server = self._lab = None
 
     def becomes_quiet(self) -> bool:
-        """Wait until no incident has been open for a while; tell whether that came."""
+        """Wait until no alert has been firing for a while, then close what is open; tell whether that came.
+
+        Closing is what the person on call does after the repair: an incident that was handed over stays open by itself.
+        """
         began_s = quiet_since_s = time.monotonic()
         while time.monotonic() - began_s < QUIET_TIMEOUT_S:
-            if self.server.open_incidents():
+            if self.server.firing():
                 quiet_since_s = time.monotonic()
             elif time.monotonic() - quiet_since_s >= QUIET_S:
+                for each in self.server.open_incidents():
+                    self.server.close_incident(str(each["id"]), reason="repaired")
                 return True
             time.sleep(LOOK_EVERY_S)
         return False

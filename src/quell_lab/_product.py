@@ -20,7 +20,7 @@ from quell_lab._child import parent_environment, tied
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
 REQUEST_TIMEOUT_S = 10.0
-SHOW_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 60.0
 FINAL_STAGES = frozenset({"resolved"})
 
 
@@ -121,23 +121,35 @@ class Server:
             # Quiet for a while, or the stream ended: ask again from where it was.
             self._stopping.wait(0.5)
 
+    def firing(self) -> list[dict[str, object]]:
+        """Return the alerts that have not ended."""
+        found = self.get("/api/v1/alerts").get("alerts", [])
+        assert isinstance(found, list)
+        return [each for each in found if each.get("ends_at") is None]
+
     def show(self, incident: str) -> str:
         """Return what `quell incident show` prints."""
-        command = [sys.executable, "-m", "quell", "incident", "show", incident, "--config", str(self.config)]
+        return self._command("incident", "show", incident)
+
+    def close_incident(self, incident: str, *, reason: str) -> None:
+        """Say that an incident is over, as the person on call does."""
+        self._command("incident", "close", incident, "--reason", reason)
+
+    def _command(self, *words: str) -> str:
         with subprocess.Popen(
-            tied(command),
+            tied([sys.executable, "-m", "quell", *words, "--config", str(self.config)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=parent_environment(),
-        ) as shown:
+        ) as command:
             try:
-                text, problem = shown.communicate(timeout=SHOW_TIMEOUT_S)
+                text, problem = command.communicate(timeout=COMMAND_TIMEOUT_S)
             except BaseException:
-                shown.kill()
+                command.kill()
                 raise
-        if shown.returncode != 0:
-            raise ProductError(f"quell incident show: {problem.decode(errors='replace').strip()[-300:]}")
+        if command.returncode != 0:
+            raise ProductError(f"quell {' '.join(words)}: {problem.decode(errors='replace').strip()[-300:]}")
         return text.decode(errors="replace")
 
     def stop(self) -> None:
