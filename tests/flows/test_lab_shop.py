@@ -160,6 +160,12 @@ def test_no_process_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert lab.child.wait(10) == -signal.SIGKILL
         assert wait_gone(processes, timeout_s=10) == []
         assert Lab.find(tmp_path / "lab") is None
+        # Its files cannot be removed by anybody who was killed; the next lab of the directory does.
+        left = Path((tmp_path / "lab" / "database_directory").read_text())
+        assert left.exists()
+        again = Lab.start(tmp_path / "lab", endpoint=sink.url, rate_per_s=5, seed=1, tied="test")
+        again.stop()
+        assert not left.exists()
     finally:
         sink.close()
 

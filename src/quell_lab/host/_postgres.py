@@ -42,6 +42,7 @@ class Postgres:
 
     def __init__(self, log: Path) -> None:
         self._log = log
+        self._note = log.parent.parent / "database_directory"
         self._url = os.environ.get(URL_VARIABLE, "")
         self._process: asyncio.subprocess.Process | None = None
         self._directory: Path | None = None
@@ -117,6 +118,13 @@ class Postgres:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _forget_earlier(self) -> None:
+        """Remove the files that a lab of this directory left behind when it was killed."""
+        with contextlib.suppress(OSError):
+            earlier = Path(self._note.read_text())
+            if earlier.name.startswith("quell-lab-") and earlier.parent == Path(tempfile.gettempdir()):
+                shutil.rmtree(earlier, ignore_errors=True)
+
     async def _answers(self) -> bool:
         try:
             connection = await psycopg.AsyncConnection.connect(self.conninfo(), autocommit=True)
@@ -129,7 +137,9 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = ("127.0.0.1", probe.getsockname()[1])
+        self._forget_earlier()
         self._directory = Path(tempfile.mkdtemp(prefix="quell-lab-"))
+        self._note.write_text(str(self._directory))
         binaries = _binaries()
         if self._user:
             entry = pwd.getpwnam(self._user)
