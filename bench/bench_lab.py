@@ -102,9 +102,14 @@ class Rig:
         time.sleep(WARM_UP_S)
 
     def stop(self) -> None:
-        """Stop both."""
+        """Stop both; keep the journal, with everything that was asked and answered, for whoever wants to know why."""
         self._stack.close()
         self._server = self._lab = None
+        journal = self._work / "state" / "quell.db"
+        if journal.exists():
+            kept = self._work.parent / "journals"
+            kept.mkdir(exist_ok=True)
+            shutil.copy(journal, kept / f"{len(list(kept.iterdir())):03}.db")
 
     def becomes_quiet(self) -> bool:
         """Wait until no alert has been firing for a while, then close what is open; tell whether that came.
