@@ -141,7 +141,7 @@ def test_an_owner_whose_parent_was_killed_serves_on_for_those_who_ask(tmp_path: 
 
 
 def test_the_oldest_telemetry_goes_when_the_disk_bound_is_passed(tmp_path: Path) -> None:
-    fill = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9) - INTERVAL {days} DAY - number, 'fill', randomPrintableASCII(400) FROM numbers(4000)"
+    fill = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9) - INTERVAL {days} DAY - number, 'fill', hex(randomString(400)) FROM numbers(4000)"
     first = LiveStore(tmp_path)
     for days in (2, 1):
         first.run(lambda days=days: first.store.client.command(fill.replace("{days}", str(days)), timeout_s=20))  # type: ignore[misc] # bound now
