@@ -171,12 +171,15 @@ def statement_of(candidate: Candidate) -> str:
     """Say a candidate in one sentence: what, where, since when."""
     since = f", since {_clock(candidate.since)}" if candidate.since else ""
     detail = f" ({candidate.detail})" if candidate.detail else ""
-    place = f"{_place(candidate.subject)} {shown(candidate.subject.name)}".strip()
-    return f"{CATALOGUE[candidate.category].title} of {place}{detail}{since}."
+    return f"{CATALOGUE[candidate.category].title} {_place(candidate.subject)}{detail}{since}."
 
 
 def _place(subject: Subject) -> str:
-    return {"service": "service", "edge": "the way", "unknown": ""}.get(subject.kind, subject.kind)
+    name = shown(subject.name)
+    caller, arrow, callee = name.partition("->")
+    if subject.kind == "edge" and arrow:
+        return f"between {caller} and {callee}"
+    return f"of {name}" if subject.kind == "unknown" else f"of {subject.kind} {name}"
 
 
 def _clock(moment: datetime) -> str:
