@@ -157,6 +157,13 @@ def test_who_speaks_only_on_occasion_is_never_silent() -> None:
     def see(at: float) -> Buckets:
         history = History()
         history.take_heartbeats([HeartbeatRow(service="events", b=int(b)) for b in spoken if b <= at])
+        # Regular by accident, as when something breaks every eighty seconds, or a few times in a row.
+        history.take_heartbeats(
+            [HeartbeatRow(service="rare", b=int(T0 + 80 * n)) for n in range(4) if T0 + 80 * n <= at]
+        )
+        history.take_heartbeats(
+            [HeartbeatRow(service="burst", b=int(T0 + 5 * n)) for n in range(9) if T0 + 5 * n <= at]
+        )
         history.take_heartbeats(
             [HeartbeatRow(service="steady", b=int(T0 + 15 * n)) for n in range(20) if T0 + 15 * n < min(at, FAULT)]
         )

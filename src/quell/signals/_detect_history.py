@@ -192,6 +192,7 @@ def _heartbeat(service: str, spoken: Iterable[int]) -> Heartbeat:
         last=float(starts[-1]) + BUCKET_S,
         cadence_s=float(np.quantile(gaps, 0.9)),
         steadiness=float(len(starts) * np.median(gaps) / lasted_s),
+        beats=len(starts),
     )
 
 

@@ -35,6 +35,8 @@ _SETTLED_S = 3.0
 _SILENCE_S = 10.0
 _SILENCE_CADENCES = 3.0
 _STEADY = 0.6
+_STEADY_BEATS = 12
+_STEADY_CADENCE_S = 60.0
 _NEW_PATTERN_COUNT = 3
 _SAME_WORDS = 0.7
 _CRITICAL_ERROR_SHARE = 0.2
@@ -252,7 +254,7 @@ def sign_of_silence(
     firsts = [min(starts)] if starts else []
     patience = _SILENCE_S
     if heartbeat is not None:
-        if not starts and heartbeat.steadiness < _STEADY:
+        if not starts and not _is_steady(heartbeat):
             return None
         lasts.append(heartbeat.last)
         firsts.append(heartbeat.first)
@@ -272,6 +274,15 @@ def sign_of_silence(
         since=max(lasts),
         name="silence",
         summary=f"no calls, logs or metrics for {quiet:.0f} s",
+    )
+
+
+def _is_steady(heartbeat: Heartbeat) -> bool:
+    """Tell an exporter, whose silence means something, from who speaks when something happens."""
+    return (
+        heartbeat.steadiness >= _STEADY
+        and heartbeat.beats >= _STEADY_BEATS
+        and heartbeat.cadence_s <= _STEADY_CADENCE_S
     )
 
 

@@ -57,6 +57,8 @@ class Heartbeat:
     """Usual time between two signs of life."""
     steadiness: float = 1.0
     """Part of its time that it spoke at its cadence: 1 for a steady exporter, near 0 for who speaks on occasion."""
+    beats: int = 1_000
+    """Number of buckets in which it spoke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
