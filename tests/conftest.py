@@ -19,6 +19,9 @@ NEEDS = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what a missing program makes impossible, and say which program and which Debian package."""
     for item in items:
+        if item.path.stem.startswith("test_lab_"):
+            # One shop at a time: two would want more than this machine's cores, and judge each other's speed.
+            item.add_marker(pytest.mark.xdist_group("lab"))
         for marker, programs in NEEDS.items():
             missing = [program for program in programs if shutil.which(program) is None]
             if item.get_closest_marker(marker) and missing:

@@ -24,7 +24,12 @@ from quell_lab._verdict import Verdict, claim, finding_of, verdict_on
 FINDING_TIMEOUT_S = 75.0
 LOOK_EVERY_S = 0.5
 MARKER = ".made-by-quell-demo"
-QUIET_EVENTS = frozenset({"step.started"})
+QUIET_EVENTS = frozenset(
+    {"step.started", "run.queued", "run.started", "run.continued", "incident.investigating", "incident.joined"}
+)
+QUIET_FIELDS = frozenset({"index", "attempt", "segment", "fingerprint", "source", "kind", "name"})
+ID_PREFIXES = ("inc_", "run_", "alr_")
+TOLD_MAX = 130
 
 
 class DemoError(Exception):
@@ -134,6 +139,16 @@ def _watch(server: Server, *, truth: Truth, before: set[str], injected_s: float,
     )
 
 
+def line_of(name: str, fields: Mapping[str, object]) -> str:
+    """Say one event in a line for people: what happened and to what; ids are for machines."""
+    told = [str(fields["name"])] if "name" in fields else []
+    for key, value in fields.items():
+        if key in QUIET_FIELDS or not isinstance(value, str | int | float) or str(value).startswith(ID_PREFIXES):
+            continue
+        told.append(f"{value:.0f} ms" if key == "elapsed_ms" and isinstance(value, int | float) else str(value))
+    return f"{name:<16} {' · '.join(told)[:TOLD_MAX]}".rstrip()
+
+
 def _await_finding(
     server: Server,
     before: set[str],
@@ -168,9 +183,7 @@ def _tell_events(server: Server, stages: Stages) -> None:
             if isinstance(body, str):
                 with contextlib.suppress(ValueError):
                     body = json.loads(body)
-            fields = body if isinstance(body, dict) else {}
-            told = " ".join(f"{key}={value}" for key, value in fields.items() if isinstance(value, str | int | float))
-            stages.say(f"  {name} {told[:140]}".rstrip())
+            stages.say(f"  {line_of(name, body if isinstance(body, dict) else {})}")
 
     threading.Thread(target=tell, daemon=True, name="events").start()
 

@@ -54,62 +54,66 @@ class Sink:
 
     def take(self, path: str, body: bytes) -> None:
         """Decode one export request."""
-        if path == "/v1/traces":
-            traces = ExportTraceServiceRequest.FromString(body)
-            for group in traces.resource_spans:
-                resource = attributes_of(list(group.resource.attributes))
-                for scope in group.scope_spans:
-                    for span in scope.spans:
-                        self.spans.append(
+        {"/v1/traces": self._take_traces, "/v1/logs": self._take_logs}.get(path, self._take_metrics)(body)
+
+    def _take_traces(self, body: bytes) -> None:
+        traces = ExportTraceServiceRequest.FromString(body)
+        for group in traces.resource_spans:
+            resource = attributes_of(list(group.resource.attributes))
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    self.spans.append(
+                        {
+                            "resource": resource,
+                            "name": span.name,
+                            "kind": span.kind,
+                            "status": span.status.code,
+                            "trace": span.trace_id.hex(),
+                            "id": span.span_id.hex(),
+                            "parent": span.parent_span_id.hex(),
+                            "ms": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6,
+                            "attributes": attributes_of(list(span.attributes)),
+                            "events": [event.name for event in span.events],
+                        }
+                    )
+
+    def _take_logs(self, body: bytes) -> None:
+        logs = ExportLogsServiceRequest.FromString(body)
+        for log_group in logs.resource_logs:
+            resource = attributes_of(list(log_group.resource.attributes))
+            for log_scope in log_group.scope_logs:
+                for record in log_scope.log_records:
+                    self.logs.append(
+                        {
+                            "resource": resource,
+                            "event": record.event_name,
+                            "severity": record.severity_text,
+                            "body": record.body.string_value,
+                            "trace": record.trace_id.hex(),
+                            "attributes": attributes_of(list(record.attributes)),
+                        }
+                    )
+
+    def _take_metrics(self, body: bytes) -> None:
+        metrics = ExportMetricsServiceRequest.FromString(body)
+        for metric_group in metrics.resource_metrics:
+            resource = attributes_of(list(metric_group.resource.attributes))
+            for metric_scope in metric_group.scope_metrics:
+                for metric in metric_scope.metrics:
+                    kind = metric.WhichOneof("data")
+                    assert kind is not None
+                    for point in getattr(metric, kind).data_points:
+                        value = point.sum if kind == "histogram" else (point.as_double or point.as_int)
+                        self.points.append(
                             {
                                 "resource": resource,
-                                "name": span.name,
-                                "kind": span.kind,
-                                "status": span.status.code,
-                                "trace": span.trace_id.hex(),
-                                "id": span.span_id.hex(),
-                                "parent": span.parent_span_id.hex(),
-                                "ms": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6,
-                                "attributes": attributes_of(list(span.attributes)),
-                                "events": [event.name for event in span.events],
+                                "name": metric.name,
+                                "unit": metric.unit,
+                                "kind": kind,
+                                "value": value,
+                                "attributes": attributes_of(list(point.attributes)),
                             }
                         )
-        elif path == "/v1/logs":
-            logs = ExportLogsServiceRequest.FromString(body)
-            for log_group in logs.resource_logs:
-                resource = attributes_of(list(log_group.resource.attributes))
-                for log_scope in log_group.scope_logs:
-                    for record in log_scope.log_records:
-                        self.logs.append(
-                            {
-                                "resource": resource,
-                                "event": record.event_name,
-                                "severity": record.severity_text,
-                                "body": record.body.string_value,
-                                "trace": record.trace_id.hex(),
-                                "attributes": attributes_of(list(record.attributes)),
-                            }
-                        )
-        else:
-            metrics = ExportMetricsServiceRequest.FromString(body)
-            for metric_group in metrics.resource_metrics:
-                resource = attributes_of(list(metric_group.resource.attributes))
-                for metric_scope in metric_group.scope_metrics:
-                    for metric in metric_scope.metrics:
-                        kind = metric.WhichOneof("data")
-                        assert kind is not None
-                        for point in getattr(metric, kind).data_points:
-                            value = point.sum if kind == "histogram" else (point.as_double or point.as_int)
-                            self.points.append(
-                                {
-                                    "resource": resource,
-                                    "name": metric.name,
-                                    "unit": metric.unit,
-                                    "kind": kind,
-                                    "value": value,
-                                    "attributes": attributes_of(list(point.attributes)),
-                                }
-                            )
 
     def close(self) -> None:
         """Stop listening."""

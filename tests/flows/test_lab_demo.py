@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -100,3 +101,44 @@ def test_a_killed_demo_takes_everything_along(tmp_path: Path) -> None:
         demo.wait()
         assert demo.stdout is not None
         demo.stdout.close()
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_tells_the_whole_story_and_writes_three_reports(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "quell",
+        "demo",
+        "--fault",
+        "bad_config",
+        "--seed",
+        "1",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    told = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=230,
+        check=False,
+        env={**os.environ, "DEMO_OF_TEST": str(out)},
+    )
+    assert told.returncode in {0, 1}, told.stderr[-2000:]
+    story = json.loads(told.stdout)
+    assert story["truth"]["category"] == "bad_config"
+    assert story["ok"] == (told.returncode == 0)
+    print(story["verdict"], story["named"], story["alert_s"], story["report_s"])
+    assert set(story["reports"]) == {"md", "json", "html"}
+    case = json.loads((out / "report.json").read_text())
+    assert case["finding"]["outcome"] == "cause_found"
+    assert case["finding"]["citations"]
+    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    for heading in ("What is going on?", "What caused it?", "What can I do next?"):
+        assert heading in page
+        assert heading in text
+    assert "<svg" in page
+    assert not processes_of(out)
