@@ -294,6 +294,9 @@ def descriptors_seen_by_callers_only(s: Story) -> None:
     s.now.lost["api", "bill"] = 0.6
     s.types["api", "bill"] = ("timeout",)
     s.metric("bill", "process.open_file_descriptor.count", 25, 160, limit=160, shape="trend", at_s=-3)
+    # It cannot export any more: a series that ended at zero says nothing about what it measured.
+    s.metric("bill", "tls.certificate.expiry", 7e6, 0, unit="s", shape="gone", at_s=10)
+    s.metric("bill", "process.cpu.utilization", 0.02, 0, shape="gone", at_s=10)
     s.log("bill", "accept failed: [Errno 24] Too many open files")
 
 

@@ -84,6 +84,14 @@ def test_a_leak_is_a_trend_and_its_bend_is_the_onset(every_s: float) -> None:
     assert _onset_error_s(row) <= 15
 
 
+def test_a_small_volume_that_fills_up_is_seen_by_its_own_measure() -> None:
+    used = _series("system.filesystem.usage", lambda t, rng: 8e6 if t >= 0 else 2e5 + rng.gauss(0, 1e3), unit="By")
+    limit = _series("system.filesystem.limit", lambda _t, _r: 8.4e6, unit="By")
+    (row,) = _find(used, limit)
+    assert (row.shape, row.limit) == ("step", 8.4e6)
+    assert _find(used) == []
+
+
 def test_a_short_peak_is_a_spike_and_ranks_below_a_step_of_the_same_height() -> None:
     spike = _series("queue.depth", lambda t, rng: 50.0 if 0 <= t < 20 else rng.uniform(2, 5))
     step = _series("queue.depth", lambda t, rng: 50.0 if t >= 0 else rng.uniform(2, 5), attributes={"q": "b"})

@@ -108,7 +108,10 @@ def suspect_certificates(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
     """Yield a service or store whose certificate is over."""
     for name in (*scene.services, *sorted(scene.stores)):
         candidate = Candidate(category=Category.CERTIFICATE_EXPIRED, subject=scene.subject_of(name), at=name)
-        over = [m for m in scene.moved(name, "certificate") if min(m.row.after, m.row.peak) <= 0]
+        # A series that stopped ends at zero too, and says nothing about the certificate.
+        over = [
+            m for m in scene.moved(name, "certificate") if m.row.shape != "gone" and min(m.row.after, m.row.peak) <= 0
+        ]
         into = scene.into(name)
         refusing = [e for e in into if e.errors_added and CERTIFICATE_TYPES.search(" ".join(e.row.error_types))]
         with_locus(candidate, ledger, ((scene.subject_of(name), 1.0), *((e.subject, 0.9) for e in refusing)))

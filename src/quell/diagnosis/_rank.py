@@ -167,14 +167,15 @@ def _weigh_queues(scene: Scene, found: Sequence[Candidate]) -> None:
 
 
 def _weigh_wires(found: Sequence[Candidate]) -> None:
-    """Let a service that ran out of something take the calls that fail to and from it."""
+    """Let a service that ran out of something take the calls that fail to and from it, and its own silence."""
     full = {
         c.at: c
         for c in found
         if c.category in _RESOURCES and c.has("resource_full") and c.has("locus") and not c.has("explained_by_store")
     }
     for wire in found:
-        if wire.category not in _WIRE:
+        is_silent = wire.category is Category.DEPENDENCY_DOWN and not wire.has("exit_final")
+        if wire.category not in _WIRE and not is_silent:
             continue
         for end in wire.at.split("->"):
             if end in full:

@@ -64,6 +64,7 @@ _BY_UNIT = {
     "By/s": Floor(absolute=16 * 1024.0, relative=0.6),
 }
 _DEFAULT = Floor(absolute=0.5, relative=0.5)
+_LIMIT_PART = 0.1
 _CLOCKWORK = re.compile(
     r"uptime|start\.time|timestamp|last\..*(time|seconds)$|created$|build\.info|^up$|scrape\.|scripts\.info"
 )
@@ -74,8 +75,15 @@ def is_clockwork(metric: str) -> bool:
     return _CLOCKWORK.search(_dotted(metric)) is not None
 
 
-def floor_of(series: Series) -> Floor:
-    """Choose the floors by name, then by unit."""
+def floor_of(series: Series, *, limit: float | None = None) -> Floor:
+    """Choose the floors by name, then by unit; a tenth of a known capacity is a move, however small the resource is."""
+    floor = _usual_floor(series)
+    if limit is None or series.unit == "1":
+        return floor
+    return Floor(absolute=min(floor.absolute, _LIMIT_PART * limit), relative=floor.relative)
+
+
+def _usual_floor(series: Series) -> Floor:
     name = _dotted(series.metric)
     for pattern, floor in _FLOORS:
         if pattern.search(name):

@@ -74,7 +74,7 @@ def find_shifts(series: Sequence[Series], *, window: Window, baseline: Window) -
     shifts = []
     for begin in range(0, len(usable), _BLOCK):
         block = usable[begin : begin + _BLOCK]
-        for one, found in zip(block, _scan(block, grid=grid), strict=True):
+        for one, found in zip(block, _scan(block, grid=grid, limits=limits), strict=True):
             if found is not None:
                 shifts.append(_row(one, found, limits=limits))
     return sorted(shifts, key=lambda row: (-row.score, row.service, row.metric, row.attributes, row.unit))
@@ -90,10 +90,14 @@ def _row(one: Series, found: _Found, *, limits: Limits) -> MetricShift:
         before=_digits(found.before),
         after=_digits(found.after),
         peak=_digits(found.peak),
-        limit=limits.find(one.service, one.metric, dict(one.attributes), unit=one.unit),
+        limit=_limit_of(one, limits),
         since=found.since,
         score=round(min(_EFFECT_MAX, found.effect), 2),
     )
+
+
+def _limit_of(one: Series, limits: Limits) -> float | None:
+    return limits.find(one.service, one.metric, dict(one.attributes), unit=one.unit)
 
 
 def _grid(window: Window, baseline: Window) -> _Grid:
@@ -120,7 +124,7 @@ def _fill(block: Sequence[Series], *, grid: _Grid) -> Floats:
     return np.asarray(np.take_along_axis(table, known, axis=1), dtype=np.float64)
 
 
-def _scan(block: Sequence[Series], *, grid: _Grid) -> list[_Found | None]:
+def _scan(block: Sequence[Series], *, grid: _Grid, limits: Limits) -> list[_Found | None]:
     table = _fill(block, grid=grid)
     past = table[:, : grid.baseline_until]
     counted = (~np.isnan(past)).sum(axis=1)
@@ -128,7 +132,7 @@ def _scan(block: Sequence[Series], *, grid: _Grid) -> list[_Found | None]:
         filled = np.where(counted[:, None] > 0, past, 0.0)
         middle = np.nan_to_num(_nanmedian(filled))
         spread = _MAD_TO_SIGMA * np.nan_to_num(_nanmedian(np.abs(filled - middle[:, None])))
-    floors = [floor_of(one) for one in block]
+    floors = [floor_of(one, limit=_limit_of(one, limits)) for one in block]
     least = np.array([max(f.absolute, f.relative * abs(m)) for f, m in zip(floors, middle, strict=True)])
     least = np.maximum(least, 3 * spread)
     splits = _best_splits(table, middle=middle, unit=np.maximum(least / 4, 1e-12), grid=grid)
