@@ -41,7 +41,9 @@ async def flow_breaks(asking: Asking, question: Question) -> Asked:
     asking.shape.require("otel_logs")
     asking.shape.require("otel_traces")
     stretch = stretch_of(question, step_s=SHORT_STEP_S, now=asking.now, hidden=asking.hidden)
-    sql = _query(asking, stretch)
+    # By the question's own end, not by the clock: the same question gets the same answer.
+    settled = min(stretch.end, int(question.window.end.timestamp())) - _UNFINISHED_S
+    sql = _query(asking, stretch, settled=settled)
     found = await asking.rows(sql, row=_Row)
     if not found and not await has_rows(asking, stretch, table="otel_traces", column="Timestamp"):
         raise asking.empty("no traces from anybody that was asked about", sql)
@@ -49,10 +51,9 @@ async def flow_breaks(asking: Asking, question: Question) -> Asked:
     return Asked(rows=tuple(breaks), query=sql)
 
 
-def _query(asking: Asking, stretch: Stretch) -> str:
+def _query(asking: Asking, stretch: Stretch, *, settled: int) -> str:
     log_time = asking.shape.raw_time("otel_logs", column="Timestamp", begin=stretch.before_from, end=stretch.end)
     span_time = asking.shape.raw_time("otel_traces", column="Timestamp", begin=stretch.before_from, end=stretch.end)
-    settled = min(stretch.end, stretch.now) - _UNFINISHED_S
     # The sample is by hash of the trace, hence the same one each time.
     return f"""SELECT service, pair.1 AS step, pair.2 AS following, toUInt32(countIf(began >= {stretch.begin})) AS n,
     toUInt32(countIf(began < {stretch.before_until})) AS n_before
