@@ -59,7 +59,9 @@ def _shop(calls_at: Calls, *, until: float, seed: int = 0, since: float = T0) ->
 
 
 def _beat(until: float) -> Heartbeat:
-    return Heartbeat(service="shop", first=T0, last=until - 1, cadence_s=5)
+    return Heartbeat(
+        service="shop", first=T0, last=until - 1, cadence_s=5, steadiness=1.0, beats=int((until - T0) // 5)
+    )
 
 
 def _watch(

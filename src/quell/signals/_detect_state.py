@@ -55,9 +55,9 @@ class Heartbeat:
     last: float
     cadence_s: float
     """Usual time between two signs of life."""
-    steadiness: float = 1.0
+    steadiness: float
     """Part of its time that it spoke at its cadence: 1 for a steady exporter, near 0 for who speaks on occasion."""
-    beats: int = 1_000
+    beats: int
     """Number of buckets in which it spoke."""
 
 
