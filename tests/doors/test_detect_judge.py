@@ -195,6 +195,31 @@ def test_a_broken_rollout_still_fires_within_fifteen_seconds() -> None:
     assert alerts[0][0] - FAULT <= 15
 
 
+def _ended(*exits: tuple[float, str]) -> Callable[[float], Buckets]:
+    def see(at: float) -> Buckets:
+        known = tuple(("shop", FAULT + after, reason) for after, reason in exits if at >= FAULT + after + 1)
+        return replace(_see(_usual)(at), exits=known)
+
+    return see
+
+
+def test_a_process_that_ends_for_want_of_memory_fires_before_users_feel_much() -> None:
+    alerts = _watch(_ended((0, "oom_killed 137")), looks_from=T0 + 10, looks_until=FAULT + 60)
+    (at, fired), (until, resolved) = alerts
+    assert (fired.symptom, fired.status, resolved.status) == (Symptom.SATURATION, "firing", "resolved")
+    assert at - FAULT <= 7
+    assert until - FAULT <= 50
+    assert "oom_killed 137" in fired.summary
+
+
+def test_a_single_crash_does_not_fire_and_a_second_one_does() -> None:
+    assert _watch(_ended((0, "exited 1")), looks_from=T0 + 10, looks_until=FAULT + 60) == []
+    alerts = _watch(_ended((0, "exited 1"), (6, "exited 1")), looks_from=T0 + 10, looks_until=FAULT + 25)
+    assert [(a.symptom, a.summary) for _, a in alerts] == [
+        (Symptom.OTHER, "shop: the process ended 2 times, unplanned: exited 1")
+    ]
+
+
 def _gauge(metric: str, level: Callable[[float], float], *, until: float, limit: float | None = None) -> GaugeHistory:
     times = [T0 + 5 * i for i in range(int((until - T0) / 5) + 1)]
     return GaugeHistory(

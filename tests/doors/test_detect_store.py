@@ -32,6 +32,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveStore, 
             world.metric(at, service="stock", name="pool.max", value=10.0)
             # Quell's own numbers are no business of the detector.
             world.metric(at, service="quell", name="queue.depth", value=9000.0 if passed > 600 else 0.0)
+        for service, reason, code in (("stock", "oom_killed", "137"), ("front", "stopped", "0"), ("front", "", "0")):
+            world.log(
+                world.fault_at + timedelta(seconds=2),
+                service="platform",
+                body="a process ended",
+                event="process.exited",
+                attributes={"service.name": service, "process.exit.reason": reason, "process.exit.code": code},
+            )
         live.run(world.insert(live.client))
         yield live, world
 
@@ -58,6 +66,10 @@ def test_trouble_fires_once_per_service_and_symptom_and_soon(shop: tuple[LiveSto
     assert {("front", Symptom.ERRORS), ("stock", Symptom.ERRORS), ("stock", Symptom.NEW_ERRORS)} <= set(fired)
     assert ("stock", Symptom.SATURATION) in fired
     assert {service for service, _ in fired} == {"front", "stock"}
+    ended = next(alert for _, alert in seen if "process ended" in alert.summary)
+    assert (ended.service, ended.symptom) == ("stock", Symptom.SATURATION)
+    assert "oom_killed 137" in ended.summary
+    assert not any("ended" in alert.summary for _, alert in seen if alert.service == "front"), "it was asked for"
     assert fired["front", Symptom.ERRORS] - world.fault_at <= timedelta(seconds=12)
 
 

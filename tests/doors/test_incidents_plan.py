@@ -36,6 +36,17 @@ def test_old_trouble_is_looked_at_around_its_beginning() -> None:
     assert "beginning" in notes[0]
 
 
+def test_a_person_who_names_no_time_is_answered_about_what_is_firing_now() -> None:
+    asked = replace(alert(at=after(90)), source="person")
+    fires, is_over = alert("web", at=after(60)), alert("stock", at=after(-200), ends_at=after(-100))
+    window, notes = choose_window([asked], at=after(90), settings=SETTINGS, since_s=None, elsewhere=[is_over, fires])
+    assert window == Window(start=after(30), end=after(90))
+    assert "firing" in notes[0]
+    quiet, notes = choose_window([asked], at=after(90), settings=SETTINGS, since_s=None, elsewhere=[is_over])
+    assert quiet.seconds == SETTINGS.window_minutes * 60
+    assert "last 5 minutes" in notes[0]
+
+
 def test_a_length_that_was_asked_for_is_taken_as_it_is() -> None:
     window, _ = choose_window([alert()], at=after(90), settings=SETTINGS, since_s=1800)
     assert window == Window(start=after(90 - 1800), end=after(90))

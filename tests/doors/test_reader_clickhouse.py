@@ -134,6 +134,25 @@ def test_error_rates_name_what_fails_and_since_when(shop: tuple[LiveStore, World
     assert ("stock", "SELECT items") not in shown
 
 
+def test_failures_of_the_last_moments_of_a_long_window_are_not_diluted(shop: tuple[LiveStore, World]) -> None:
+    world = shop[1]
+    begin, end = world.fault_at - timedelta(seconds=200), world.fault_at + timedelta(seconds=20)
+    late = Window(start=begin, end=end)
+    rows = [r for r in _ask(shop, QuestionKind.ERROR_RATES, window=late).rows if isinstance(r, OperationShift)]
+    row = next(r for r in rows if (r.service, r.operation) == ("front", "GET /item"))
+    assert row.calls_since is not None
+    assert row.errors_since is not None
+    assert row.errors / row.calls < 0.06
+    assert row.errors_since / row.calls_since > 0.15
+    assert row.errors_since == row.errors, "none failed before"
+    edges = [r for r in _ask(shop, QuestionKind.EDGE_GAPS, window=late).rows if isinstance(r, EdgeShift)]
+    edge = next(r for r in edges if (r.caller, r.callee) == ("front", "stock"))
+    assert edge.calls_since is not None
+    assert edge.failed_since is not None
+    assert edge.failed_since / edge.calls_since > 3 * edge.errors / edge.calls
+    assert _near(edge.since, world)
+
+
 def test_slow_operations_name_what_slowed_down(shop: tuple[LiveStore, World]) -> None:
     rows = [row for row in _ask(shop, QuestionKind.SLOW_OPERATIONS).rows if isinstance(row, OperationShift)]
     assert {(row.service, row.operation) for row in rows} == {("front", "GET /item"), ("front", "GET stock")}

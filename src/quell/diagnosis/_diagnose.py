@@ -27,6 +27,7 @@ from quell.domain import (
     Outcome,
     Subject,
     Survey,
+    Symptom,
 )
 
 Status: TypeAlias = Literal["open", "supported", "weakened", "refuted", "confirmed"]
@@ -43,6 +44,7 @@ def diagnose(survey: Survey, *, alerts: Sequence[Alert] = ()) -> Diagnosis:
     impact = _impact(scene, ledger)
     causes = [c for c in ranked if is_cause(scene, c)]
     calm = not ledger.of and not causes and (not ledger.symptoms or bool(ledger.blips))
+    calm = calm and (bool(ledger.blips) or not _contradicting(scene))
     ordered = [*causes, *(c for c in ranked if c not in causes)][: THRESHOLDS.hypotheses_max]
     if causes:
         finding = _found(scene, causes[0], ranked)
@@ -118,6 +120,10 @@ def _inconclusive(scene: Scene, impact: tuple[Citation, ...], ordered: Sequence[
         statement = "Calls of services could not be seen, so it is not known whether anything is wrong."
     elif ordered:
         statement = f"Something is wrong, but no cause passes the bar; the nearest is: {statement_of(ordered[0])}"
+    elif not impact and (contradicting := _contradicting(scene)):
+        alert = contradicting[0]
+        place, what = shown(alert.service) or "the system", alert.symptom.value.replace("_", " ")
+        statement = f"An alert about {place} is firing ({what}), and nothing that was read shows why."
     else:
         statement = "Something is wrong, but nothing that was seen explains it."
     missing = sorted({g.question.value.replace("_", " ") for g in scene.survey.gaps})
@@ -132,6 +138,13 @@ def _inconclusive(scene: Scene, impact: tuple[Citation, ...], ordered: Sequence[
         cap=cap,
         citations=impact[: THRESHOLDS.citations_max],
     )
+
+
+def _contradicting(scene: Scene) -> list[Alert]:
+    """Return the alerts that forbid to call the system healthy: users or machines suffer; a new log line is no suffering."""
+    return [
+        a for a in scene.alerts if a.status == "firing" and a.source != "person" and a.symptom is not Symptom.NEW_ERRORS
+    ]
 
 
 def _unknown_service(scene: Scene) -> str:
@@ -193,8 +206,9 @@ def _impact(scene: Scene, ledger: Ledger) -> tuple[Citation, ...]:
         for operation in scene.operations.get(service, []):
             row = operation.row
             if operation.errors_added:
-                share, before = row.errors / row.calls, row.errors_before / max(1, row.calls_before)
-                says = f"{shown(service)} {shown(row.operation)}: {share:.0%} of calls fail ({before:.1%} before)"
+                part = operation.failing
+                before = row.errors_before / max(1, row.calls_before)
+                says = f"{shown(service)} {shown(row.operation)}: {part.share:.0%} of calls fail ({before:.1%} before)"
                 lines.append((operation.errors_added * 10, Citation(evidence=operation.id, says=says)))
             elif operation.ms_added:
                 mean, before = row.total_ms / row.calls, row.total_ms_before / row.calls_before

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from quell.diagnosis._metrics import MetricFact, resource_of
 from quell.diagnosis._vocabulary import STATEMENT, Nature, nature_of, symptoms_in
@@ -26,10 +26,12 @@ from quell.domain import (
     PatternShift,
     Subject,
     Survey,
+    Symptom,
 )
 
 T = TypeVar("T")
 StoreKind: TypeAlias = Literal["database", "queue", "external"]
+_FAILING: Final = frozenset({Symptom.ERRORS, Symptom.NEW_ERRORS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,26 @@ class OperationFact:
 
     id: str
     row: OperationShift
+    alerted: bool = False
+    """Whether an alert says that calls fail."""
 
     @property
     def errors_added(self) -> float:
         """Failed calls beyond what the baseline's share predicts; 0 below the floors."""
-        return excess_errors(self.row.errors, self.row.calls, self.row.errors_before, self.row.calls_before)
+        row = self.row
+        return excess_errors(
+            Tally(row.errors, row.calls),
+            Tally(row.errors_before, row.calls_before),
+            late=_late(row.errors_since, row.calls_since),
+            alerted=self.alerted,
+        )
+
+    @property
+    def failing(self) -> Tally:
+        """The calls since the onset where they were counted, else those of the window."""
+        row = self.row
+        late = _late(row.errors_since, row.calls_since)
+        return late if late and late.failed else Tally(row.errors, row.calls)
 
     @property
     def ms_added(self) -> float:
@@ -62,6 +79,8 @@ class EdgeFact:
 
     id: str
     row: EdgeShift
+    alerted: bool = False
+    """Whether an alert says that calls fail."""
 
     @property
     def name(self) -> str:
@@ -100,7 +119,12 @@ class EdgeFact:
         """The same, 0 below the floors."""
         row = self.row
         failed, failed_before = max(row.errors, row.unanswered), max(row.errors_before, row.unanswered_before)
-        return excess_errors(failed, row.calls, failed_before, row.calls_before)
+        return excess_errors(
+            Tally(failed, row.calls),
+            Tally(failed_before, row.calls_before),
+            late=_late(row.failed_since, row.calls_since),
+            alerted=self.alerted,
+        )
 
     @property
     def raw_ms_added(self) -> float:
@@ -264,18 +288,47 @@ class Scene:
         return [p for p in self.patterns.get(service, []) if symptom in p.symptoms]
 
 
-def excess_errors(errors: int, calls: int, errors_before: int, calls_before: int) -> float:
-    """Return failed calls beyond the baseline's share, or 0 when floor or significance is missed."""
-    if calls <= 0 or errors < THRESHOLDS.errors_min:
-        return 0.0
-    share, share_before = min(1.0, errors / calls), (min(1.0, errors_before / calls_before) if calls_before else 0.0)
-    if share - share_before < THRESHOLDS.error_share_floor:
-        return 0.0
-    pooled = min(1.0, (errors + errors_before) / (calls + calls_before))
-    spread = math.sqrt(max(pooled * (1 - pooled), 1e-12) * (1 / calls + 1 / max(calls_before, 1)))
-    if pooled < 1 and (share - share_before) / spread < THRESHOLDS.error_z_min:
-        return 0.0
-    return errors - calls * share_before
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Calls, and how many of them failed."""
+
+    failed: int
+    calls: int
+
+    @property
+    def share(self) -> float:
+        """Part of the calls that failed; 0 of none."""
+        return min(1.0, self.failed / self.calls) if self.calls else 0.0
+
+
+def excess_errors(now: Tally, before: Tally, *, late: Tally | None, alerted: bool) -> float:
+    """Return failed calls beyond the baseline's share, or 0 when they may be chance.
+
+    They are no chance when the whole window differs clearly from the baseline; or when what came since the onset
+    (`late`) does: trouble that has just begun is a small part of the window. The onset was chosen to differ, so it has
+    to differ more. Where an alert already says that calls fail, less is enough.
+    """
+    needed = THRESHOLDS.error_z_alerted_min if alerted else THRESHOLDS.error_z_min
+    if _differs(now, before, z_min=needed) or (late and _differs(late, before, z_min=THRESHOLDS.error_z_onset_min)):
+        return max(0.0, now.failed - now.calls * before.share)
+    return 0.0
+
+
+def _differs(now: Tally, before: Tally, *, z_min: float) -> bool:
+    """Compare two shares by the pooled z test, after floors."""
+    if not now.calls or now.failed < THRESHOLDS.errors_min:
+        return False
+    if now.share - before.share < THRESHOLDS.error_share_floor:
+        return False
+    pooled = min(1.0, (now.failed + before.failed) / (now.calls + before.calls))
+    if pooled >= 1:
+        return True
+    spread = math.sqrt(max(pooled * (1 - pooled), 1e-12) * (1 / now.calls + 1 / max(before.calls, 1)))
+    return (now.share - before.share) / spread >= z_min
+
+
+def _late(failed: int | None, calls: int | None) -> Tally | None:
+    return None if failed is None or calls is None else Tally(failed, calls)
 
 
 def is_slower(mean_ms: float, before_ms: float) -> bool:
@@ -307,8 +360,9 @@ def build_scene(survey: Survey, alerts: Sequence[Alert]) -> Scene:
     """Index a survey; the order of its facts does not matter."""
     facts = sorted(survey.facts, key=lambda f: (_natural(f.evidence.id), f.evidence.digest, repr(f.observation)))
     scene = Scene(survey=survey, alerts=tuple(sorted(alerts, key=lambda a: (a.starts_at, a.id))))
-    _index_operations(scene, facts)
-    scene.edges = _unique_edges(facts)
+    alerted = any(a.status == "firing" and a.symptom in _FAILING for a in scene.alerts)
+    _index_operations(scene, facts, alerted=alerted)
+    scene.edges = _unique_edges(facts, alerted=alerted)
     scene.metrics = _grouped(
         (
             f.observation.service,
@@ -334,7 +388,7 @@ def build_scene(survey: Survey, alerts: Sequence[Alert]) -> Scene:
     return scene
 
 
-def _index_operations(scene: Scene, facts: Sequence[Fact]) -> None:
+def _index_operations(scene: Scene, facts: Sequence[Fact], *, alerted: bool) -> None:
     seen: set[tuple[str, str, str]] = set()
     targets = {
         "server": scene.operations,
@@ -349,7 +403,9 @@ def _index_operations(scene: Scene, facts: Sequence[Fact]) -> None:
         if (key := (row.service, row.operation, row.span_kind)) in seen:
             continue
         seen.add(key)
-        targets[row.span_kind].setdefault(row.service, []).append(OperationFact(id=fact.evidence.id, row=row))
+        targets[row.span_kind].setdefault(row.service, []).append(
+            OperationFact(id=fact.evidence.id, row=row, alerted=alerted)
+        )
 
 
 def _least_calls_last(fact: Fact) -> int:
@@ -357,12 +413,12 @@ def _least_calls_last(fact: Fact) -> int:
     return -(row.calls + row.calls_before) if isinstance(row, OperationShift | EdgeShift) else 0
 
 
-def _unique_edges(facts: Sequence[Fact]) -> list[EdgeFact]:
+def _unique_edges(facts: Sequence[Fact], *, alerted: bool) -> list[EdgeFact]:
     found: dict[tuple[str, str], EdgeFact] = {}
     for fact in sorted(facts, key=_least_calls_last):
         row = fact.observation
         if isinstance(row, EdgeShift) and row.caller != row.callee:
-            found.setdefault((row.caller, row.callee), EdgeFact(id=fact.evidence.id, row=row))
+            found.setdefault((row.caller, row.callee), EdgeFact(id=fact.evidence.id, row=row, alerted=alerted))
     return [found[key] for key in sorted(found)]
 
 

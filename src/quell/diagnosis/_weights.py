@@ -22,6 +22,10 @@ class Thresholds:
     """Added share of failed calls below this is noise."""
     errors_min: int = 3
     error_z_min: float = 3.0
+    error_z_alerted_min: float = 2.0
+    """Where an alert says that calls fail, so much is enough."""
+    error_z_onset_min: float = 4.0
+    """What came since the onset has to differ by this much: the onset itself was chosen among many buckets."""
     slow_ratio: float = 1.4
     slow_floor_ms: float = 8.0
     """Mean latency must grow by both ratio and floor."""

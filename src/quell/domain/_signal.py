@@ -90,6 +90,10 @@ class OperationShift:
     p95_ms_before: float
     since: datetime | None = None
     """First bucket of the window in which the shift shows; None when it cannot be told."""
+    calls_since: int | None = None
+    """Calls from `since` to the end of the window; None when it was not counted."""
+    errors_since: int | None = None
+    """Failed ones among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,11 @@ class EdgeShift:
     error_types: tuple[str, ...] = ()
     """Distinct `error.type` / status of failed calls in the window, most frequent first, at most 5."""
     since: datetime | None = None
+    """First bucket of the window in which the shift shows; None when it cannot be told."""
+    calls_since: int | None = None
+    """Calls from `since` to the end of the window; None when it was not counted."""
+    failed_since: int | None = None
+    """Failed or unanswered ones among them, whichever are more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,8 +193,9 @@ class Investigator:
             reading = await self._understand(page.request, named=page.incident.services, at=at)
             alerts = tuple(_understood(alert, reading) for alert in alerts)
         length_s = float(since_s) if isinstance(since_s, int | float) else reading.since_s
-        window, said = choose_window(alerts, at=at, settings=self._settings, since_s=length_s)
         others = await asyncio.to_thread(self._book.trouble_before, at, incident=incident)
+        elsewhere = [alert for other in others for alert in other]
+        window, said = choose_window(alerts, at=at, settings=self._settings, since_s=length_s, elsewhere=elsewhere)
         trouble = [stretch for other in others if (stretch := trouble_of(other, at=at))]
         first = await self._first_told(reach_of(window, settings=self._settings))
         baseline, also_said = choose_baseline(window, trouble=trouble, first=first, settings=self._settings)

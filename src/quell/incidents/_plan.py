@@ -21,20 +21,37 @@ _AFTERMATH = timedelta(seconds=30)
 
 
 def choose_window(
-    alerts: Sequence[Alert], *, at: datetime, settings: InvestigationSettings, since_s: float | None
+    alerts: Sequence[Alert],
+    *,
+    at: datetime,
+    settings: InvestigationSettings,
+    since_s: float | None,
+    elsewhere: Sequence[Alert] = (),
 ) -> tuple[Window, list[str]]:
-    """Return the window in trouble, and what has to be said about it."""
+    """Return the window in trouble, and what has to be said about it.
+
+    Args:
+        alerts: What the incident is about.
+        at: Now.
+        settings: How long a window may be.
+        since_s: Length that a person named; it wins.
+        elsewhere: Alerts of other incidents: what is firing now tells when to look where a person named no time.
+    """
     if since_s is not None:
         return Window(start=at - timedelta(seconds=since_s), end=at), []
     longest = timedelta(minutes=settings.window_minutes)
     dated = [alert for alert in alerts if alert.source != "person"]
+    notes: list[str] = []
+    if not dated:
+        dated = [a for a in elsewhere if a.source != "person" and a.status == "firing" and a.starts_at > at - longest]
+        notes = ["No time was named; the time since the first alert that is firing was looked at."] if dated else []
     if not dated:
         minutes = settings.window_minutes
         return Window(start=at - longest, end=at), [f"No time was named; the last {minutes:g} minutes were looked at."]
     first = min(dated, key=lambda alert: alert.starts_at)
     start = min(first.starts_at, at) - _MARGIN
     if at - start <= longest:
-        return Window(start=start, end=at), []
+        return Window(start=start, end=at), notes
     note = f"The trouble began more than {settings.window_minutes:g} minutes ago; the stretch around its beginning was looked at."
     return Window(start=start, end=start + longest), [note]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -11,10 +12,10 @@ import msgspec
 from quell.domain import EdgeShift, Question
 from quell.signals._clickhouse_ask import Asked, Asking
 from quell.signals._clickhouse_sources import Stretch, calls_source, step_of, stretch_of
-from quell.signals._reader_onset import find_onset
+from quell.signals._reader_onset import find_onset, sum_since
 from quell.signals._reader_text import escape_line
 from quell.signals._schema_views import literal
-from quell.signals._survey_score import error_score, latency_score
+from quell.signals._survey_score import error_score, late_error_score, latency_score
 
 CalleeKind = Literal["service", "database", "queue", "external"]
 _KINDS: dict[str, CalleeKind] = {"service": "service", "database": "database", "queue": "queue"}
@@ -55,6 +56,17 @@ class _Row(msgspec.Struct):
     """Bucket, calls, errors, unanswered, milliseconds."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Onset:
+    """Since when an edge is not as before, and what came since."""
+
+    since: datetime | None = None
+    calls: int | None = None
+    failed: int | None = None
+    score: float = 0.0
+    """Weight of failures that only the time since then holds."""
+
+
 async def edge_shifts(asking: Asking, question: Question) -> Asked:
     """Return every edge that was used, those that moved first: the graph itself is evidence."""
     shape = asking.shape
@@ -73,9 +85,10 @@ async def edge_shifts(asking: Asking, question: Question) -> Asked:
     found = await asking.rows(sql, row=_Row)
     if not found:
         raise asking.empty("no calls between anybody that was asked about", sql)
-    scored = [(_score(row), row) for row in found]
-    scored.sort(key=lambda item: (-item[0], item[1].caller, item[1].callee, item[1].kind))
-    return Asked(rows=tuple(_edge(row, moved=score > 0, stretch=stretch) for score, row in scored), query=sql)
+    scored = [(row, _score(row), _onset(row, stretch=stretch)) for row in found]
+    scored.sort(key=lambda item: (-max(item[1], item[2].score), item[0].caller, item[0].callee, item[0].kind))
+    rows = tuple(_edge(row, onset=onset if score or onset.score else _Onset()) for row, score, onset in scored)
+    return Asked(rows=rows, query=sql)
 
 
 def _rolled(stretch: Stretch) -> str:
@@ -157,7 +170,7 @@ def _score(row: _Row) -> float:
     )
 
 
-def _edge(row: _Row, *, moved: bool, stretch: Stretch) -> EdgeShift:
+def _edge(row: _Row, *, onset: _Onset) -> EdgeShift:
     matched, matched_before = row.matched, row.matched_before
     kinds = sorted(row.error_types.items(), key=lambda item: (-item[1], item[0]))
     return EdgeShift(
@@ -181,17 +194,27 @@ def _edge(row: _Row, *, moved: bool, stretch: Stretch) -> EdgeShift:
         if matched_before
         else None,
         error_types=tuple(escape_line(kind, chars_max=80) for kind, _ in kinds[:_ERROR_TYPES_MAX]),
-        since=_since(row, stretch=stretch) if moved else None,
+        since=onset.since,
+        calls_since=onset.calls,
+        failed_since=onset.failed,
     )
 
 
-def _since(row: _Row, *, stretch: Stretch) -> datetime | None:
+def _onset(row: _Row, *, stretch: Stretch) -> _Onset:
+    """Find since when an edge is not as before: by its failures when they grew, else by its durations."""
     starts, calls, errors, lost, client = row.series
     weights = [float(n) for n in calls]
-    if error_score(row.errors, row.calls, row.errors_before, row.calls_before) > 0:
-        amounts = [float(n) for n in errors]
-    elif error_score(row.unanswered, row.calls, row.unanswered_before, row.calls_before) > 0:
-        amounts = [float(n) for n in lost]
-    else:
-        amounts = client
-    return find_onset(starts, amounts, weights, window_start=stretch.begin, step_s=stretch.step_s)
+    for failed, total, before in (
+        (errors, row.errors, row.errors_before),
+        (lost, row.unanswered, row.unanswered_before),
+    ):
+        if not total:
+            continue
+        amounts = [float(n) for n in failed]
+        since = find_onset(starts, amounts, weights, window_start=stretch.begin, step_s=stretch.step_s)
+        taken, bad = sum_since(starts, calls, since), sum_since(starts, failed, since)
+        late = late_error_score(bad, taken, before, row.calls_before)
+        if late or error_score(total, row.calls, before, row.calls_before) > 0:
+            return _Onset(since=since, calls=taken, failed=bad, score=late)
+    since = find_onset(starts, client, weights, window_start=stretch.begin, step_s=stretch.step_s)
+    return _Onset(since=since, calls=sum_since(starts, calls, since), failed=sum_since(starts, errors, since))

@@ -11,8 +11,8 @@ import msgspec
 from quell.domain import OperationShift, Question, QuestionKind
 from quell.signals._clickhouse_ask import Asked, Asking
 from quell.signals._clickhouse_sources import red_source, step_of, stretch_of
-from quell.signals._reader_onset import find_onset
-from quell.signals._survey_score import error_score, latency_score, traffic_score
+from quell.signals._reader_onset import find_onset, sum_since
+from quell.signals._survey_score import error_score, late_error_score, latency_score, traffic_score
 
 SpanKind = Literal["server", "client", "consumer", "producer", "internal"]
 _KINDS: dict[str, SpanKind] = {
@@ -59,11 +59,13 @@ SETTINGS max_threads = 1"""
     scored = []
     for row in found:
         shift, score = _shift(row, question.kind, stretch_seconds=(stretch.seconds, stretch.seconds_before))
-        if score > 0:
-            scored.append((-score, shift, row))
+        if not score and not (row.errors and question.kind is QuestionKind.ERROR_RATES):
+            continue
+        shift, late = _dated(shift, row, question.kind, begin=stretch.begin, step_s=step_s)
+        if score or late:
+            scored.append((-max(score, late), shift))
     scored.sort(key=lambda item: (item[0], item[1].service, item[1].operation, item[1].span_kind))
-    rows = tuple(_dated(shift, row, question.kind, begin=stretch.begin, step_s=step_s) for _, shift, row in scored)
-    return Asked(rows=rows, query=sql)
+    return Asked(rows=tuple(shift for _, shift in scored), query=sql)
 
 
 def _shift(row: _Row, kind: QuestionKind, *, stretch_seconds: tuple[float, float]) -> tuple[OperationShift, float]:
@@ -94,19 +96,32 @@ def _shift(row: _Row, kind: QuestionKind, *, stretch_seconds: tuple[float, float
     )
 
 
-def _dated(shift: OperationShift, row: _Row, kind: QuestionKind, *, begin: int, step_s: int) -> OperationShift:
+def _dated(
+    shift: OperationShift, row: _Row, kind: QuestionKind, *, begin: int, step_s: int
+) -> tuple[OperationShift, float]:
+    """Add since when, what came since, and the score of failures that only a part of the window holds."""
     starts = [bucket for bucket, _, _, _ in row.series]
-    calls = [float(calls) for _, calls, _, _ in row.series]
+    calls, errors = [calls for _, calls, _, _ in row.series], [errors for _, _, errors, _ in row.series]
+    weights = [float(n) for n in calls]
+    late = 0.0
     if kind is QuestionKind.SLOW_OPERATIONS:
-        amounts, weights = [total for _, _, _, total in row.series], calls
-    elif error_score(shift.errors, shift.calls, shift.errors_before, shift.calls_before) > 0:
-        amounts, weights = [float(errors) for _, _, errors, _ in row.series], calls
+        since = find_onset(starts, [total for _, _, _, total in row.series], weights, window_start=begin, step_s=step_s)
     else:
-        starts = list(range(starts[0], starts[-1] + step_s, step_s))
-        known = {bucket: float(calls) for bucket, calls, _, _ in row.series}
-        amounts, weights = [known.get(start, 0.0) for start in starts], [1.0] * len(starts)
-    since = find_onset(starts, amounts, weights, window_start=begin, step_s=step_s)
-    return replace(shift, since=since)
+        since = find_onset(starts, [float(n) for n in errors], weights, window_start=begin, step_s=step_s)
+        failed, taken = sum_since(starts, errors, since), sum_since(starts, calls, since)
+        late = late_error_score(failed, taken, shift.errors_before, shift.calls_before)
+        if not late and not error_score(shift.errors, shift.calls, shift.errors_before, shift.calls_before):
+            every = list(range(starts[0], starts[-1] + step_s, step_s))
+            known = dict(zip(starts, weights, strict=True))
+            rates = [known.get(start, 0.0) for start in every]
+            since = find_onset(every, rates, [1.0] * len(every), window_start=begin, step_s=step_s)
+    dated = replace(
+        shift,
+        since=since,
+        calls_since=sum_since(starts, calls, since),
+        errors_since=sum_since(starts, errors, since),
+    )
+    return dated, late
 
 
 def _quantile(values: list[float | None], place: int) -> float:

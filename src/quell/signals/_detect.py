@@ -17,12 +17,12 @@ from quell.signals._detect_history import (
     History,
     OperationRow,
     PatternRow,
-    RolloutRow,
+    ProcessRow,
     gauges_sql,
     heartbeats_sql,
     operations_sql,
     patterns_sql,
-    rollouts_sql,
+    processes_sql,
 )
 from quell.signals._detect_judge import judge, state_of
 from quell.signals._detect_state import DetectorState
@@ -103,8 +103,8 @@ class Detector:
                 sql = gauges_sql(table, where=where)
                 history.take_gauges(await self._client.rows(sql, row=GaugeRow, timeout_s=_QUERY_TIMEOUT_S))
         if shape.has("quell_changes"):
-            rows = await self._client.rows(rollouts_sql(now=int(now)), row=RolloutRow, timeout_s=_QUERY_TIMEOUT_S)
-            history.rollouts = tuple((row.service, row.at) for row in rows)
+            sql = processes_sql(now=int(now))
+            history.take_processes(await self._client.rows(sql, row=ProcessRow, timeout_s=_QUERY_TIMEOUT_S))
 
     def _stretch(self, *, begin: float, now: float) -> Stretch:
         start = int(begin // SHORT_STEP_S * SHORT_STEP_S)

@@ -22,7 +22,8 @@ V = TypeVar("V")
 _PATTERNS_MAX = 2000
 _SERIES_POINTS_MAX = 2000
 _ROLLOUT_S = 60
-_EXIT_PLANNED = ("stopped",)
+_EXIT_PLANNED = r"(?i)\b(stopped|completed|sigterm|replaced|drain(ed|ing)?|shutdown|scaled)\b|^0$"
+"""Reasons of ends of processes that somebody asked for; nothing but the exit code 0 says so too."""
 
 
 class OperationRow(msgspec.Struct):
@@ -62,11 +63,13 @@ class GaugeRow(msgspec.Struct):
     points: list[tuple[float, float]]
 
 
-class RolloutRow(msgspec.Struct):
-    """One deploy or planned restart."""
+class ProcessRow(msgspec.Struct):
+    """One deploy, planned restart, or end of a process that nobody asked for."""
 
     service: str
     at: float
+    ended: str
+    """Reason of an end that nobody asked for; empty for what was planned."""
 
 
 _Series = tuple[str, str, str, tuple[tuple[str, str], ...]]
@@ -83,6 +86,7 @@ class History:
     gauges: dict[_Series, dict[float, float]] = field(default_factory=lambda: defaultdict(dict))
     spoken: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     rollouts: tuple[tuple[str, float], ...] = ()
+    exits: tuple[tuple[str, float, str], ...] = ()
 
     def take_operations(self, rows: Sequence[OperationRow]) -> None:
         """Learn calls."""
@@ -106,6 +110,11 @@ class History:
             series.update(row.points)
             self.spoken[row.service].update(int(at // BUCKET_S * BUCKET_S) for at, _ in row.points)
 
+    def take_processes(self, rows: Sequence[ProcessRow]) -> None:
+        """Learn what began and ended in the last minute."""
+        self.rollouts = tuple((row.service, row.at) for row in rows if not row.ended)
+        self.exits = tuple((row.service, row.at, row.ended) for row in rows if row.ended)
+
     def forget(self, *, before: float) -> None:
         """Drop what is older than the baseline."""
         _forget(self.operations, before=before)
@@ -124,6 +133,7 @@ class History:
             patterns=tuple(_pattern(key, rows) for key, rows in sorted(self.patterns.items())),
             heartbeats=tuple(_heartbeat(service, spoken) for service, spoken in sorted(self.spoken.items())),
             rollouts=self.rollouts,
+            exits=self.exits,
         )
 
     def _gauges(self) -> tuple[GaugeHistory, ...]:
@@ -227,10 +237,10 @@ FROM (
 GROUP BY service, metric, unit, attributes ORDER BY service, metric, unit, attributes"""
 
 
-def rollouts_sql(*, now: int) -> str:
-    """Ask for deploys and planned restarts of the last minute."""
-    planned = ", ".join(literal(reason) for reason in _EXIT_PLANNED)
-    return f"""SELECT toString(service) AS service, toUnixTimestamp64Milli(at) / 1000 AS at FROM quell_changes
-WHERE at >= fromUnixTimestamp64Milli({(now - _ROLLOUT_S) * 1000})
-    AND (change IN ('deploy', 'scale') OR (change = 'exit' AND arrayExists(r -> startsWith(after, r), [{planned}])))
-GROUP BY service, at ORDER BY service, at"""
+def processes_sql(*, now: int) -> str:
+    """Ask for deploys, planned restarts and other ends of processes of the last minute."""
+    asked_for = f"(change IN ('deploy', 'scale') OR match(after, {literal(_EXIT_PLANNED)}))"
+    return f"""SELECT toString(service) AS service, toUnixTimestamp64Milli(at) / 1000 AS at,
+    if({asked_for}, '', if(after = '', 'unknown', after)) AS ended FROM quell_changes
+WHERE at >= fromUnixTimestamp64Milli({(now - _ROLLOUT_S) * 1000}) AND change IN ('deploy', 'scale', 'exit')
+GROUP BY service, at, ended ORDER BY service, at, ended"""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from quell.config import DetectionSettings
 from quell.domain import Alert, Symptom, fingerprint_of, new_id
 from quell.signals._detect_gauges import signs_of_gauges
-from quell.signals._detect_signs import View, sign_of_silence, signs_of_calls, signs_of_patterns
+from quell.signals._detect_signs import View, sign_of_exits, sign_of_silence, signs_of_calls, signs_of_patterns
 from quell.signals._detect_state import BUCKET_S, Buckets, DetectorState, Episode, Heartbeat, Sign
 from quell.signals._reader_text import escape_line
 
@@ -98,6 +98,10 @@ def _signs(state: DetectorState, buckets: Buckets, *, now: float, settings: Dete
         yield from signs_of_calls(operations, view=view)
         yield from signs_of_patterns(patterns, view=view, first_heard=first_heard)
         yield from signs_of_gauges(gauges, view=view)
+    for service in sorted({service for service, _, _ in buckets.exits}):
+        exits = [(at, reason) for name, at, reason in buckets.exits if name == service]
+        ended = sign_of_exits(exits, service=service, now=now)
+        yield from [ended] if ended else []
 
 
 def _strongest(signs: Iterable[Sign]) -> dict[tuple[str, Symptom], Sign]:

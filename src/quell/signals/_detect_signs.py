@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ _NEW_PATTERN_COUNT = 3
 _SAME_WORDS = 0.7
 _CRITICAL_ERROR_SHARE = 0.2
 _FORGOTTEN_S = 600.0
+_EXIT_FRESH_S = 20.0
+_STARVED = re.compile(r"(?i)\boom|out.of.memory|memory.limit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +286,30 @@ def _is_steady(heartbeat: Heartbeat) -> bool:
         heartbeat.steadiness >= _STEADY
         and heartbeat.beats >= _STEADY_BEATS
         and heartbeat.cadence_s <= _STEADY_CADENCE_S
+    )
+
+
+def sign_of_exits(exits: Sequence[tuple[float, str]], *, service: str, now: float) -> Sign | None:
+    """Judge ends of processes that nobody asked for: one for want of memory, or several, fire; a single crash does not.
+
+    Users may feel little of either for a while, as the process is started again.
+    """
+    recent = [(at, reason) for at, reason in exits if now - _EXIT_FRESH_S <= at <= now + 1]
+    if not recent:
+        return None
+    starved = [reason for _, reason in recent if _STARVED.search(reason)]
+    reason = escape_line(starved[-1] if starved else recent[-1][1], chars_max=80)
+    times = f" {len(recent)} times" if len(recent) > 1 else ""
+    return Sign(
+        service=service,
+        symptom=Symptom.SATURATION if starved else Symptom.OTHER,
+        severity=Severity.CRITICAL if len(recent) > 1 else Severity.WARNING,
+        strength=1.5 if len(recent) > 1 else 1.2 if starved else 0.6,
+        value=float(len(recent)),
+        expected=0.0,
+        since=recent[0][0],
+        name="process ended",
+        summary=f"the process ended{times}, unplanned: {reason}",
     )
 
 

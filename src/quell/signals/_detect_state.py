@@ -71,6 +71,8 @@ class Buckets:
     heartbeats: tuple[Heartbeat, ...] = ()
     rollouts: tuple[tuple[str, float], ...] = ()
     """(service, epoch seconds) of deploys and planned restarts: a short disturbance is expected right after one."""
+    exits: tuple[tuple[str, float, str], ...] = ()
+    """(service, epoch seconds, reason) of processes that ended and should not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,5 +53,12 @@ def find_onset(
     return _time(first + split * step_s)
 
 
+def sum_since(starts: Sequence[int], amounts: Sequence[int], since: datetime | None) -> int | None:
+    """Return the sum of all buckets from an onset on; None without an onset."""
+    if since is None:
+        return None
+    return sum(amount for start, amount in zip(starts, amounts, strict=True) if start >= since.timestamp())
+
+
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, tz=UTC)

@@ -72,7 +72,7 @@ def _operation(row: OperationShift, *, anchor: datetime) -> str:
     text = f"{row.span_kind} {_name(row.operation)}"
     text += f" errors {_percent(row.errors, row.calls)} of {row.calls} calls, was {_percent(row.errors_before, row.calls_before)}"
     text += f" of {row.calls_before}; p95 {_number(row.p95_ms)} ms, was {_number(row.p95_ms_before)}"
-    return text + _since(row.since, anchor=anchor)
+    return text + _since(row.since, anchor=anchor) + _counted(row.errors_since, row.calls_since, of=row.calls)
 
 
 def _edge(row: EdgeShift, *, anchor: datetime) -> str:
@@ -87,7 +87,7 @@ def _edge(row: EdgeShift, *, anchor: datetime) -> str:
         text += f"; unanswered {_percent(row.unanswered, row.calls)}, was {_percent(row.unanswered_before, row.calls_before)}"
     if row.error_types:
         text += f" ({', '.join(escape_line(kind, chars_max=_VALUE_CHARS) for kind in row.error_types[:3])})"
-    return text + _since(row.since, anchor=anchor)
+    return text + _since(row.since, anchor=anchor) + _counted(row.failed_since, row.calls_since, of=row.calls)
 
 
 def _pattern(row: PatternShift, *, anchor: datetime) -> str:
@@ -122,6 +122,11 @@ def _change(row: ObservedChange, *, anchor: datetime) -> str:
     text = f"{row.change.value}{subject}{values}"
     text += f" at {offset(row.at, anchor=anchor)}"
     return text + (f": {quote(row.detail, chars_max=80)}" if row.detail else "")
+
+
+def _counted(failed: int | None, calls: int | None, *, of: int) -> str:
+    """Say how many failed since the onset, where that tells more than the whole window."""
+    return f" ({failed} of {calls} failed)" if failed and calls and calls < of else ""
 
 
 def _since(since: datetime | None, *, anchor: datetime) -> str:

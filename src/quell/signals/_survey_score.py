@@ -28,6 +28,7 @@ _LATENCY_RATIO_FLOOR = 1.3
 _LATENCY_FLOOR_MS = 10.0
 _TRAFFIC_DOUBLINGS_FLOOR = 0.8
 _CALLS_FOR_TRAFFIC = 20
+_LATE_ERRORS_MIN = 3
 _PATTERN_WEIGHT = {"fatal": 1.0, "error": 0.9, "warn": 0.5, "info": 0.25, "debug": 0.1, "trace": 0.1}
 _CHANGE_WEIGHT = {
     ChangeKind.DEPLOY: 5.0,
@@ -84,6 +85,13 @@ def error_score(errors: int, calls: int, errors_before: int, calls_before: int) 
     return EFFECT_MAX * math.sqrt(rise) * certainty(two_shares_z(errors, calls, errors_before, calls_before))
 
 
+def late_error_score(failed: int | None, taken: int | None, failed_before: int, taken_before: int) -> float:
+    """Weigh failures that only the end of the window holds; their beginning was chosen, so a few may be chance."""
+    if failed is None or not taken or failed < _LATE_ERRORS_MIN:
+        return 0.0
+    return error_score(failed, taken, failed_before, taken_before)
+
+
 def latency_score(after_ms: float, before_ms: float, *, calls: int, calls_before: int) -> float:
     """Weigh a rise of a duration: doublings, above a relative and an absolute floor."""
     if calls < 3 or calls_before < 3:
@@ -124,7 +132,10 @@ def _operation(row: OperationShift, *, window: Window, baseline: Window) -> floa
         latency_score(row.p95_ms, row.p95_ms_before, calls=row.calls, calls_before=row.calls_before),
         latency_score(mean, mean_before, calls=row.calls, calls_before=row.calls_before),
     )
-    wrong = error_score(row.errors, row.calls, row.errors_before, row.calls_before)
+    wrong = max(
+        error_score(row.errors, row.calls, row.errors_before, row.calls_before),
+        late_error_score(row.errors_since, row.calls_since, row.errors_before, row.calls_before),
+    )
     flow = traffic_score(row.calls, row.calls_before, seconds=window.seconds, seconds_before=baseline.seconds)
     return _WEIGHT_OF_KIND[row.span_kind] * max(slow, wrong, 0.7 * flow)
 
@@ -135,7 +146,9 @@ def _edge(row: EdgeShift) -> float:
     gap = latency_score(row.gap_ms or 0.0, row.gap_ms_before or 0.0, calls=calls, calls_before=before)
     wrong = error_score(row.errors, calls, row.errors_before, before)
     lost = error_score(row.unanswered, calls, row.unanswered_before, before)
-    return max(0.8 * slow, gap, 0.9 * wrong, lost)
+    failed_before = max(row.errors_before, row.unanswered_before)
+    late = late_error_score(row.failed_since, row.calls_since, failed_before, before)
+    return max(0.8 * slow, gap, 0.9 * wrong, lost, 0.9 * late)
 
 
 def _pattern(row: PatternShift, *, window: Window, baseline: Window) -> float:
