@@ -30,8 +30,11 @@ class Retention:
 
 
 _DURABLE = "fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 1000"
-_RAW_SETTINGS = f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, {_DURABLE}"
-_ROLLUP_SETTINGS = f"SETTINGS ttl_only_drop_parts = 1, {_DURABLE}"
+# Two small parts are not worth a merge: waiting for a few saves rewriting the same rows again and again.
+# And a part that an insert makes is a dozen files, not a hundred, each of which has to reach the disk.
+_MERGES = "min_parts_to_merge_at_once = 6, min_bytes_for_wide_part = 134217728"
+_RAW_SETTINGS = f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, {_MERGES}, {_DURABLE}"
+_ROLLUP_SETTINGS = f"SETTINGS ttl_only_drop_parts = 1, {_MERGES}, {_DURABLE}"
 
 _LOGS = """
 CREATE TABLE IF NOT EXISTS otel_logs (
