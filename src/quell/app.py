@@ -154,6 +154,12 @@ class Vault:
             self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
         return store
 
+    async def take(self, signal: Literal["logs", "traces", "metrics"], body: bytes) -> None:
+        """Store one OTLP payload at once. Raises StoreError."""
+        if self.store is None:
+            raise StoreError("the telemetry store is not open")
+        await self.store.take(signal, body)
+
     async def open_reader(self) -> ClickHouseReader:
         """Open the store and return its reader. Raises as `open` does."""
         await self.open()
@@ -255,6 +261,7 @@ async def open_app(
             version=version,
             launch=launch,
         )
+        _tell_own_store(app)
         if role == "serve":
             await _start_serving(app)
         yield app
@@ -282,16 +289,29 @@ def _once(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
     return once
 
 
-async def _start_serving(app: App) -> None:
-    """Open what a server needs from the beginning; without its store it is a server that says so."""
+def _tell_own_store(app: App) -> None:
+    """Have Quell's own spans, metrics and logs stored, from the moment that the store is open.
+
+    A server sends them the way of all telemetry; a command, which has no spool, writes what the store takes at once.
+    """
 
     async def export(signal: Literal["logs", "traces", "metrics"], body: bytes) -> object:
-        receiver = app.receiver
-        if receiver is None:
+        if app.role == "command":
+            await app.vault.take(signal, body)
+            return None
+        if app.receiver is None:
             raise StoreError("the telemetry store is not open")
-        return await receiver.receive(signal, body, content_type="application/x-protobuf", content_encoding="")
+        return await app.receiver.receive(signal, body, content_type="application/x-protobuf", content_encoding="")
 
-    app.vault.on_open = lambda: app.telemetry.attach(export)
+    def attach() -> None:
+        if app.role == "serve" or (app.store is not None and app.store.receives):
+            app.telemetry.attach(export)
+
+    app.vault.on_open = attach
+
+
+async def _start_serving(app: App) -> None:
+    """Open what a server needs from the beginning; without its store it is a server that says so."""
     try:
         await app.vault.open()
     except QuellError as error:

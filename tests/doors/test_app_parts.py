@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, cast
 
+import msgspec
 import pytest
 
 from quell.app import App, open_app
@@ -126,6 +127,40 @@ def test_a_command_takes_an_executor_only_when_it_investigates(tmp_path: Path) -
         assert ended.status.value == "succeeded"
 
     with_app(story, settings_for(tmp_path), role="command")
+
+
+class _Told(msgspec.Struct):
+    name: str
+    run: str
+
+
+def test_what_a_command_did_can_be_asked_of_its_own_store_afterwards(tmp_path: Path) -> None:
+    bounds = InvestigationSettings(settle_s=0.0, read_timeout_s=5)
+    settings = Settings(state_dir=tmp_path, store=StoreSettings(), investigation=bounds)
+    runs = []
+
+    async def investigate(app: App) -> None:
+        run = await app.desk.investigate(Request(text="is anything wrong?"))
+        await app.runs.wait(run.id, timeout_s=20)
+        runs.append(run.id)
+
+    async def look(app: App) -> None:
+        store = await app.open_store()
+        spans = await store.client.rows(
+            "SELECT SpanName AS name, SpanAttributes['quell.run'] AS run FROM otel_traces WHERE ServiceName = 'quell'",
+            row=_Told,
+            timeout_s=10,
+        )
+        logs = await store.client.rows(
+            "SELECT EventName AS name, LogAttributes['quell.run'] AS run FROM otel_logs WHERE ServiceName = 'quell'",
+            row=_Told,
+            timeout_s=10,
+        )
+        assert {"quell.read", "quell.step"} <= {span.name for span in spans}, spans
+        assert ("run.finished", runs[0]) in {(log.name, log.run) for log in logs}, logs
+
+    with_app(investigate, settings, role="command")
+    with_app(look, settings, role="command")
 
 
 def test_what_fails_to_close_does_not_keep_the_rest_from_closing(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from quell.config import StoreSettings
 from quell.domain import ConfigError, StateHeldError, StoreError
 from quell.signals._client import Endpoint, StoreClient
 from quell.signals._schema import Retention, statements_of
-from quell.signals._schema_otlp import receivers_of
+from quell.signals._schema_otlp import SIGNALS, insert_settings, receivers_of
 
 _EXIT_HELD = 75
 _OPEN_S = 40.0
@@ -119,6 +119,21 @@ class Store:
     def receives(self) -> bool:
         """Whether raw OTLP can be written: our decoding views exist."""
         return "quell_raw_logs" in self.client.schema
+
+    async def take(self, signal: Literal["logs", "traces", "metrics"], payload: bytes) -> None:
+        """Store one OTLP payload without a spool, for a sender that can bear to lose it.
+
+        Raises StoreError when it was not stored, or when our decoding views are not there.
+        """
+        if not self.receives:
+            raise StoreError("the telemetry store has no tables for raw OTLP", hint="set store.create_tables to always")
+        await self.client.insert(
+            SIGNALS[signal].raw_table,
+            payload,
+            input_format="ProtobufSingle",
+            settings=insert_settings(signal),
+            timeout_s=self._settings.query_timeout_s,
+        )
 
     async def _connect(self) -> None:
         await self.client.rows(
