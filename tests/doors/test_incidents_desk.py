@@ -255,6 +255,19 @@ def test_past_its_deadline_an_investigation_is_inconclusive_and_names_what_it_ha
     in_a_room(story, tmp_path, deadline_s=0.0)
 
 
+def test_a_read_that_hangs_does_not_outlive_the_deadline_of_the_investigation(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.handled(alert())
+        case = await room.desk.case_file(incident.id)
+        assert case.finding is not None
+        assert case.finding.outcome is Outcome.INCONCLUSIVE
+        assert "deadline" in case.finding.statement
+        assert any(gap.question is QuestionKind.FLOW_BREAKS and "deadline" in gap.detail for gap in case.gaps)
+
+    reader = RecordedReader(hanging=frozenset({QuestionKind.FLOW_BREAKS}), rows=bad_release())
+    in_a_room(story, tmp_path, reader=reader, deadline_s=1.0, read_timeout_s=600)
+
+
 def test_an_investigation_with_no_data_at_all_ends_inconclusive(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
         run = await room.ended((await room.desk.investigate(Request(text="checkout is slow"))).id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from quell import telemetry
@@ -92,14 +92,17 @@ async def ask_once(reader: Reader, question: Question, *, timeout_s: float) -> A
 async def _ask(
     reader: Reader, question: Question, patience: _Patience, *, timeout_s: float, deadline: datetime, clock: Clock
 ) -> Answer | Gap:
-    if clock() >= deadline:
+    left_s = (deadline - clock()).total_seconds()
+    if left_s <= 0:
         return _gap(reader.name, question.kind, reason="timeout", detail=_LATE)
     if patience.timeouts >= _TIMEOUTS_MAX:
         detail = f"not asked: {reader.name} had already failed to answer {patience.timeouts} times in time"
         return _gap(reader.name, question.kind, reason="timeout", detail=detail)
     with telemetry.span("quell.read", {"quell.source": reader.name, "quell.question": question.kind.value}):
-        answer = await ask_once(reader, question, timeout_s=timeout_s)
+        answer = await ask_once(reader, question, timeout_s=min(timeout_s, left_s))
     if isinstance(answer, Gap) and answer.reason == "timeout":
+        if left_s < timeout_s:
+            return replace(answer, detail=_LATE)
         patience.timeouts += 1
     return answer
 
