@@ -105,7 +105,7 @@ def _rolled(stretch: Stretch) -> str:
     )
     return f"""SELECT from_name AS caller, to_name AS callee, max(sort) AS kind, {sums},
     sumMapIf(mapFromArrays(types, arrayMap(t -> toUInt64(e), types)), {stretch.within}) AS error_types,
-    sumMap([b], [toUInt32(n)], [toUInt32(e)], [toUInt32(u)], [client]) AS series
+    sumMapIf([b], [toUInt32(n)], [toUInt32(e)], [toUInt32(u)], [client], {stretch.charted}) AS series
 FROM (
     SELECT toString(caller) AS from_name, toString(callee) AS to_name, toString(callee_kind) AS sort, toUnixTimestamp(bucket) AS b,
         calls AS n, errors AS e, unanswered AS u, matched AS m, client_ns / 1e6 AS client, server_ns / 1e6 AS server,
@@ -134,7 +134,7 @@ def _query(calls: str, *, names: Sequence[_Name], stretch: Stretch) -> str:
     )
     return f"""SELECT edge.1 AS caller, edge.2 AS callee, max(edge.3) AS kind, {sums},
     sumMapIf(map(error, toUInt64(1)), failed AND error != '' AND {stretch.within}) AS error_types,
-    sumMap([toUInt32(b)], [toUInt32(1)], [toUInt32(failed)], [toUInt32(lost)], [client]) AS series
+    sumMapIf([toUInt32(b)], [toUInt32(1)], [toUInt32(failed)], [toUInt32(lost)], [client], {stretch.charted}) AS series
 FROM (
     SELECT b, edge, edge.4 AS client, server_ms AS server, edge.5 AS failed, edge.6 AS error, edge.7 AS paired, edge.8 AS lost
     FROM (

@@ -10,7 +10,7 @@ import msgspec
 
 from quell.domain import OperationShift, Question, QuestionKind
 from quell.signals._clickhouse_ask import Asked, Asking
-from quell.signals._clickhouse_sources import red_source, step_of, stretch_of
+from quell.signals._clickhouse_sources import Stretch, red_source, step_of, stretch_of
 from quell.signals._reader_onset import find_onset, sum_since
 from quell.signals._survey_score import error_score, late_error_score, latency_score, traffic_score
 
@@ -48,7 +48,7 @@ async def operation_shifts(asking: Asking, question: Question) -> Asked:
     round(sumIf(d, {stretch.within}), 3) AS total_ms, quantilesTDigestMergeIf(0.5, 0.95)(q, {stretch.within}) AS quantiles,
     toUInt32(sumIf(c, {stretch.before})) AS calls_before, toUInt32(sumIf(e, {stretch.before})) AS errors_before,
     round(sumIf(d, {stretch.before}), 3) AS total_ms_before, quantilesTDigestMergeIf(0.5, 0.95)(q, {stretch.before}) AS quantiles_before,
-    arraySort(groupArray((toUInt32(b), toUInt32(c), toUInt32(e), round(d, 3)))) AS series
+    arraySort(groupArrayIf((toUInt32(b), toUInt32(c), toUInt32(e), round(d, 3)), {stretch.charted})) AS series
 FROM ({red_source(asking.shape, table=table, stretch=stretch)})
 GROUP BY service, operation, span_kind
 ORDER BY service, operation, span_kind
@@ -61,7 +61,7 @@ SETTINGS max_threads = 1"""
         shift, score = _shift(row, question.kind, stretch_seconds=(stretch.seconds, stretch.seconds_before))
         if not score and not (row.errors and question.kind is QuestionKind.ERROR_RATES):
             continue
-        shift, late = _dated(shift, row, question.kind, begin=stretch.begin, step_s=step_s)
+        shift, late = _dated(shift, row, question.kind, stretch=stretch)
         if score or late:
             scored.append((-max(score, late), shift))
     scored.sort(key=lambda item: (item[0], item[1].service, item[1].operation, item[1].span_kind))
@@ -96,10 +96,9 @@ def _shift(row: _Row, kind: QuestionKind, *, stretch_seconds: tuple[float, float
     )
 
 
-def _dated(
-    shift: OperationShift, row: _Row, kind: QuestionKind, *, begin: int, step_s: int
-) -> tuple[OperationShift, float]:
+def _dated(shift: OperationShift, row: _Row, kind: QuestionKind, *, stretch: Stretch) -> tuple[OperationShift, float]:
     """Add since when, what came since, and the score of failures that only a part of the window holds."""
+    begin, step_s = stretch.begin, stretch.step_s
     starts = [bucket for bucket, _, _, _ in row.series]
     calls, errors = [calls for _, calls, _, _ in row.series], [errors for _, _, errors, _ in row.series]
     weights = [float(n) for n in calls]
@@ -111,7 +110,7 @@ def _dated(
         failed, taken = sum_since(starts, errors, since), sum_since(starts, calls, since)
         late = late_error_score(failed, taken, shift.errors_before, shift.calls_before)
         if not late and not error_score(shift.errors, shift.calls, shift.errors_before, shift.calls_before):
-            every = list(range(starts[0], starts[-1] + step_s, step_s))
+            every = [at for at in range(starts[0], starts[-1] + step_s, step_s) if stretch.is_charted(at)]
             known = dict(zip(starts, weights, strict=True))
             rates = [known.get(start, 0.0) for start in every]
             since = find_onset(every, rates, [1.0] * len(every), window_start=begin, step_s=step_s)

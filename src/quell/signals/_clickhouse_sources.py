@@ -93,6 +93,20 @@ class Stretch:
         return f"b < {self.before_until}"
 
     @property
+    def has_gap(self) -> bool:
+        """Whether more than the guard bucket lies between baseline and window: earlier trouble, which is left out."""
+        return self.begin - self.before_until > 2 * self.step_s
+
+    @property
+    def charted(self) -> str:
+        """Write the predicate for buckets of which a course is made: what lies in a gap must not be taken for an onset."""
+        return f"({self.before} OR {self.within})" if self.has_gap else "1"
+
+    def is_charted(self, bucket: int) -> bool:
+        """Tell the same of one bucket."""
+        return not self.has_gap or bucket < self.before_until or bucket >= self.begin
+
+    @property
     def seconds(self) -> float:
         """Length of the window."""
         return float(self.end - self.begin)

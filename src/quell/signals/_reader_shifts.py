@@ -27,6 +27,7 @@ _CLIP = 6.0
 _MAD_TO_SIGMA = 1.4826
 _EFFECT_MAX = 50.0
 _POINTS_BEFORE_MIN = 3
+_GUARD_CELLS = 2
 _HELD_SHARE = 0.7
 _LINE_FIT = 0.85
 _LINE_BEATS_STEP = 0.6
@@ -168,6 +169,8 @@ def _nanmedian(table: Floats) -> Floats:
 def _best_splits(table: Floats, *, middle: Floats, unit: Floats, grid: _Grid) -> NDArray[np.int64]:
     """Find for each row the column in the window that parts it best into before and after."""
     scaled = np.clip(np.nan_to_num((table - middle[:, None]) / unit[:, None]), -_CLIP, _CLIP)
+    if grid.window_at - grid.baseline_until > _GUARD_CELLS:
+        scaled[:, grid.baseline_until : grid.window_at] = 0.0  # earlier trouble lies there, which has been left out
     first, last = max(1, grid.window_at - 2), grid.cells - 1
     sums = np.cumsum(scaled, axis=1)
     at = np.arange(first, max(first + 1, last))
