@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from quell.signals._owner_engine import Engine, EngineError, Limits
+from quell.signals._owner_engine import Engine, EngineError, Limits, drop_schemas
 from quell.signals._owner_http import Connection, Desk
 from quell.signals._owner_upkeep import Upkeep
 from quell.signals._schema import Retention, statements_of, tables_of
@@ -88,6 +88,7 @@ class Owner:
         loop = asyncio.get_running_loop()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGTERM, self._leave.set)
+        drop_schemas()
         engine = Engine(self._state_dir / "store", limits=self._limits)
         lay_tables(engine, limits=self._limits, mark=self._state_dir / "store.schema")
         upkeep = Upkeep(engine, limits=self._limits)

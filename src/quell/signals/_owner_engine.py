@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -46,6 +48,8 @@ _WRITERS = 1
 _PENDING_MAX = 128
 TOO_MANY_QUERIES = 202
 UNKNOWN_FAILURE = 1002
+NOT_ENOUGH_SPACE = 243
+SCHEMA_CACHE = "__cache__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,11 @@ class EngineError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def drop_schemas() -> None:
+    """Delete the engine's copies of format schemas, which lie in its working directory."""
+    shutil.rmtree(SCHEMA_CACHE, ignore_errors=True)
 
 
 def engine_error(error: Exception) -> EngineError:
@@ -208,10 +217,21 @@ class Engine:
                 session.query("SET " + ", ".join(f"{name} = {quoted(value)}" for name, value in settings.items()))
             return self._ask(session, statement, started)
         except Exception as error:
-            raise engine_error(error) from error
+            failed = engine_error(error)
+            if SCHEMA_CACHE in str(failed):
+                self._forget_schemas(session)
+                failed = EngineError(NOT_ENOUGH_SPACE, str(failed))  # no fault of the rows, whatever its number says
+            raise failed from error
         finally:
             if settings:
                 self._restore(session, settings)
+
+    @staticmethod
+    def _forget_schemas(session: _Session) -> None:
+        """Make the engine write its copies of format schemas anew: one that a full disk cut short would fail for ever."""
+        drop_schemas()
+        with contextlib.suppress(Exception):
+            session.query("SYSTEM DROP FORMAT SCHEMA CACHE FOR Protobuf")
 
     def _use(self, session: _Session, database: str) -> None:
         if getattr(self._local, "database", _DATABASE) != database:
