@@ -1,19 +1,26 @@
 """Make a virtual environment and install what is needed into it: `bootstrap.py VENV lab|dev`.
 
-Runs on a bare `python3`: standard library only. Debian's python3 comes without ensurepip; then pip is taken from
-wherever the machine has one (pip, virtualenv or uv), and as root on Debian from the python3-venv package.
+Runs on a bare `python3`: standard library only. Debian's python3 comes without ensurepip; then the environment comes
+from virtualenv or uv where the machine has them, as root on Debian from the python3-venv package, and else from
+pip's own wheel, fetched from the package index (PIP_INDEX_URL, or the public one).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "dev.lock"
+LINK = re.compile(r'href="((?:[^"]*/)?pip-[0-9.]+-py3-none-any\.whl[^"]*)"')
 HINT = "hint: install it as root with: apt-get install -y python3-venv"
 
 
@@ -40,7 +47,42 @@ def make_venv(venv: Path) -> None:
             sys.executable, "-m", "venv", "--clear", str(venv)
         ):
             return
+    if run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv)) and add_pip(venv):
+        return
     sys.exit(f"error: this python3 cannot make a virtual environment\n{HINT}")
+
+
+def add_pip(venv: Path) -> bool:
+    """Install pip from its wheel, which can be run as it is; tell whether that worked."""
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    try:
+        with urllib.request.urlopen(index, timeout=30) as answer:
+            links = LINK.findall(answer.read().decode())
+        newest = max(links, key=lambda link: release_of(filename_of(link)))
+        with urllib.request.urlopen(urllib.parse.urljoin(index, newest), timeout=60) as answer:
+            content = answer.read()
+    except (OSError, ValueError) as error:
+        print(f"pip could not be fetched from {index}: {error}", file=sys.stderr)
+        return False
+    wanted = newest.partition("#sha256=")[2]
+    if wanted and hashlib.sha256(content).hexdigest() != wanted:
+        print("pip could not be fetched: its checksum is wrong", file=sys.stderr)
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = Path(scratch) / filename_of(newest)
+        wheel.write_bytes(content)
+        return run(str(venv / "bin" / "python"), f"{wheel}/pip", "install", "--quiet", "--no-index", str(wheel))
+
+
+def filename_of(link: str) -> str:
+    """Return the last part of a link's path."""
+    return urllib.parse.unquote(link.partition("#")[0].rsplit("/", 1)[-1])
+
+
+def release_of(filename: str) -> tuple[int, ...]:
+    """Order `pip-25.1-py3-none-any.whl` by its numbers; what is no plain release comes first."""
+    parts = filename.split("-")[1].split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else (0,)
 
 
 def main() -> None:
