@@ -73,6 +73,8 @@ class Rig:
         self._server: Server | None = None
         self._lab: Lab | None = None
         self.cases = 0
+        self.is_quiet = False
+        """Whether a healthy disturbance was just waited out, so that nothing has to be waited for again."""
 
     @property
     def server(self) -> Server:
@@ -171,7 +173,7 @@ def run_healthy(rig: Rig, fault: str, seed: int, *, number: int) -> CaseResult:
     finally:
         rig.lab.heal()
     # Taking it back is a disturbance of its own, and an investigation may still be under way.
-    rig.becomes_quiet()
+    rig.is_quiet = rig.becomes_quiet()
     fresh = [each for each in rig.server.incidents() if str(each["id"]) not in before]
     cases = [rig.server.case(str(each["id"])) for each in fresh]
     blamed = [claim(finding_of(each)) for each in cases if blames(each)]
@@ -276,6 +278,10 @@ def _ready(rig: Rig, fresh_every: int) -> None:
     for _ in range(3):
         if not rig.runs or rig.cases >= fresh_every:
             rig.start()
+        elif rig.is_quiet and not rig.server.firing():
+            rig.is_quiet = False
+            return
+        rig.is_quiet = False
         if rig.becomes_quiet():
             return
         _say("not quiet: starting afresh")
