@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +17,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from quell import telemetry
-from quell.config import Secret, Settings, StoreSettings, TelemetrySettings
+from quell.config import PrometheusSettings, Secret, Settings, StoreSettings, TelemetrySettings
+from quell.domain import StoreError
+from quell.signals import PrometheusReader
+from quell.signals._client import Endpoint, StoreClient
 from quell.telemetry import Exporter, Telemetry, open_telemetry
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -226,6 +229,57 @@ def test_a_trace_goes_through_from_caller_to_callee(tmp_path: Path) -> None:
     assert outgoing["tracestate"] == "a=b"
     assert len(sent.spans()) == 2, "a broken header begins a trace of its own"
     assert telemetry.extract({}) is None
+
+
+def test_the_sources_that_are_asked_learn_of_the_trace(tmp_path: Path) -> None:
+    told: list[str] = []
+    incoming = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+
+    async def ask(_: Telemetry) -> None:
+        with heard(told) as url:
+            reader = PrometheusReader(PrometheusSettings(name="p", url=url))
+            client = StoreClient(Endpoint(url=url), client_id="test")
+            with telemetry.span("quell.read", parent=telemetry.extract(incoming)):
+                await reader.check()
+                await client.ping(timeout_s=2)
+                with suppress(StoreError):
+                    await client.command("SELECT 1", timeout_s=2)
+            await reader.close()
+            await client.aclose()
+
+    _run(tmp_path, ask, export=Sent().export)
+    assert len(told) >= 2
+    assert {header.split("-")[1] for header in told if header} == {"0af7651916cd43dd8448eb211c80319c"}, told
+
+
+@contextmanager
+def heard(told: list[str]) -> Iterator[str]:
+    """Answer nothing of use, and keep the trace context of each request but pings."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/ping":
+                told.append(self.headers.get("traceparent", ""))
+            self.send_response(500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_secret_reaches_no_span_and_no_log(tmp_path: Path) -> None:

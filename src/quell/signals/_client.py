@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeVar
 import httpx2
 import msgspec
 
+from quell import telemetry
 from quell.domain import StoreError
 
 T = TypeVar("T")
@@ -198,12 +199,14 @@ class StoreClient:
         self, content: bytes, query: dict[str, str], *, timeout_s: float, grace_s: float = _GRACE_S
     ) -> bytes:
         address = {"database": self.endpoint.database, **query}
+        headers = self._identity()
+        telemetry.inject(headers)
         try:
             reply = await self._http.post(
                 self.endpoint.url + "/",
                 params=address,
                 content=content,
-                headers=self._identity(),
+                headers=headers,
                 timeout=timeout_s + grace_s,
             )
         except httpx2.TimeoutException as error:

@@ -7,6 +7,7 @@ from typing import TypeVar
 import httpx2
 import msgspec
 
+from quell import telemetry
 from quell.config import PrometheusSettings
 from quell.domain import GapReason
 from quell.signals._reader import CannotAnswerError
@@ -116,7 +117,9 @@ class Api:
         return reply.data
 
     async def _body(self, method: str, path: str, form: dict[str, str], *, timeout_s: float) -> bytes:
-        asked = {"params": form} if method == "GET" else {"data": form}
+        headers: dict[str, str] = {}
+        telemetry.inject(headers)
+        asked = {"params" if method == "GET" else "data": form, "headers": headers}
         async with self._http.stream(method, self._url + path, timeout=timeout_s, **asked) as reply:  # type: ignore[arg-type] # params or data, by method
             body = bytearray()
             async for part in reply.aiter_bytes():
