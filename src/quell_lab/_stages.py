@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 
 class Stages:
@@ -30,7 +31,7 @@ class Stages:
         began_s = time.monotonic()
         with ExitStack() as stack:
             if self._console is not None:
-                stack.enter_context(self._console.status(f"{title} ..."))
+                stack.enter_context(_spinner(title, self._console))
             else:
                 self.say(f"{title} ...")
             yield
@@ -49,3 +50,18 @@ class Stages:
         """Print text as it is."""
         self._stream.write(text.rstrip("\n") + "\n")
         self._stream.flush()
+
+
+def _spinner(title: str, console: Console) -> Progress:
+    """Return a line that shows what goes on and since when, and vanishes at the end."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    progress.add_task(title)
+    return progress
