@@ -38,7 +38,8 @@ from quell_lab import (
 
 WARM_UP_S = 60.0
 FINDING_TIMEOUT_S = 90.0
-QUIET_S = 28.0
+QUIET_S = 15.0
+"""Without any alert, each of which needs twenty quiet seconds to end: the shop was well for half a minute at least."""
 QUIET_TIMEOUT_S = 100.0
 WATCH_HEALTHY_S = 35.0
 LOOK_EVERY_S = 0.5
