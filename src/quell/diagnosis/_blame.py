@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from quell.diagnosis._metrics import fullness, is_rise
 from quell.diagnosis._scene import ChangeFact, EdgeFact, OperationFact, Scene, earliest
-from quell.diagnosis._vocabulary import REFUSED_TYPES
+from quell.diagnosis._vocabulary import OOM_WORDS, REFUSED_TYPES
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import ChangeKind, Subject
 
@@ -277,7 +277,7 @@ def is_orderly(change: ChangeFact) -> bool:
 
 def is_oom(change: ChangeFact) -> bool:
     """Tell whether an exit was for want of memory."""
-    return any(w in change.text for w in ("oom", "out of memory", "out_of_memory", "memory limit"))
+    return OOM_WORDS.search(change.text) is not None
 
 
 def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:

@@ -39,7 +39,7 @@ _NAMES: Final[Mapping[Resource, re.Pattern[str]]] = MappingProxyType(
             r"(?:queue|messag|broker|topic).*(?:depth|length|size|ready|backlog|unacked|pending|messages$)|consumer.?(?:group.)?lag"
         ),
         "locks": re.compile(
-            r"(?:lock|deadlock).*(?:wait|count|blocked|total)|(?:wait|blocked).*lock|locks$|deadlocks?$"
+            r"(?<![bc])lock.*(?:wait|count|blocked|total)|(?:wait|blocked).*(?<![bc])lock|(?<![bc])locks$|deadlocks?$"
         ),
         "scan": re.compile(
             r"rows?.?(?:scanned|read|examined|fetched|returned)|seq.?(?:scan|tup)|tup.?(?:returned|fetched)|full.?scan"

@@ -40,7 +40,7 @@ _EXHAUSTED_TYPES: Final = re.compile(
     r"too.?many.?open|emfile|enfile|enospc|no.?space|out.?of.?memory|enomem", re.IGNORECASE
 )
 _STORE_TYPES: Final = re.compile(
-    r"lock|deadlock|statement|serializ|query.?cancel|40001|40p01|55p03|57014", re.IGNORECASE
+    r"(?<![bc])lock|statement|serializ|query.?cancel|40001|40p01|55p03|57014", re.IGNORECASE
 )
 _POOL_TYPES: Final = re.compile(r"pool", re.IGNORECASE)
 _CONNECTION_TYPES: Final = re.compile(
@@ -48,9 +48,16 @@ _CONNECTION_TYPES: Final = re.compile(
     r"|connect(?:error|timeout)|readerror|deadline",
     re.IGNORECASE,
 )
-LOCK_TYPES: Final = re.compile(r"lock|55p03|40p01", re.IGNORECASE)
+LOCK_TYPES: Final = re.compile(r"(?<![bc])lock|55p03|40p01", re.IGNORECASE)
+"""Blocks and clocks are no locks."""
 REFUSED_TYPES: Final = re.compile(r"refused|connecterror|no.?route|unreachable|gaierror|dns", re.IGNORECASE)
-CERTIFICATE_TYPES: Final = re.compile(r"cert|tls|ssl", re.IGNORECASE)
+CERTIFICATE_TYPES: Final = re.compile(
+    r"SSL|TLS|Ssl(?![a-z])|Tls(?![a-z])|(?<![A-Za-z])(?:ssl|tls)|(?i:certificate|x509|(?<![a-z])cert(?![a-z]))|Cert(?![a-z])"
+)
+"""Names run words together, and `BusinessLogic` is no matter of SSL."""
+OOM_WORDS: Final = re.compile(
+    r"(?<![a-z])oom(?![a-z])|(?<![a-z])oom.?kill|out.of.memory|outofmemory|memory.limit", re.IGNORECASE
+)
 Nature: TypeAlias = Literal["exhausted", "statement", "certificate", "way", "pool", "inside", "unknown"]
 
 
