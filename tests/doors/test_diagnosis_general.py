@@ -12,7 +12,13 @@ from quell.domain import (
     Category,
     ChangeKind,
     Diagnosis,
+    EdgeShift,
+    Gap,
+    MetricShift,
     Observation,
+    OperationShift,
+    Outcome,
+    QuestionKind,
     Survey,
 )
 from tests.doors._diagnosis_story import Story
@@ -69,3 +75,49 @@ def test_blocks_are_no_locks_of_a_database(metric: str) -> None:
     hypotheses = _diagnosed(story.survey()).hypotheses
     assert hypotheses[0].category is Category.SLOW_QUERY
     assert all(h.category is not Category.LOCK_CONTENTION for h in hypotheses)
+
+
+# -- sources tell only what moved
+
+
+def _only(survey: Survey, *kinds: type[Observation]) -> Survey:
+    return replace(survey, facts=tuple(f for f in survey.facts if isinstance(f.observation, kinds)))
+
+
+def test_a_system_in_which_nothing_moved_is_healthy_by_its_call_graph() -> None:
+    finding = _diagnosed(_only(Story().survey(), EdgeShift)).finding
+    assert finding.outcome is Outcome.HEALTHY
+    assert finding.citations
+
+
+def test_a_single_service_in_which_only_a_metric_moved_is_healthy_too() -> None:
+    story = Story()
+    story.metric("search", "process.cpu.utilization", 0.1, 0.4)
+    empty = Gap(question=QuestionKind.EDGE_GAPS, source="clickhouse", query="q", reason="empty", detail="no calls")
+    survey = replace(_only(story.survey(), MetricShift), gaps=(empty,))
+    assert _diagnosed(survey).finding.outcome is Outcome.HEALTHY
+
+
+def test_a_source_that_has_only_one_half_of_the_calls_is_not_enough_for_healthy() -> None:
+    survey = _only(Story().survey(), EdgeShift)
+    gaps = tuple(
+        Gap(question=kind, source="clickhouse", query="q", reason="timeout", detail="late")
+        for kind in (QuestionKind.ERROR_RATES, QuestionKind.SLOW_OPERATIONS)
+    )
+    assert _diagnosed(replace(survey, gaps=gaps)).finding.outcome is Outcome.INCONCLUSIVE
+
+
+def test_healthy_cites_no_operation_that_got_worse_as_one_that_is_well() -> None:
+    story = Story()
+    survey = story.survey()
+
+    def slower_where_nobody_waits(row: Observation) -> Observation:
+        if isinstance(row, OperationShift) and row.service == "search":
+            return replace(row, total_ms=row.total_ms + 9 * row.calls)
+        return row
+
+    told = _edited(survey, slower_where_nobody_waits)
+    finding = _diagnosed(told).finding
+    assert finding.outcome is Outcome.HEALTHY
+    cited = {c.evidence for c in finding.citations}
+    assert not [f for f in told.facts if f.evidence.id in cited and getattr(f.observation, "service", "") == "search"]

@@ -164,10 +164,19 @@ def _gap_caps(scene: Scene, category: Category) -> list[tuple[Confidence, str]]:
     return caps
 
 
+def are_calls_read(scene: Scene) -> bool:
+    """Tell whether calls of services were looked at: some are told, or who was asked for them found none that got worse.
+
+    A source that knows of no calls at all answers with a gap, so an answer without rows means that all are as before.
+    """
+    survey = scene.survey
+    return bool(scene.operations) or (bool(survey.facts) and not any(g.question in _CALLS for g in survey.gaps))
+
+
 def healthy_judgement(scene: Scene) -> Judgement:
     """Compute how sure "nothing is wrong" may be."""
     unseen = hidden(scene)
-    if not scene.operations or unseen.keys() >= _CALLS:
+    if not are_calls_read(scene) or unseen.keys() >= _CALLS:
         return Judgement(confidence=Confidence.NONE, cap="calls of services could not be read")
     missing = sorted({*unseen, *wounded(scene)} - _DETAIL)
     if missing:

@@ -10,7 +10,7 @@ from quell.diagnosis._blame import Ledger, settle_blame, unplanned_exits
 from quell.diagnosis._candidate import Candidate
 from quell.diagnosis._catalogue import CATALOGUE
 from quell.diagnosis._changes import shown
-from quell.diagnosis._confidence import Judgement, healthy_judgement, is_cause, judge
+from quell.diagnosis._confidence import Judgement, are_calls_read, healthy_judgement, is_cause, judge
 from quell.diagnosis._rank import rank_candidates
 from quell.diagnosis._scene import Scene, build_scene
 from quell.diagnosis._stores import suspect_queues
@@ -87,8 +87,7 @@ def _found(scene: Scene, top: Candidate, ranked: Sequence[Candidate]) -> Finding
 def _healthy(scene: Scene, ledger: Ledger, judgement: Judgement) -> Finding:
     made = scene.changes_of(ChangeKind.DEPLOY, ChangeKind.CONFIG, ChangeKind.FLAG)
     cited = [Citation(evidence=i, says="changed, and nothing got worse after it") for c in made for i in c.ids[:1]]
-    operations = sorted((o for ops in scene.operations.values() for o in ops), key=lambda o: (-o.row.calls, o.id))
-    cited.extend(Citation(evidence=o.id, says="calls are as before") for o in operations[:3])
+    cited.extend(_steady(scene))
     names = sorted({c.row.service or "all services" for c in made})
     extra = f" Changes of {', '.join(shown(n) for n in names[:3])} in this time did no harm." if names else ""
     statement = "Nothing that users feel got worse: errors and latency of every service are within their baseline."
@@ -110,13 +109,23 @@ def _healthy(scene: Scene, ledger: Ledger, judgement: Judgement) -> Finding:
     )
 
 
+def _steady(scene: Scene) -> list[Citation]:
+    """Cite what shows best that calls are well: the busiest operations, or edges, that neither fail more nor take longer."""
+    operations = sorted((o for ops in scene.operations.values() for o in ops), key=lambda o: (-o.row.calls, o.id))
+    well = [o.id for o in operations if not o.errors_added and not o.ms_added]
+    edges = sorted(scene.edges, key=lambda e: (-e.row.calls, e.id))
+    if not well:
+        well = [e.id for e in edges if not e.errors_added and not e.own_ms_added]
+    return [Citation(evidence=i, says="its calls neither fail more nor take longer than before") for i in well[:3]]
+
+
 def _inconclusive(scene: Scene, impact: tuple[Citation, ...], ordered: Sequence[Candidate]) -> Finding:
     unknown = _unknown_service(scene)
     if not scene.survey.facts:
         statement = "There is no telemetry for this window, so nothing can be said about it."
     elif unknown:
         statement = f"Nothing is known about {shown(unknown)}: no telemetry names it in this window."
-    elif not scene.operations and not scene.edges:
+    elif not are_calls_read(scene) and not scene.edges:
         statement = "Calls of services could not be seen, so it is not known whether anything is wrong."
     elif ordered:
         statement = f"Something is wrong, but no cause passes the bar; the nearest is: {statement_of(ordered[0])}"
