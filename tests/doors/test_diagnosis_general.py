@@ -121,3 +121,49 @@ def test_healthy_cites_no_operation_that_got_worse_as_one_that_is_well() -> None
     assert finding.outcome is Outcome.HEALTHY
     cited = {c.evidence for c in finding.citations}
     assert not [f for f in told.facts if f.evidence.id in cited and getattr(f.observation, "service", "") == "search"]
+
+
+# -- shapes of the call graph
+
+
+def _with_edge(survey: Survey, caller: str, callee: str, *, calls: int, calls_before: int) -> Survey:
+    known = next(f for f in survey.facts if isinstance(f.observation, EdgeShift) and f.observation.callee == "search")
+    assert isinstance(known.observation, EdgeShift)
+    row = replace(known.observation, caller=caller, callee=callee, calls=calls, calls_before=calls_before)
+    fact = replace(known, evidence=replace(known.evidence, id="E900"), observation=row)
+    return replace(survey, facts=(*survey.facts, fact))
+
+
+@pytest.mark.parametrize("caller", ["api", "worker", "bill"])
+def test_users_still_wait_at_an_entry_that_an_inner_service_calls_too(caller: str) -> None:
+    story = Story()
+    story.now.own_ms["bill"] = 300
+    survey = _with_edge(story.survey(), caller, "web", calls=90, calls_before=300)
+    finding = _diagnosed(survey).finding
+    assert finding.outcome is Outcome.CAUSE_FOUND
+    assert finding.subject is not None
+    assert finding.subject.name == "bill"
+
+
+@pytest.mark.parametrize("caller", ["api", "worker"])
+def test_a_spike_is_seen_at_an_entry_that_an_inner_service_calls_too(caller: str) -> None:
+    story = Story()
+    story.now.rate = 60
+    story.now.own_ms = {name: 9 * ms for name, ms in story.now.own_ms.items()}
+    survey = _with_edge(story.survey(), caller, "web", calls=90, calls_before=300)
+    assert _diagnosed(survey).finding.category is Category.TRAFFIC_SPIKE
+
+
+def test_calls_of_a_service_to_itself_do_not_make_it_an_entry() -> None:
+    story = Story()
+    story.now.own_ms["search"] = 13
+    survey = _with_edge(story.survey(), "stock", "stock", calls=4000, calls_before=13000)
+
+    def busy(row: Observation) -> Observation:
+        if isinstance(row, OperationShift) and row.service == "stock":
+            return replace(
+                row, calls=row.calls + 4000, calls_before=row.calls_before + 13000, total_ms=3 * row.total_ms
+            )
+        return row
+
+    assert _diagnosed(_edited(survey, busy)).finding.outcome is not Outcome.CAUSE_FOUND

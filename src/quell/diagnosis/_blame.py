@@ -293,9 +293,8 @@ def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:
 
 
 def _ends(scene: Scene) -> set[str]:
-    """Return the services where users, and messages, wait: those that no other one calls."""
-    reached = {e.row.callee for e in scene.edges if e.row.caller in scene.operations and e.row.callee_kind != "queue"}
-    return set(scene.operations) - reached
+    """Return the services where users, and messages, wait."""
+    return {service for service in scene.operations if scene.is_entry(service)}
 
 
 def _felt(scene: Scene) -> tuple[float, float]:

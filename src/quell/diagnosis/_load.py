@@ -20,8 +20,7 @@ def entries_of(scene: Scene) -> list[str]:
     return sorted(
         s
         for s, operations in scene.operations.items()
-        if any(o.row.span_kind == "server" for o in operations)
-        and not any(e.row.caller in scene.operations for e in scene.into(s))
+        if any(o.row.span_kind == "server" for o in operations) and scene.is_entry(s)
     )
 
 

@@ -229,6 +229,8 @@ class Scene:
     """Client operations by the service that makes them."""
     produced: dict[str, list[OperationFact]] = field(default_factory=dict)
     edges: list[EdgeFact] = field(default_factory=list)
+    loops: dict[str, int] = field(default_factory=dict)
+    """Calls of both windows that a service makes to itself."""
     metrics: dict[str, list[MetricFact]] = field(default_factory=dict)
     patterns: dict[str, list[PatternFact]] = field(default_factory=dict)
     changes: list[ChangeFact] = field(default_factory=list)
@@ -257,6 +259,19 @@ class Scene:
     def out_of(self, caller: str) -> list[EdgeFact]:
         """Return the edges that start here."""
         return [e for e in self.edges if e.row.caller == caller]
+
+    def is_entry(self, service: str) -> bool:
+        """Tell whether users or messages come in here: many of its calls are made by no service that is seen.
+
+        To be called by another service now and then, or back by one that it calls itself, makes it no inner service.
+        """
+        rows = [o.row for o in self.operations.get(service, [])]
+        callers = [e.row for e in self.into(service) if e.row.callee_kind != "queue"]
+        if not rows or not any(r.caller in self.operations for r in callers):
+            return bool(rows)
+        taken = sum(r.calls + r.calls_before for r in rows)
+        inner = sum(r.calls + r.calls_before for r in callers) + self.loops.get(service, 0)
+        return taken - inner >= max(THRESHOLDS.calls_min, THRESHOLDS.entry_share_min * taken)
 
     def subject_of(self, name: str) -> Subject:
         """Return the object that a node's name stands for."""
@@ -363,6 +378,7 @@ def build_scene(survey: Survey, alerts: Sequence[Alert]) -> Scene:
     alerted = any(a.status == "firing" and a.symptom in _FAILING for a in scene.alerts)
     _index_operations(scene, facts, alerted=alerted)
     scene.edges = _unique_edges(facts, alerted=alerted)
+    scene.loops = _loops(facts)
     scene.metrics = _grouped(
         (
             f.observation.service,
@@ -420,6 +436,12 @@ def _unique_edges(facts: Sequence[Fact], *, alerted: bool) -> list[EdgeFact]:
         if isinstance(row, EdgeShift) and row.caller != row.callee:
             found.setdefault((row.caller, row.callee), EdgeFact(id=fact.evidence.id, row=row, alerted=alerted))
     return [found[key] for key in sorted(found)]
+
+
+def _loops(facts: Sequence[Fact]) -> dict[str, int]:
+    rows = [f.observation for f in facts if isinstance(f.observation, EdgeShift)]
+    own = sorted((r.caller, r.calls + r.calls_before) for r in rows if r.caller == r.callee)
+    return dict(own)
 
 
 def _pattern(fact: Fact, row: PatternShift) -> tuple[str, PatternFact]:

@@ -42,6 +42,8 @@ class Thresholds:
     """Added failures of this part of the users' calls hurt in full."""
     time_hurt_share: float = 1.0
     """Added time of this part of the users' usual waiting hurts in full."""
+    entry_share_min: float = 0.3
+    """Part of a service's calls that no visible service makes, from which on users are taken to wait there."""
     harm_share: float = 0.1
     """All added time together below this part of the time that users usually wait hurts nobody."""
     relevant_share: float = 0.02
