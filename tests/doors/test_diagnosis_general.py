@@ -167,3 +167,56 @@ def test_calls_of_a_service_to_itself_do_not_make_it_an_entry() -> None:
         return row
 
     assert _diagnosed(_edited(survey, busy)).finding.outcome is not Outcome.CAUSE_FOUND
+
+
+# -- spans that were never kept
+
+
+def _sampled(survey: Survey, service: str, *, now: float, before: float = 1.0) -> Survey:
+    """Keep a part of the spans that a service makes as a callee, now and before."""
+
+    def thin(row: Observation) -> Observation:
+        if isinstance(row, EdgeShift) and row.callee == service:
+            return replace(
+                row, unanswered=round(row.calls * (1 - now)), unanswered_before=round(row.calls_before * (1 - before))
+            )
+        if isinstance(row, OperationShift) and row.service == service:
+            kept, kept_before = round(row.calls * now), round(row.calls_before * before)
+            return replace(
+                row,
+                calls=kept,
+                errors=round(row.errors * now),
+                total_ms=row.total_ms * now,
+                calls_before=kept_before,
+                errors_before=round(row.errors_before * before),
+                total_ms_before=row.total_ms_before * before,
+            )
+        return row
+
+    return _edited(survey, thin)
+
+
+@pytest.mark.parametrize("now", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("service", ["stock", "bill"])
+def test_a_callee_that_begins_to_keep_fewer_spans_fails_nobody(service: str, now: float) -> None:
+    finding = _diagnosed(_sampled(Story().survey(), service, now=now)).finding
+    assert finding.outcome is Outcome.HEALTHY, finding
+
+
+def test_calls_that_fail_at_a_callee_that_keeps_one_span_in_ten_still_count() -> None:
+    story = Story()
+    story.now.own_errors["stock"] = 0.4
+    finding = _diagnosed(_sampled(story.survey(), "stock", now=0.1, before=0.1)).finding
+    assert finding.outcome is Outcome.CAUSE_FOUND
+    assert finding.subject is not None
+    assert finding.subject.name == "stock"
+
+
+def test_spans_that_were_never_kept_make_no_wire_slow() -> None:
+    story = Story()
+    story.now.own_ms["bill"] = 120
+    story.before.own_ms["stock"] = story.now.own_ms["stock"] = 60
+    diagnosis = _diagnosed(_sampled(story.survey(), "stock", now=0.1, before=0.1))
+    assert diagnosis.finding.subject is not None
+    assert diagnosis.finding.subject.name == "bill"
+    assert all(h.category is not Category.NETWORK_LATENCY for h in diagnosis.hypotheses)

@@ -132,7 +132,7 @@ def _blame_edge(scene: Scene, ledger: Ledger, edge: EdgeFact) -> None:
     if edge.own_ms_added:
         owner = (
             owner_of_failures(scene, edge)
-            if left or edge.unanswered_share > THRESHOLDS.error_share_floor
+            if left or edge.lost_share > THRESHOLDS.error_share_floor
             else owner_of_gap(scene, edge)
         )
         _entry(ledger, owner).add(lost_ms=edge.own_ms_added, since=edge.row.since, ids=(edge.id,))
@@ -165,10 +165,7 @@ def leftover_errors(scene: Scene, edge: EdgeFact) -> float:
     callee = edge.row.callee
     inside = sum(o.errors_added for o in scene.operations.get(callee, []))
     seen = sum(e.raw_errors_added for e in scene.into(callee))
-    unanswered = max(
-        0.0, edge.row.unanswered - edge.row.calls * _share(edge.row.unanswered_before, edge.row.calls_before)
-    )
-    left = max(edge.errors_added * (1 - min(1.0, inside / seen)) if seen else 0.0, min(unanswered, edge.errors_added))
+    left = max(edge.errors_added * (1 - min(1.0, inside / seen)) if seen else 0.0, min(edge.lost, edge.errors_added))
     return left if left >= THRESHOLDS.errors_min and left >= THRESHOLDS.self_share_min * edge.errors_added else 0.0
 
 

@@ -20,7 +20,7 @@ def suspect_network(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
             continue
         if edge.own_ms_added:
             yield _latency(scene, ledger, edge)
-        if left and (edge.nature == "way" or edge.unanswered_share >= THRESHOLDS.error_share_floor):
+        if left and (edge.nature == "way" or edge.lost_share >= THRESHOLDS.error_share_floor):
             yield _loss(scene, ledger, edge, left)
 
 
@@ -59,7 +59,7 @@ def _answered_part(edge: EdgeFact) -> float:
         return 1.0
     if row.gap_ms is None or row.gap_ms_before is None:
         return 0.4 if edge.nature == "way" else 1.0
-    answered = row.calls * (1 - edge.unanswered_share)
+    answered = row.calls * (1 - edge.lost_share)
     return min(1.0, max(0.0, row.gap_ms - row.gap_ms_before) * answered / edge.own_ms_added)
 
 

@@ -108,23 +108,33 @@ class EdgeFact:
         return self.row.calls_before == 0 and self.row.calls >= THRESHOLDS.calls_min
 
     @property
-    def raw_errors_added(self) -> float:
-        """Failed or unanswered calls beyond the baseline's share, without floors: for explaining callers away."""
+    def lost(self) -> float:
+        """Calls beyond the baseline's share that nobody answers and that the caller feels; else 0.
+
+        A callee that keeps one span in ten, or that stopped to send any, leaves calls unanswered that nobody misses.
+        """
         row = self.row
-        failed, failed_before = max(row.errors, row.unanswered), max(row.errors_before, row.unanswered_before)
-        return max(0.0, failed - row.calls * (failed_before / row.calls_before if row.calls_before else 0.0))
+        failed = _added(row.errors, row.calls, row.errors_before, row.calls_before)
+        missing = _added(row.unanswered, row.calls, row.unanswered_before, row.calls_before)
+        return missing if failed >= THRESHOLDS.self_share_min * missing else 0.0
+
+    @property
+    def raw_errors_added(self) -> float:
+        """Failed or lost calls beyond the baseline's share, without floors: for explaining callers away."""
+        row = self.row
+        return max(_added(row.errors, row.calls, row.errors_before, row.calls_before), self.lost)
 
     @property
     def errors_added(self) -> float:
         """The same, 0 below the floors."""
         row = self.row
-        failed, failed_before = max(row.errors, row.unanswered), max(row.errors_before, row.unanswered_before)
-        return excess_errors(
-            Tally(failed, row.calls),
-            Tally(failed_before, row.calls_before),
-            late=_late(row.failed_since, row.calls_since),
-            alerted=self.alerted,
-        )
+        late = _late(row.failed_since, row.calls_since)
+        failed, failed_before = Tally(row.errors, row.calls), Tally(row.errors_before, row.calls_before)
+        added = excess_errors(failed, failed_before, late=late, alerted=self.alerted)
+        if not self.lost:
+            return added
+        lost, lost_before = Tally(row.unanswered, row.calls), Tally(row.unanswered_before, row.calls_before)
+        return max(added, excess_errors(lost, lost_before, late=late, alerted=self.alerted))
 
     @property
     def raw_ms_added(self) -> float:
@@ -140,9 +150,9 @@ class EdgeFact:
         row = self.row
         if row.callee_kind == "queue":
             return None
-        if row.gap_ms is not None and not row.unanswered:
+        if row.gap_ms is not None and not self.lost:
             return max(0.0, row.gap_ms)
-        return max(0.0, row.client_ms - (row.server_ms or 0.0) * (1 - self.unanswered_share))
+        return max(0.0, row.client_ms - (row.server_ms or 0.0) * (1 - self.lost_share))
 
     @property
     def own_ms_before(self) -> float:
@@ -153,9 +163,9 @@ class EdgeFact:
         return max(0.0, row.client_ms_before - (row.server_ms_before or 0.0))
 
     @property
-    def unanswered_share(self) -> float:
-        """Part of the calls that no span of the callee answers."""
-        return min(1.0, self.row.unanswered / self.row.calls) if self.row.calls else 0.0
+    def lost_share(self) -> float:
+        """Part of the calls that get lost on the way."""
+        return min(1.0, self.lost / self.row.calls) if self.row.calls else 0.0
 
     @property
     def own_ms_added(self) -> float:
@@ -327,6 +337,10 @@ def excess_errors(now: Tally, before: Tally, *, late: Tally | None, alerted: boo
     if _differs(now, before, z_min=needed) or (late and _differs(late, before, z_min=THRESHOLDS.error_z_onset_min)):
         return max(0.0, now.failed - now.calls * before.share)
     return 0.0
+
+
+def _added(part: int, whole: int, part_before: int, whole_before: int) -> float:
+    return max(0.0, part - whole * (part_before / whole_before if whole_before else 0.0))
 
 
 def _differs(now: Tally, before: Tally, *, z_min: float) -> bool:
