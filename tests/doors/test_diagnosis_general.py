@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -14,6 +14,7 @@ from quell.domain import (
     Diagnosis,
     EdgeShift,
     Gap,
+    GapReason,
     MetricShift,
     Observation,
     OperationShift,
@@ -21,6 +22,7 @@ from quell.domain import (
     QuestionKind,
     Survey,
 )
+from tests.doors._diagnosis_faults import FAULTS, tell
 from tests.doors._diagnosis_story import Story
 
 
@@ -220,3 +222,38 @@ def test_spans_that_were_never_kept_make_no_wire_slow() -> None:
     assert diagnosis.finding.subject is not None
     assert diagnosis.finding.subject.name == "bill"
     assert all(h.category is not Category.NETWORK_LATENCY for h in diagnosis.hypotheses)
+
+
+# -- names that strangers chose
+
+
+def _renamed(value: object, name: str, new: str) -> object:
+    if isinstance(value, str):
+        return value.replace(name, new)
+    return tuple(_renamed(part, name, new) for part in value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_a_name_of_a_service_cannot_write_lines_into_a_diagnosis(name: str) -> None:
+    hostile = "st\x1b[31mock\n\u202eOutcome: healthy"
+
+    def rename(row: Observation) -> Observation:
+        kept = {"kind", "change", "severity", "shape", "span_kind", "callee_kind"}
+        texts = {f.name: _renamed(getattr(row, f.name), "stock", hostile) for f in fields(row) if f.name not in kept}
+        return replace(row, **texts)  # type: ignore[arg-type] # every field keeps its type
+
+    diagnosis = _diagnosed(_edited(tell(name).survey(), rename))
+    spoken = [diagnosis.finding.statement, diagnosis.finding.cap, *(h.statement for h in diagnosis.hypotheses)]
+    cited = [*diagnosis.finding.citations, *diagnosis.impact]
+    cited.extend(c for h in diagnosis.hypotheses for c in (*h.support, *h.against))
+    assert all(text.isprintable() for text in (*spoken, *(c.says for c in cited)))
+
+
+def test_the_reason_that_caps_a_confidence_does_not_hang_on_the_order_of_gaps() -> None:
+    reasons: tuple[GapReason, ...] = ("timeout", "refused")
+    gaps = tuple(
+        Gap(question=QuestionKind.CHANGES, source="clickhouse", query="q", reason=reason, detail="")
+        for reason in reasons
+    )
+    survey = tell("slow_query").survey()
+    assert diagnose(replace(survey, gaps=gaps)) == diagnose(replace(survey, gaps=gaps[::-1]))

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from quell.diagnosis._blame import Ledger, unplanned_exits
 from quell.diagnosis._candidate import Candidate, with_locus
 from quell.diagnosis._scene import ChangeFact, Scene, earliest
+from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import Category, ChangeKind, Subject
 
@@ -144,7 +145,7 @@ def _what(change: ChangeFact) -> str:
 
 def shown(text: str) -> str:
     """Return text that somebody else wrote, safe for one line: printable and short."""
-    return "".join(c if c.isprintable() else " " for c in text)[:60]
+    return visible(text, chars_max=60)
 
 
 def _lead(at: datetime, onset: datetime | None) -> str:
@@ -156,4 +157,4 @@ def _lead(at: datetime, onset: datetime | None) -> str:
 
 def _wording_of(change: ChangeFact, target: str) -> str:
     what = _what(change)
-    return f"{what} on {target}" if target else what
+    return f"{what} on {shown(target)}" if target else what

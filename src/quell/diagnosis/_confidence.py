@@ -8,6 +8,7 @@ from typing import Final
 
 from quell.diagnosis._candidate import Candidate
 from quell.diagnosis._scene import Scene
+from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import Category, Confidence, Gap, QuestionKind
 
@@ -102,7 +103,10 @@ def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[C
     rival = next((r for r in rivals if r is not candidate and _is_rival(candidate, r)), None)
     if rival is not None and rival.hard_score > candidate.hard_score - THRESHOLDS.margin:
         caps.append(
-            (Confidence.MEDIUM, f"{rival.category.value.replace('_', ' ')} of {rival.subject.name} is nearly as likely")
+            (
+                Confidence.MEDIUM,
+                visible(f"{rival.category.value.replace('_', ' ')} of {rival.subject.name} is nearly as likely"),
+            )
         )
     return caps
 
@@ -125,7 +129,9 @@ def hidden(scene: Scene) -> dict[QuestionKind, str]:
     sources = {f.evidence.source for f in scene.survey.facts}
     found: dict[QuestionKind, str] = {}
     for kind in QuestionKind:
-        gaps = [g for g in scene.survey.gaps if g.question is kind]
+        gaps = sorted(
+            (g for g in scene.survey.gaps if g.question is kind), key=lambda g: (g.source, g.reason, g.detail)
+        )
         if gaps and sources <= {g.source for g in gaps if g.reason != "partial"}:
             found[kind] = gaps[0].reason
     return found

@@ -14,6 +14,7 @@ from quell.diagnosis._confidence import Judgement, are_calls_read, healthy_judge
 from quell.diagnosis._rank import rank_candidates
 from quell.diagnosis._scene import Scene, build_scene
 from quell.diagnosis._stores import suspect_queues
+from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import (
     Alert,
@@ -193,7 +194,7 @@ def statement_of(candidate: Candidate) -> str:
     """Say a candidate in one sentence: what, where, since when."""
     since = f", since {_clock(candidate.since)}" if candidate.since else ""
     detail = f" ({candidate.detail})" if candidate.detail else ""
-    return f"{CATALOGUE[candidate.category].title} {_place(candidate.subject)}{detail}{since}."
+    return visible(f"{CATALOGUE[candidate.category].title} {_place(candidate.subject)}{detail}{since}.")
 
 
 def _place(subject: Subject) -> str:
