@@ -109,7 +109,9 @@ class World:
         attributes: dict[str, str] | None = None,
         instance: str = "i-1",
         count: int = 0,
+        delta_s: float = 0.0,
     ) -> None:
+        """Add one point; with `delta_s` it tells what was added since so many seconds, else the sum so far."""
         row: Row = {
             "ResourceAttributes": {**RESOURCE, "service.instance.id": instance},
             "ServiceName": service,
@@ -125,6 +127,8 @@ class World:
             row["Value"] = value
         if table == "otel_metrics_sum":
             row |= {"AggregationTemporality": 2, "IsMonotonic": True}
+        if delta_s:
+            row |= {"AggregationTemporality": 1, "StartTimeUnix": _time(at - timedelta(seconds=delta_s))}
         self.rows[table].append(row)
 
 

@@ -88,6 +88,9 @@ def _metrics(world: World) -> None:
             )
         served = (passed - (0 if instance == "i-1" else 300)) * 5.0
         world.metric(at, service="stock", name="served", value=served, table="otel_metrics_sum", instance=instance)
+        world.metric(
+            at, service="stock", name="retries", value=50.0 if since else 5.0, table="otel_metrics_sum", delta_s=5.0
+        )  # fmt: skip
         waited = passed * 0.01 if not since else BASELINE_S * 0.01 + since * 0.4
         world.metric(
             at, service="stock", name="wait_time", unit="s", value=waited, count=passed,
@@ -217,7 +220,9 @@ def test_flow_breaks_show_the_step_that_no_longer_follows(shop: tuple[LiveStore,
 def test_metric_shifts_tell_shape_limit_and_onset_and_see_through_a_restart(shop: tuple[LiveStore, World]) -> None:
     rows = [row for row in _ask(shop, QuestionKind.METRIC_SHIFTS).rows if isinstance(row, MetricShift)]
     shown = {row.metric: row for row in rows}
-    assert set(shown) == {"process.memory.usage", "db.client.connection.count", "wait_time"}
+    assert set(shown) == {"process.memory.usage", "db.client.connection.count", "wait_time", "retries"}
+    retries = shown["retries"]
+    assert (retries.shape, retries.unit, retries.before, retries.after) == ("step", "1/s", 1.0, 10.0)
     memory, pool = shown["process.memory.usage"], shown["db.client.connection.count"]
     assert (memory.shape, memory.limit) == ("trend", 400e6)
     assert (pool.shape, pool.before, pool.after, pool.limit) == ("step", 3.0, 10.0, 10.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -14,11 +14,14 @@ from quell.signals._clickhouse_attributes import has_rows
 from quell.signals._clickhouse_sources import SHORT_STEP_S, Stretch, stretch_of
 from quell.signals._reader import CannotAnswerError
 from quell.signals._reader_families import Series
+from quell.signals._reader_replicas import instance_of, join_replicas
 from quell.signals._reader_shifts import find_shifts
 
 _SERIES_MAX = 5000
 _POINTS_MAX = 4000
 _DELTA = 1
+_COUNTED_MAX_S = 3600.0
+"""An increment that claims to be counted over longer than this has no start."""
 _TABLES = ("otel_metrics_gauge", "otel_metrics_sum", "otel_metrics_histogram")
 _Key = tuple[str, str, str, tuple[tuple[str, str], ...]]
 _Points = dict[float, float]
@@ -32,7 +35,7 @@ class _Row(msgspec.Struct):
     monotonic: int
     temporality: int
     points: list[tuple[float, float, float]]
-    """Time, value or sum, count."""
+    """Time, value or sum, count; of a sum, the seconds since its start."""
 
 
 async def metric_shifts(asking: Asking, question: Question) -> Asked:
@@ -60,18 +63,22 @@ async def metric_shifts(asking: Asking, question: Question) -> Asked:
 def _query(asking: Asking, table: str, stretch: Stretch) -> str:
     time = asking.shape.raw_time(table, column="TimeUnix", begin=stretch.before_from, end=stretch.end)
     value = {"otel_metrics_histogram": "Sum"}.get(table, "Value")
-    count = {"otel_metrics_histogram": "toFloat64(Count)"}.get(table, "toFloat64(0)")
+    told_s = "toFloat64(toUnixTimestamp64Milli(TimeUnix) - toUnixTimestamp64Milli(StartTimeUnix)) / 1000"
+    count = {"otel_metrics_histogram": "toFloat64(Count)", "otel_metrics_sum": told_s}.get(table, "toFloat64(0)")
     monotonic = {"otel_metrics_sum": "toUInt8(max(IsMonotonic))"}.get(table, "toUInt8(0)")
     temporality = {"otel_metrics_gauge": "toInt32(0)"}.get(table, "max(AggregationTemporality)")
-    # A new instance id after a restart must not make a new series, yet two instances must not mix their counters.
+    # A new instance id after a restart must not make a new series, yet two instances must not mix their counters. A counter
+    # that tells increments starts anew with every point, and the start of a gauge means nothing.
+    start = f"if(AggregationTemporality = {_DELTA}, 0, toUnixTimestamp64Milli(StartTimeUnix))"
+    process = instance_of("ResourceAttributes") + ("" if table == "otel_metrics_gauge" else f", {start}")
     return f"""SELECT toString(ServiceName) AS service, MetricName AS metric, MetricUnit AS unit,
     arraySort(CAST(Attributes, 'Array(Tuple(String, String))')) AS attributes,
     {monotonic} AS monotonic, {temporality} AS temporality,
     arraySlice(arraySort(groupArray((toUnixTimestamp64Milli(TimeUnix) / 1000, {value}, {count}))), 1, {_POINTS_MAX}) AS points
 FROM {table}
 WHERE {time} AND {stretch.scoped("ServiceName")} AND isFinite({value})
-GROUP BY service, metric, unit, attributes, ResourceAttributes['service.instance.id'], StartTimeUnix
-ORDER BY service, metric, unit, attributes, ResourceAttributes['service.instance.id'], StartTimeUnix
+GROUP BY service, metric, unit, attributes, {process}
+ORDER BY service, metric, unit, attributes, {process}
 LIMIT {_SERIES_MAX + 1}"""
 
 
@@ -84,7 +91,7 @@ def _series(rows: Sequence[_Row], *, table: str) -> list[Series]:
         if table == "otel_metrics_histogram":
             points = _means(members)
         elif members[0].monotonic:
-            points, unit = _sums(_rates(row) for row in members), f"{unit or '1'}/s"  # noqa: PLW2901 - a rate has its own unit
+            points, unit = join_replicas([_rates(row) for row in members], by="sum"), f"{unit or '1'}/s"  # noqa: PLW2901 - a rate has its own unit
         else:
             points = _tops(members)
         if points:
@@ -108,33 +115,38 @@ def _slot(at: float) -> float:
 
 def _tops(members: Sequence[_Row]) -> _Points:
     """Take, of several instances, the fullest at each moment."""
-    points: _Points = {}
+    parts: list[_Points] = []
     for row in members:
+        points: _Points = {}
         for at, value, _ in row.points:
             slot = _slot(at)
             points[slot] = max(points.get(slot, value), value)
-    return points
+        parts.append(points)
+    return join_replicas(parts, by="max")
 
 
 def _rates(row: _Row) -> _Points:
     """Turn a counter of one process into a rate; a first value after a start counts from nothing known."""
+    if row.temporality == _DELTA:
+        return _rates_of_increments(row)
     if len(row.points) < 2:
         return {}
     times = np.array([at for at, _, _ in row.points])
-    values = np.array([value for _, value, _ in row.points])
-    gaps = np.diff(times)
-    steps = values[1:] if row.temporality == _DELTA else np.diff(values)
+    gaps, steps = np.diff(times), np.diff(np.array([value for _, value, _ in row.points]))
     fit = (gaps > 0) & (steps >= 0)
     rates = np.divide(steps, gaps, out=np.zeros(len(gaps)), where=gaps > 0)
     return {_slot(float(at)): float(rate) for at, rate in zip(times[1:][fit], rates[fit], strict=True)}
 
 
-def _sums(parts: Iterable[_Points]) -> _Points:
-    points: _Points = defaultdict(float)
-    for part in parts:
-        for at, rate in part.items():
-            points[at] += rate
-    return dict(points)
+def _rates_of_increments(row: _Row) -> _Points:
+    """Divide each increment by the time that it was counted in: as the point tells it, else since the point before."""
+    points: _Points = {}
+    for place, (at, value, told_s) in enumerate(row.points):
+        since_s = at - row.points[place - 1][0] if place else 0.0
+        counted_s = told_s if 0 < told_s <= _COUNTED_MAX_S else since_s
+        if counted_s > 0 and value >= 0:
+            points[_slot(at)] = value / counted_s
+    return points
 
 
 def _means(members: Sequence[_Row]) -> _Points:

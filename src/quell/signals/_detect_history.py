@@ -13,6 +13,7 @@ import numpy as np
 from quell.signals._detect_gauges import JUDGED_NAMES
 from quell.signals._detect_state import BUCKET_S, Buckets, GaugeHistory, Heartbeat, OperationHistory, PatternHistory
 from quell.signals._reader_families import Limits, Series
+from quell.signals._reader_replicas import instance_of, join_replicas
 from quell.signals._schema_views import literal
 
 K = TypeVar("K")
@@ -61,6 +62,8 @@ class GaugeRow(msgspec.Struct):
     unit: str
     attributes: list[tuple[str, str]]
     points: list[tuple[float, float]]
+    instance: str = ""
+    """The process that tells it, where there are several of one service."""
 
 
 class ProcessRow(msgspec.Struct):
@@ -72,7 +75,7 @@ class ProcessRow(msgspec.Struct):
     """Reason of an end that nobody asked for; empty for what was planned."""
 
 
-_Series = tuple[str, str, str, tuple[tuple[str, str], ...]]
+_Series = tuple[str, str, str, tuple[tuple[str, str], ...], str]
 
 
 @dataclass(slots=True)
@@ -106,7 +109,7 @@ class History:
     def take_gauges(self, rows: Sequence[GaugeRow]) -> None:
         """Learn metric points; they are signs of life too."""
         for row in rows:
-            series = self.gauges[row.service, row.metric, row.unit, tuple(row.attributes)]
+            series = self.gauges[row.service, row.metric, row.unit, tuple(row.attributes), row.instance]
             series.update(row.points)
             self.spoken[row.service].update(int(at // BUCKET_S * BUCKET_S) for at, _ in row.points)
 
@@ -137,16 +140,19 @@ class History:
         )
 
     def _gauges(self) -> tuple[GaugeHistory, ...]:
+        replicas: dict[tuple[str, str, str, tuple[tuple[str, str], ...]], list[dict[float, float]]] = defaultdict(list)
+        for (service, metric, unit, attributes, _instance), told in sorted(self.gauges.items()):
+            replicas[service, metric, unit, attributes].append(told)
         series = [
             Series(
                 service=service,
                 metric=metric,
                 unit=unit,
                 attributes=attributes,
-                times=tuple(times := sorted(points)),
+                times=tuple(times := sorted(points := join_replicas(members, by="max"))),
                 values=tuple(points[at] for at in times),
             )
-            for (service, metric, unit, attributes), points in sorted(self.gauges.items())
+            for (service, metric, unit, attributes), members in replicas.items()
         ]
         limits = Limits.of(series)
         return tuple(
@@ -227,14 +233,15 @@ def heartbeats_sql(source: str) -> str:
 def gauges_sql(table: str, *, where: str) -> str:
     """Ask for the points of the series that a rule may concern."""
     monotonic = " AND NOT IsMonotonic" if table == "otel_metrics_sum" else ""
-    return f"""SELECT service, metric, unit, attributes, arraySlice(arraySort(groupArray((at, top))), 1, {_SERIES_POINTS_MAX}) AS points
+    return f"""SELECT service, metric, unit, attributes, instance, arraySlice(arraySort(groupArray((at, top))), 1, {_SERIES_POINTS_MAX}) AS points
 FROM (
     SELECT toString(ServiceName) AS service, MetricName AS metric, MetricUnit AS unit,
-        arraySort(CAST(Attributes, 'Array(Tuple(String, String))')) AS attributes, toUnixTimestamp64Milli(TimeUnix) / 1000 AS at, max(Value) AS top
+        arraySort(CAST(Attributes, 'Array(Tuple(String, String))')) AS attributes, {instance_of("ResourceAttributes")} AS instance,
+        toUnixTimestamp64Milli(TimeUnix) / 1000 AS at, max(Value) AS top
     FROM {table} WHERE {where} AND isFinite(Value) AND match(MetricName, {literal(JUDGED_NAMES)}){monotonic}
-    GROUP BY service, metric, unit, attributes, at
+    GROUP BY service, metric, unit, attributes, instance, at
 )
-GROUP BY service, metric, unit, attributes ORDER BY service, metric, unit, attributes"""
+GROUP BY service, metric, unit, attributes, instance ORDER BY service, metric, unit, attributes, instance"""
 
 
 def processes_sql(*, now: int) -> str:

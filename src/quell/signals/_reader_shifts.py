@@ -282,8 +282,9 @@ def _peak(newest: Floats, move: float) -> float:
 
 
 def _cadence(one: Series) -> float:
+    """Return how long it takes at most, as a rule, until the next point: replicas report in turns, then pause."""
     gaps = np.diff(np.asarray(one.times))
-    return float(np.median(gaps)) if len(gaps) else _STEP_S
+    return float(np.quantile(gaps, 0.9)) if len(gaps) else _STEP_S
 
 
 def _gone(one: Series, *, before: float, grid: _Grid) -> _Found | None:
