@@ -220,12 +220,14 @@ def test_a_single_crash_does_not_fire_and_a_second_one_does() -> None:
     ]
 
 
-def _gauge(metric: str, level: Callable[[float], float], *, until: float, limit: float | None = None) -> GaugeHistory:
+def _gauge(
+    metric: str, level: Callable[[float], float], *, until: float, limit: float | None = None, unit: str = ""
+) -> GaugeHistory:
     times = [T0 + 5 * i for i in range(int((until - T0) / 5) + 1)]
     return GaugeHistory(
         service="shop",
         metric=metric,
-        unit="",
+        unit=unit,
         attributes=(),
         times=tuple(times),
         values=tuple(level(at) for at in times),
@@ -271,6 +273,36 @@ def test_a_resource_with_room_does_not_fire(metric: str, level: Callable[[float]
         return replace(_see(_usual)(at), gauges=(_gauge(metric, level, until=at, limit=limit),))
 
     assert _watch(see, looks_from=T0 + 10, looks_until=FAULT + 60) == []
+
+
+UNITS: list[tuple[str, str, float, float, bool]] = [
+    ("system.clock.offset", "ms", 0.2, 9.0, False),
+    ("system.clock.offset", "ms", 0.2, 9000.0, True),
+    ("queue.oldest_message.age", "ms", 30.0, 900.0, False),
+    ("queue.oldest_message.age", "ms", 30.0, 90_000.0, True),
+    ("container.memory.max_usage", "By", 40e6, 90e6, False),
+    ("container.memory.max_usage", "By", 4e6, 90e6, False),
+    ("messaging.max_message_size", "By", 100.0, 9000.0, False),
+    ("system.cpu.utilization", "%", 20.0, 99.0, True),
+    ("system.cpu.utilization", "%", 20.0, 40.0, False),
+    ("aws_sqs_approximate_age_of_oldest_message", "s", 2.0, 400.0, True),
+]
+
+
+@pytest.mark.parametrize(("metric", "unit", "usual", "now", "fires"), UNITS)
+def test_a_gauge_is_judged_in_its_own_unit(
+    metric: str,
+    unit: str,
+    usual: float,
+    now: float,
+    fires: bool,
+) -> None:
+    def see(at: float) -> Buckets:
+        gauge = _gauge(metric, lambda t: now if t >= FAULT else usual, until=at, unit=unit)
+        return replace(_see(_usual)(at), gauges=(gauge,))
+
+    alerts = [alert for _, alert in _watch(see, looks_from=T0 + 10, looks_until=FAULT + 60)]
+    assert [alert.status for alert in alerts] == (["firing"] if fires else [])
 
 
 def test_a_new_error_template_fires_and_a_known_or_similar_one_does_not() -> None:

@@ -257,3 +257,32 @@ def test_the_reason_that_caps_a_confidence_does_not_hang_on_the_order_of_gaps() 
     )
     survey = tell("slow_query").survey()
     assert diagnose(replace(survey, gaps=gaps)) == diagnose(replace(survey, gaps=gaps[::-1]))
+
+
+# -- units and names of metrics
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "before", "after"),
+    [
+        ("kafka_message_size_bytes", "By", 120, 9000),
+        ("messaging.message.size", "By", 120, 9000),
+        ("queue_usage_ratio", "1", 0.1, 9),
+        ("queue.oldest_message.age", "ms", 3, 900),
+    ],
+)
+def test_larger_messages_and_milliseconds_are_no_backlog(metric: str, unit: str, before: float, after: float) -> None:
+    story = Story()
+    story.metric("worker", metric, before, after, unit=unit)
+    diagnosis = _diagnosed(story.survey())
+    assert diagnosis.finding.outcome is Outcome.HEALTHY
+    assert not diagnosis.hypotheses
+
+
+def test_a_pool_of_memory_is_no_pool_of_connections() -> None:
+    story = Story()
+    story.now.own_ms["bill"] = 300
+    story.metric("bill", "jvm_memory_pool_bytes_used", 3e8, 9.9e8, limit=1e9, unit="By")
+    hypotheses = _diagnosed(story.survey()).hypotheses
+    assert hypotheses[0].category is Category.MEMORY_EXHAUSTION
+    assert all(h.category is not Category.POOL_EXHAUSTION for h in hypotheses)

@@ -168,3 +168,23 @@ def test_five_hundred_moved_series_are_told_from_five_hundred_decoys_and_quickly
     top = rows[:500]
     assert sum(dict(row.attributes).get("n") is not None for row in top) >= 480
     assert spent_s < 2.5
+
+
+@pytest.mark.parametrize(
+    ("usage", "watermark"),
+    [
+        ("container_memory_usage_bytes", "container_memory_max_usage_bytes"),
+        ("http_server_requests_seconds", "http_server_requests_seconds_max"),
+    ],
+)
+def test_the_most_that_was_ever_seen_is_no_capacity(usage: str, watermark: str) -> None:
+    used = _series(usage, lambda t, _r: 900e6 if t >= 0 else 100e6)
+    most = _series(watermark, lambda t, _r: 900e6 if t >= 0 else 100e6)
+    assert [row.limit for row in _find(used, most)] == [None, None]
+
+
+def test_the_most_that_was_ever_seen_does_not_hide_the_capacity() -> None:
+    used = _series("container_memory_usage_bytes", lambda t, _r: 300e6 if t >= 0 else 100e6)
+    most = _series("container_memory_max_usage_bytes", lambda t, _r: 300e6 if t >= 0 else 100e6)
+    limit = _series("container_spec_memory_limit_bytes", lambda _t, _r: 1e9)
+    assert {row.metric: row.limit for row in _find(used, most, limit)}["container_memory_usage_bytes"] == 1e9

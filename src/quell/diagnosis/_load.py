@@ -100,7 +100,7 @@ def suspect_clocks(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:
 def seconds(fact: MetricFact) -> float:
     """Return a clock's offset or a certificate's time left in seconds."""
     worst = fact.row.after if abs(fact.row.after) >= abs(fact.row.peak) else fact.row.peak
-    return worst / 1000 if fact.row.unit == "ms" else worst
+    return fact.in_seconds(worst)
 
 
 def suspect_certificates(scene: Scene, ledger: Ledger) -> Iterator[Candidate]:

@@ -34,7 +34,9 @@ _NAMES: Final[Mapping[Resource, re.Pattern[str]]] = MappingProxyType(
     {
         "clock": re.compile(r"clock.*(?:offset|skew|drift)|ntp.*offset|timex.*offset|time.*offset"),
         "certificate": re.compile(r"(?:cert|tls|ssl|x509).*(?:expir|not.?after|valid|left)"),
-        "queue_age": re.compile(r"(?:queue|messag|broker|consumer|topic).*(?:age|oldest)|consumer.*lag.*(?:sec|time)"),
+        "queue_age": re.compile(
+            r"(?:queue|messag|broker|consumer|topic).*(?:(?<![a-z])age(?![a-z])|oldest)|consumer.*lag.*(?:sec|time)"
+        ),
         "queue_depth": re.compile(
             r"(?:queue|messag|broker|topic).*(?:depth|length|size|ready|backlog|unacked|pending|messages$)|consumer.?(?:group.)?lag"
         ),
@@ -54,7 +56,7 @@ _NAMES: Final[Mapping[Resource, re.Pattern[str]]] = MappingProxyType(
             r"(?:connection|pool).*(?:pending|wait|queue|timeouts?|checkout.*time|acquire)|(?:pending|waiting).*connection"
         ),
         "pool": re.compile(
-            r"(?:client.connections?|pool|hikari|connections?.(?:used|active|in.?use|checked)).*|connection.?count"
+            r"(?:client.connections?|(?<!memory\.)(?<!heap\.)(?<!buffer\.)pool|hikari|connections?.(?:used|active|in.?use|checked)).*|connection.?count"
         ),
         "descriptors": re.compile(r"(?:file.?descriptor|open.?f(?:d|ile)s?|fds?\b|filefd).*"),
         "disk": re.compile(r"(?:filesystem|disk|volume|inode).*(?:us(?:age|ed)|util|free|avail|space|inodes)|pvc.*us"),
@@ -65,6 +67,7 @@ _NAMES: Final[Mapping[Resource, re.Pattern[str]]] = MappingProxyType(
 )
 """First match wins, so narrow names stand before wide ones."""
 
+_SECONDS: Final[Mapping[str, float]] = MappingProxyType({"ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0})
 _CAPACITY: Final = re.compile(r"(?:[._](?:limit|max|size|capacity|quota|total_?bytes))$")
 
 
@@ -95,6 +98,10 @@ class MetricFact:
     def since(self) -> datetime | None:
         """First moment of the shift."""
         return self.row.since
+
+    def in_seconds(self, value: float) -> float:
+        """Return a time of this series in seconds; a number without a unit counts seconds."""
+        return value * _SECONDS.get(self.row.unit, 1.0)
 
     def attribute(self, suffix: str) -> str:
         """Return the value of the attribute whose key ends so, or nothing."""

@@ -139,10 +139,13 @@ def queue_of(moved: MetricFact, service: str) -> str:
 
 def _grows(moved: MetricFact) -> bool:
     row = moved.row
-    floor = THRESHOLDS.queue_depth_floor if moved.resource == "queue_depth" else THRESHOLDS.queue_age_floor_s
-    return (
-        moved.rises and moved.level - row.before >= floor and moved.level >= THRESHOLDS.queue_growth_ratio * row.before
-    )
+    if row.unit.startswith("By"):
+        return False  # larger messages are not more of them
+    if moved.resource == "queue_depth":
+        far = moved.level - row.before >= THRESHOLDS.queue_depth_floor
+    else:
+        far = moved.in_seconds(moved.level - row.before) >= THRESHOLDS.queue_age_floor_s
+    return moved.rises and far and moved.level >= THRESHOLDS.queue_growth_ratio * row.before
 
 
 def consumers_of(scene: Scene, queue: str) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from quell.domain import Severity, Symptom
 from quell.signals._detect_signs import Floats, View
 from quell.signals._detect_state import GaugeHistory, Sign
+from quell.signals._reader_families import per_second
 from quell.signals._reader_text import escape_line
 from quell.signals._survey_lines import amount
 
@@ -65,7 +66,7 @@ def signs_of_gauges(gauges: Sequence[GaugeHistory], *, view: View) -> list[Sign]
 
 
 def _split(gauge: GaugeHistory, *, view: View) -> _Split | None:
-    times, values = np.asarray(gauge.times), np.asarray(gauge.values)
+    times, values = np.asarray(gauge.times), np.asarray(gauge.values) / _per_rule_unit(gauge)
     fresh = (times > view.at - _FRESH_S) & (times <= view.at + 1)
     past = view.is_baseline(times) & (times < view.at - _FORECAST_LOOKBACK_S - 5)
     if fresh.sum() < _POINTS_MIN or past.sum() < _POINTS_MIN or view.at - times[0] < view.settings.warmup_s:
@@ -74,6 +75,13 @@ def _split(gauge: GaugeHistory, *, view: View) -> _Split | None:
     return _Split(
         times=times[lookback], newest=values[lookback], past=values[past], now_times=times[fresh], now=values[fresh]
     )
+
+
+def _per_rule_unit(gauge: GaugeHistory) -> float:
+    """Return how many of the gauge's unit make one of what the rules count in: seconds, and parts of a core."""
+    if gauge.limit is not None:
+        return 1.0  # both are told in the same unit
+    return 100.0 if gauge.unit in {"%", "percent"} and "cpu" in gauge.metric.lower() else per_second(gauge.unit)
 
 
 def _rules_of(gauge: GaugeHistory) -> list[tuple[Symptom, Rule]]:
@@ -156,7 +164,8 @@ def _depth(gauge: GaugeHistory, split: _Split) -> _Judged | None:
 
 def _above(gauge: GaugeHistory, split: _Split, *, threshold: float) -> _Judged | None:
     level, usual = float(split.now[-_POINTS_MIN:].min()), float(np.median(split.past))
-    what = f"{amount(level, unit=gauge.unit)}, usually {amount(usual, unit=gauge.unit)}"
+    unit = "s" if per_second(gauge.unit) > 1 else gauge.unit
+    what = f"{amount(level, unit=unit)}, usually {amount(usual, unit=unit)}"
     return _Judged(strength=level / threshold, value=level, expected=usual, what=what)
 
 
@@ -177,7 +186,11 @@ def _expiry(_gauge: GaugeHistory, split: _Split) -> _Judged | None:
 _BY_NAME: tuple[tuple[re.Pattern[str], Symptom, Rule], ...] = (
     (re.compile(r"clock.*(offset|skew|drift)"), Symptom.OTHER, _clock),
     (re.compile(r"cert.*(expiry|expiration|not.after)"), Symptom.OTHER, _expiry),
-    (re.compile(r"(oldest|max).*age|lag.*(seconds|age)"), Symptom.SATURATION, _age),
+    (
+        re.compile(r"(oldest|max)\.(.*\.)?age(\.|$)|age\.of\.oldest|lag\.(.*\.)?(seconds|age)(\.|$)"),
+        Symptom.SATURATION,
+        _age,
+    ),
     (re.compile(r"pending|waiting|blocked"), Symptom.SATURATION, _waiting),
 )
 _WITHOUT_LIMIT: tuple[tuple[re.Pattern[str], Rule], ...] = (

@@ -228,7 +228,9 @@ def _plan_of(names: Sequence[str], *, known: frozenset[str], metadata: Mapping[s
         elif not _SKIPPED.search(name):
             own = metadata.get(name) or metadata.get(name.removesuffix("_total"), ())
             unit = _unit(name.removesuffix("_total"), own)
-            is_counter = any(entry.type == "counter" for entry in own) or name.endswith("_total")
+            # What the source says of a type goes before what a name suggests: some gauges are called `_total`.
+            told = {entry.type for entry in own} - {"", "unknown", "untyped"}
+            is_counter = "counter" in told or (not told and name.endswith("_total"))
             (plan.counters if is_counter else plan.levels).append(name)
             plan.units[name] = f"{unit or '1'}/s" if is_counter else unit
     return plan

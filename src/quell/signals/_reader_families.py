@@ -11,6 +11,10 @@ _LIMIT_WORDS = frozenset({"limit", "max", "maximum", "size", "capacity", "quota"
 _USAGE_WORDS = frozenset(
     {"usage", "used", "use", "open", "count", "current", "active", "allocated", "spec", "working", "set"}
 )
+_WATERMARK_WORDS = frozenset({"usage", "used", "use", "current", "observed", "recorded"})
+"""With `max` these name the most that was ever seen, which is no capacity."""
+_TIME_WORDS = frozenset({"seconds", "milliseconds", "duration", "latency", "time"})
+"""The longest of some durations is no capacity either."""
 _ALL_FREE = frozenset({"idle", "free", "available", "unused"})
 _WORD = re.compile(r"[a-z0-9]+")
 
@@ -51,7 +55,7 @@ _FLOORS: tuple[tuple[re.Pattern[str], Floor], ...] = tuple(
         (r"memory|heap|rss|resident", 16 * _MIB, 0.15),
         (r"filesystem|disk.*(usage|used|free|avail)", 32 * _MIB, 0.1),
         (r"file\.descriptor|fds", 10.0, 0.25),
-        (r"(oldest|max).*age|age\.seconds", 5.0, 0.5),
+        (r"(oldest|max)\.(.*\.)?age(\.|$)|age\.of\.oldest|age\.seconds", 5.0, 0.5),
         (r"(duration|latency|wait)(\.time)?$|response\.time", 0.01, 0.5),
         (r"pending|waiting|blocked|queue|backlog|lag|depth", 3.0, 0.5),
         (r"connection|backends|active|threads|goroutines", 2.0, 0.4),
@@ -63,11 +67,17 @@ _BY_UNIT = {
     "By": Floor(absolute=4 * _MIB, relative=0.3),
     "By/s": Floor(absolute=16 * 1024.0, relative=0.6),
 }
+_PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
 _DEFAULT = Floor(absolute=0.5, relative=0.5)
 _LIMIT_PART = 0.1
 _CLOCKWORK = re.compile(
     r"uptime|start\.time|timestamp|last\..*(time|seconds)$|created$|build\.info|^up$|scrape\.|scripts\.info"
 )
+
+
+def per_second(unit: str) -> float:
+    """Return how many of a unit of time make a second; 1 for everything else."""
+    return _PER_SECOND.get(unit, 1.0)
 
 
 def is_clockwork(metric: str) -> bool:
@@ -88,7 +98,7 @@ def _usual_floor(series: Series) -> Floor:
     for pattern, floor in _FLOORS:
         if pattern.search(name):
             # A duration in milliseconds is a thousand times the number that it is in seconds.
-            return Floor(absolute=floor.absolute * 1000, relative=floor.relative) if series.unit == "ms" else floor
+            return Floor(absolute=floor.absolute * per_second(series.unit), relative=floor.relative)
     return _BY_UNIT.get(series.unit, _DEFAULT)
 
 
@@ -104,7 +114,7 @@ class Limits:
         limits = cls()
         for one in sorted(series, key=lambda known: known.order):
             words = _words(one.metric)
-            if words & _LIMIT_WORDS and one.values and one.values[-1] > 0:
+            if _is_capacity(words) and one.values and one.values[-1] > 0:
                 stem = frozenset(words - _LIMIT_WORDS - _USAGE_WORDS)
                 limits._known.setdefault((one.service, stem), []).append((dict(one.attributes), one.values[-1]))
         return limits
@@ -126,6 +136,13 @@ class Limits:
             if _is_number(attributes.get(key, "")):
                 return float(attributes[key])
         return 1.0 if unit == "1" and re.search(r"utili[sz]ation", metric) else None
+
+
+def _is_capacity(words: frozenset[str]) -> bool:
+    told = words & _LIMIT_WORDS
+    if told <= {"max", "maximum"} and words & (_WATERMARK_WORDS | _TIME_WORDS):
+        return False
+    return bool(told)
 
 
 def _words(metric: str) -> frozenset[str]:
