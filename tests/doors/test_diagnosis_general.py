@@ -286,3 +286,15 @@ def test_a_pool_of_memory_is_no_pool_of_connections() -> None:
     hypotheses = _diagnosed(story.survey()).hypotheses
     assert hypotheses[0].category is Category.MEMORY_EXHAUSTION
     assert all(h.category is not Category.POOL_EXHAUSTION for h in hypotheses)
+
+
+def test_processes_that_a_release_brought_did_not_rise_from_nothing() -> None:
+    story = Story()
+    story.now.own_ms["bill"] = 300
+    for resource, level in (("process_resident_memory_bytes", 3e8), ("process_cpu_utilization", 0.3)):
+        story.metric("bill", resource, 0, level, shape="appeared", unit="By" if level > 1 else "1", pod="bill-7")
+    story.metric("bill", "http_active_requests", 0, 3, shape="appeared", unit="1", pod="bill-7")
+    finding = _diagnosed(story.survey()).finding
+    assert finding.category is Category.NOVEL
+    assert finding.subject is not None
+    assert finding.subject.name == "bill"

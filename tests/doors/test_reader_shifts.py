@@ -188,3 +188,27 @@ def test_the_most_that_was_ever_seen_does_not_hide_the_capacity() -> None:
     most = _series("container_memory_max_usage_bytes", lambda t, _r: 300e6 if t >= 0 else 100e6)
     limit = _series("container_spec_memory_limit_bytes", lambda _t, _r: 1e9)
     assert {row.metric: row.limit for row in _find(used, most, limit)}["container_memory_usage_bytes"] == 1e9
+
+
+def test_a_pod_that_others_replaced_is_not_gone() -> None:
+    def pod(name: str, *, until: float = 1e12, since: float = 0.0) -> Series:
+        return _series(
+            "process_resident_memory_bytes",
+            lambda _t, _r: 9e7,
+            unit="By",
+            attributes={"pod": name},
+            until=until,
+            since=since,
+        )
+
+    at = FAULT.timestamp()
+    replaced = [pod("a", until=at), pod("b", until=at + 20), pod("c", since=at), pod("d", since=at + 20)]
+    assert {row.shape for row in _find(*replaced)} == {"appeared"}
+    assert {row.shape for row in _find(pod("a", until=at), pod("b"))} == set()
+    assert [row.shape for row in _find(pod("a", until=at), pod("b", until=at))] == ["gone", "gone"]
+
+
+def test_a_queue_that_ended_beside_others_is_gone() -> None:
+    ended = _series("queue.depth", lambda _t, _r: 9.0, until=FAULT.timestamp(), attributes={"queue": "a"})
+    other = _series("queue.depth", lambda _t, _r: 9.0, attributes={"queue": "b"})
+    assert [row.shape for row in _find(ended, other)] == ["gone"]

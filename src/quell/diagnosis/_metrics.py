@@ -136,6 +136,9 @@ def is_rise(fact: MetricFact) -> bool:
     row = fact.row
     if not fact.rises or row.shape == "gone":
         return False
+    if row.shape == "appeared":
+        # A process that is new did not rise from nothing.
+        return fullness(fact) >= THRESHOLDS.near_share
     if fact.resource == "cpu" and _is_ratio(row):
         return fact.level - row.before >= THRESHOLDS.cpu_rise
     return fact.level >= row.before * THRESHOLDS.metric_rise_ratio or fullness(fact) >= THRESHOLDS.near_share

@@ -9,6 +9,25 @@ import numpy as np
 
 INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
 """Resource attributes that tell one process of a service from another; not every system sets the first."""
+REPLICA_LABELS = frozenset(
+    {
+        *INSTANCE_KEYS,
+        *("pod", "pod_name", "k8s_pod_name", "k8s.pod.uid", "uid", "id", "name", "container_id", "service_instance_id"),
+        *(
+            "node",
+            "host",
+            "hostname",
+            "host_name",
+            "task",
+            "replica",
+            "replicaset",
+            "version",
+            "service_version",
+            "image",
+        ),
+    }
+)
+"""Labels of a series that do the same."""
 _HELD_CADENCES = 1.5
 
 

@@ -7,7 +7,7 @@ that neither a steady series with a tiny spread nor a single spike wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from quell.domain import MetricShift, Window
 from quell.signals._reader_families import Limits, Series, floor_of, is_clockwork
+from quell.signals._reader_replicas import REPLICA_LABELS
 
 Floats = NDArray[np.float64]
+_Family = tuple[str, str, tuple[tuple[str, str], ...]]
 Shape = Literal["step", "spike", "trend", "gone", "appeared"]
 
 _STEP_S = 5.0
@@ -70,12 +72,13 @@ class _Found:
 def find_shifts(series: Sequence[Series], *, window: Window, baseline: Window) -> list[MetricShift]:
     """Return every series that moved beyond its floors, largest effect first, in a total order."""
     limits = Limits.of(series)
+    alive = _alive_until(series)
     grid = _grid(window, baseline)
     usable = sorted((one for one in series if one.times and not is_clockwork(one.metric)), key=lambda one: one.order)
     shifts = []
     for begin in range(0, len(usable), _BLOCK):
         block = usable[begin : begin + _BLOCK]
-        for one, found in zip(block, _scan(block, grid=grid, limits=limits), strict=True):
+        for one, found in zip(block, _scan(block, grid=grid, limits=limits, alive=alive), strict=True):
             if found is not None:
                 shifts.append(_row(one, found, limits=limits))
     return sorted(shifts, key=lambda row: (-row.score, row.service, row.metric, row.attributes, row.unit))
@@ -125,7 +128,9 @@ def _fill(block: Sequence[Series], *, grid: _Grid) -> Floats:
     return np.asarray(np.take_along_axis(table, known, axis=1), dtype=np.float64)
 
 
-def _scan(block: Sequence[Series], *, grid: _Grid, limits: Limits) -> list[_Found | None]:
+def _scan(
+    block: Sequence[Series], *, grid: _Grid, limits: Limits, alive: Mapping[_Family, float]
+) -> list[_Found | None]:
     table = _fill(block, grid=grid)
     past = table[:, : grid.baseline_until]
     counted = (~np.isnan(past)).sum(axis=1)
@@ -142,7 +147,8 @@ def _scan(block: Sequence[Series], *, grid: _Grid, limits: Limits) -> list[_Foun
         if counted[place] == 0:
             found.append(_appeared(one, grid=grid))
         elif (gone := _gone(one, before=float(middle[place]), grid=grid)) is not None:
-            found.append(gone)
+            # A pod that ended while others of its kind go on was replaced or scaled away; the service is not gone.
+            found.append(gone if alive[_family(one)] <= one.times[-1] else None)
         else:
             found.append(
                 _moved(
@@ -154,6 +160,19 @@ def _scan(block: Sequence[Series], *, grid: _Grid, limits: Limits) -> list[_Foun
                 )
             )
     return found
+
+
+def _family(one: Series) -> _Family:
+    """Name what replicas of one service share: all but the labels that tell one process from another."""
+    return one.service, one.metric, tuple(pair for pair in one.attributes if pair[0] not in REPLICA_LABELS)
+
+
+def _alive_until(series: Sequence[Series]) -> dict[_Family, float]:
+    last: dict[_Family, float] = {}
+    for one in series:
+        if one.times:
+            last[_family(one)] = max(last.get(_family(one), one.times[-1]), one.times[-1])
+    return last
 
 
 def _nanmedian(table: Floats) -> Floats:
