@@ -298,3 +298,13 @@ def test_processes_that_a_release_brought_did_not_rise_from_nothing() -> None:
     assert finding.category is Category.NOVEL
     assert finding.subject is not None
     assert finding.subject.name == "bill"
+
+
+def test_a_line_that_says_stopped_does_not_turn_a_crash_into_an_orderly_end() -> None:
+    story = Story()
+    for at_s in (0, 20, 40):
+        detail = "the worker process stopped unexpectedly"
+        story.change(ChangeKind.EXIT, "stock", at_s=at_s, subject="4711", after="signal 11", detail=detail)
+        story.start("stock", at_s=at_s + 3)
+    story.fail_into("stock", 0.2, "connection_refused")
+    assert _diagnosed(story.survey()).finding.category is Category.CRASH_LOOP

@@ -266,9 +266,10 @@ def unplanned_exits(scene: Scene, service: str) -> list[ChangeFact]:
 
 
 def is_orderly(change: ChangeFact) -> bool:
-    """Tell whether an exit was asked for."""
+    """Tell whether an exit was asked for: by the reason that is given, and by the line about it only where there is none."""
+    told = change.row.after.casefold() or change.text
     return not is_oom(change) and any(
-        w in change.text for w in ("stopped", "completed", "sigterm", "replaced", "drain", "shutdown", "scaled")
+        w in told for w in ("stopped", "completed", "sigterm", "replaced", "drain", "shutdown", "scaled")
     )
 
 
