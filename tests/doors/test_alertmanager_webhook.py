@@ -177,3 +177,19 @@ def test_any_json_gives_alerts_or_a_usage_error(value: object) -> None:
     except UsageError:
         return
     assert all(alert.status in {"firing", "resolved"} for alert in alerts)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 60_000,
+        b'{"version": "4", "alerts": ' + b"[" * 60_000 + b"]" * 60_000 + b"}",
+        _body(_alert(status=["firing"])),
+        _body(_alert(status={"firing": True})),
+        _body(_alert(startsAt="9999-12-31T23:59:59-10:00")),
+        _body(_alert(endsAt="9999-12-31T23:59:59-10:00")),
+    ],
+)
+def test_a_body_that_no_alertmanager_sends_is_refused_with_a_reason(body: bytes) -> None:
+    with pytest.raises(UsageError, match=r"not (JSON|an Alertmanager webhook)"):
+        _parse(body)

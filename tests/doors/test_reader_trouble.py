@@ -27,6 +27,7 @@ TROUBLE: list[tuple[Reply | str, str]] = [
     ((403, b"Code: 516. DB::Exception: Authentication failed"), "refused"),
     ((200, b"<html>login</html>"), "nonsense"),
     ((200, b'{"status": 7}'), "nonsense"),
+    ((200, b'{"status": "success", "now": ' + b"[" * 60_000 + b"]" * 60_000 + b"}"), "nonsense"),
     ((200, b"\xff\xfe\x00"), "nonsense"),
 ]
 

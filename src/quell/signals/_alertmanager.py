@@ -105,7 +105,11 @@ class _Problems:
         if moment.tzinfo is None:
             self.add(path, f"no time zone: {escape_line(text, chars_max=40)}")
             return None
-        return moment.astimezone(UTC)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            self.add(path, f"no time of this calendar: {escape_line(text, chars_max=40)}")
+            return None
 
 
 def parse_alertmanager(body: bytes, *, received_at: datetime, entropy: Entropy) -> list[Alert]:
@@ -115,7 +119,7 @@ def parse_alertmanager(body: bytes, *, received_at: datetime, entropy: Entropy) 
     """
     try:
         raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"not JSON: {error}", hint="send what Alertmanager's webhook_config sends") from error
     problems = _Problems()
     alerts = _alerts(raw, problems=problems, received_at=received_at, entropy=entropy)
@@ -174,7 +178,7 @@ def _alert(
         problems.add(path, f"expected an object, found {_kind(raw)}")
         return None
     status = raw.get("status")
-    if status not in {"firing", "resolved"}:
+    if status not in ("firing", "resolved"):
         problems.add(f"{path}.status", f"expected firing or resolved, found {escape_line(repr(status), chars_max=40)}")
         return None
     labels = {**common, **problems.table(raw.get("labels"), f"{path}.labels")}

@@ -127,4 +127,8 @@ def _reason_of(error: StoreError) -> GapReason:
         return "refused"
     if error.code in _UNSUPPORTED_CODES:
         return "unsupported"
-    return "nonsense" if isinstance(error.__cause__, (msgspec.DecodeError, UnicodeDecodeError)) else "failed"
+    return (
+        "nonsense"
+        if isinstance(error.__cause__, (msgspec.DecodeError, UnicodeDecodeError, RecursionError))
+        else "failed"
+    )

@@ -124,7 +124,7 @@ class StoreClient:
         body = await self._post(sql.encode(), {**settings, **bound}, timeout_s=timeout_s)
         try:
             return msgspec.json.decode(b"[" + b",".join(body.splitlines()) + b"]", type=list[row])  # type: ignore[valid-type] # the row type is a value here
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise StoreError(
                 f"the store answered something unexpected: {error}",
                 hint="the table may have another shape than assumed; `quell doctor` checks it",

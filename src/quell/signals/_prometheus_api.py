@@ -98,7 +98,7 @@ class Api:
             raise CannotAnswerError(error.reason, error.detail, query=query) from error
         try:
             return msgspec.json.decode(self._unwrapped(body, query=query), type=answer, strict=False)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CannotAnswerError("nonsense", f"the answer cannot be read: {error}", query=query) from error
 
     async def range(self, form: dict[str, str], *, timeout_s: float) -> list[Matrix]:
@@ -153,7 +153,7 @@ def _reason_of(status: int) -> GapReason:
 def _refusal(status: int, body: bytes) -> str:
     try:
         reply = msgspec.json.decode(body, type=_Reply)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return f"HTTP {status}"
     return f"HTTP {status}: {_line(reply.error_type, reply.error)}"
 
