@@ -308,3 +308,16 @@ def test_a_line_that_says_stopped_does_not_turn_a_crash_into_an_orderly_end() ->
         story.start("stock", at_s=at_s + 3)
     story.fail_into("stock", 0.2, "connection_refused")
     assert _diagnosed(story.survey()).finding.category is Category.CRASH_LOOP
+
+
+@pytest.mark.parametrize(("count", "count_before", "speaks"), [(60, 100, True), (20, 100, False)])
+def test_a_line_grew_when_it_comes_more_often_not_when_it_was_counted_for_longer(
+    count: int, count_before: int, *, speaks: bool
+) -> None:
+    story = Story()
+    story.now.own_ms["bill"] = 300
+    story.metric("bill", "db.client.connection.count", 3, 10, limit=10, unit="{connection}", state="used")
+    story.log("bill", "connection pool exhausted, waited <*> ms", count=count, count_before=count_before)
+    top = _diagnosed(story.survey()).hypotheses[0]
+    assert top.category is Category.POOL_EXHAUSTION
+    assert any("log lines" in c.says for c in top.support) is speaks

@@ -401,7 +401,9 @@ def build_scene(survey: Survey, alerts: Sequence[Alert]) -> Scene:
         for f in facts
         if isinstance(f.observation, MetricShift)
     )
-    scene.patterns = _grouped(_pattern(f, f.observation) for f in facts if isinstance(f.observation, PatternShift))
+    scene.patterns = _grouped(
+        _pattern(f, f.observation, pace=scene.pace) for f in facts if isinstance(f.observation, PatternShift)
+    )
     scene.diffs = _grouped(
         (f.observation.service, DiffFact(id=f.evidence.id, row=f.observation))
         for f in facts
@@ -458,8 +460,8 @@ def _loops(facts: Sequence[Fact]) -> dict[str, int]:
     return dict(own)
 
 
-def _pattern(fact: Fact, row: PatternShift) -> tuple[str, PatternFact]:
-    grew = row.is_new or row.count > row.count_before
+def _pattern(fact: Fact, row: PatternShift, *, pace: float) -> tuple[str, PatternFact]:
+    grew = row.is_new or row.count > row.count_before * pace
     symptoms = symptoms_in(row.template) if grew and row.severity in {"warn", "error", "fatal"} else frozenset[str]()
     return row.service, PatternFact(id=fact.evidence.id, row=row, symptoms=symptoms)
 
