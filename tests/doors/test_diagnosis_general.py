@@ -321,3 +321,17 @@ def test_a_line_grew_when_it_comes_more_often_not_when_it_was_counted_for_longer
     top = _diagnosed(story.survey()).hypotheses[0]
     assert top.category is Category.POOL_EXHAUSTION
     assert any("log lines" in c.says for c in top.support) is speaks
+
+
+@pytest.mark.parametrize("name", ["pool_exhausted", "release_with_latency", "release_with_more_queries"])
+def test_users_who_wait_longer_are_not_told_that_all_is_well_when_the_cause_was_not_read(name: str) -> None:
+    story = tell(name)
+    survey = story.survey()
+    subject = diagnose(survey).finding.subject
+    assert subject is not None
+    kept = tuple(
+        f
+        for f in survey.facts
+        if not (isinstance(f.observation, OperationShift) and f.observation.service == subject.name)
+    )
+    assert _diagnosed(replace(survey, facts=kept)).finding.outcome is not Outcome.HEALTHY

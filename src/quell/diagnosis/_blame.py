@@ -329,9 +329,17 @@ def _forget_the_unfelt(scene: Scene, ledger: Ledger) -> None:
         ledger.of[subject].lost_ms = 0.0
         if not ledger.of[subject].errors:
             del ledger.of[subject]
+    waiting = _ends_that_wait(scene, ledger, waited=waited)
     for service, (errors, added) in list(ledger.symptoms.items()):
-        if not errors and added < least:
+        if not errors and added < least and service not in waiting:
             del ledger.symptoms[service]
+
+
+def _ends_that_wait(scene: Scene, ledger: Ledger, *, waited: float) -> set[str]:
+    """Return where users clearly wait longer, whether or not it was seen why: unexplained is not harmless."""
+    added = {service: ledger.symptoms[service][1] for service in _ends(scene) if service in ledger.symptoms}
+    felt = sum(added.values())
+    return {s for s in added if added[s]} if felt >= THRESHOLDS.harm_share * (waited - felt) else set()
 
 
 def _share_out(scene: Scene, ledger: Ledger) -> None:
