@@ -96,3 +96,25 @@ def test_a_sick_replica_among_healthy_ones_raises_an_alert() -> None:
         alerts += new
     assert [(a.symptom, a.status) for a in alerts] == [(Symptom.SATURATION, "firing")]
     assert alerts[0].starts_at.timestamp() >= fault - 5
+
+
+@pytest.mark.parametrize(
+    ("metric", "sick", "well"),
+    [
+        ("node_filesystem_avail_bytes", 1e6, 9e9),
+        ("tls.certificate.expiry", -60.0, 7e6),
+        ("process.clock.offset", -30.0, 0.01),
+        ("process.memory.usage", 9e9, 1e6),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_replicas_the_one_in_trouble_is_told(metric: str, sick: float, well: float, order: int) -> None:
+    rows = [
+        _Row(
+            service="s", metric=metric, unit="", attributes=[], monotonic=0, temporality=0,
+            points=[(at, level, 0.0) for at in _times(replica, every_s=10.0)],
+        )
+        for replica, level in enumerate([sick, well][::order])
+    ]  # fmt: skip
+    (series,) = _series(rows, table="otel_metrics_gauge")
+    assert set(series.values[2:-2]) == {sick}

@@ -14,7 +14,7 @@ from quell.signals._clickhouse_attributes import has_rows
 from quell.signals._clickhouse_sources import SHORT_STEP_S, Stretch, stretch_of
 from quell.signals._reader import CannotAnswerError
 from quell.signals._reader_families import Series
-from quell.signals._reader_replicas import instance_of, join_replicas
+from quell.signals._reader_replicas import instance_of, join_replicas, worst_of
 from quell.signals._reader_shifts import find_shifts
 
 _SERIES_MAX = 5000
@@ -114,7 +114,7 @@ def _slot(at: float) -> float:
 
 
 def _tops(members: Sequence[_Row]) -> _Points:
-    """Take, of several instances, the fullest at each moment."""
+    """Take, of several instances, the one in trouble at each moment."""
     parts: list[_Points] = []
     for row in members:
         points: _Points = {}
@@ -122,7 +122,7 @@ def _tops(members: Sequence[_Row]) -> _Points:
             slot = _slot(at)
             points[slot] = max(points.get(slot, value), value)
         parts.append(points)
-    return join_replicas(parts, by="max")
+    return join_replicas(parts, by=worst_of(members[0].metric))
 
 
 def _rates(row: _Row) -> _Points:

@@ -13,7 +13,7 @@ import numpy as np
 from quell.signals._detect_gauges import JUDGED_NAMES
 from quell.signals._detect_state import BUCKET_S, Buckets, GaugeHistory, Heartbeat, OperationHistory, PatternHistory
 from quell.signals._reader_families import Limits, Series
-from quell.signals._reader_replicas import instance_of, join_replicas
+from quell.signals._reader_replicas import instance_of, join_replicas, worst_of
 from quell.signals._schema_views import literal
 
 K = TypeVar("K")
@@ -149,7 +149,7 @@ class History:
                 metric=metric,
                 unit=unit,
                 attributes=attributes,
-                times=tuple(times := sorted(points := join_replicas(members, by="max"))),
+                times=tuple(times := sorted(points := join_replicas(members, by=worst_of(metric)))),
                 values=tuple(points[at] for at in times),
             )
             for (service, metric, unit, attributes), members in replicas.items()

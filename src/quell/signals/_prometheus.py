@@ -17,6 +17,7 @@ from quell.domain import Answer, Gap, GapReason, Question, QuestionKind, Window
 from quell.signals._prometheus_api import Api, MatrixResult, Metadata, VectorResult
 from quell.signals._reader import CannotAnswerError
 from quell.signals._reader_families import Series
+from quell.signals._reader_replicas import worst_of
 from quell.signals._reader_shifts import find_shifts
 from quell.signals._reader_text import escape_line
 
@@ -131,9 +132,12 @@ class PrometheusReader:
         step_s = max(_STEP_S, math.ceil(scrape_s))
         rate = f"{max(_RATE_MIN_S, math.ceil(_RATE_SCRAPES * scrape_s))}s"
         drop = "without(instance)"
+        low = [name for name in plan.levels if worst_of(name) == "min"]
+        levels = [("max", [name for name in plan.levels if worst_of(name) != "min"]), ("min", low)]
         queries = [
-            f'max {drop} (label_replace({_selector(names)}, "{_LABEL}", "$1", "__name__", "(.+)"))'
-            for names in _batched(plan.levels, _NAMES_PER_QUERY)
+            f'{worst} {drop} (label_replace({_selector(names)}, "{_LABEL}", "$1", "__name__", "(.+)"))'
+            for worst, chosen in levels
+            for names in _batched(chosen, _NAMES_PER_QUERY)
         ]
         counted = [_named(name, f"sum {drop} (rate({name}[{rate}]))") for name in plan.counters]
         meant = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+Join: TypeAlias = Literal["max", "min", "far", "sum"]
 INSTANCE_KEYS = ("service.instance.id", "k8s.pod.name", "container.id", "host.name")
 """Resource attributes that tell one process of a service from another; not every system sets the first."""
 REPLICA_LABELS = frozenset(
@@ -29,10 +32,20 @@ REPLICA_LABELS = frozenset(
 )
 """Labels of a series that do the same."""
 _HELD_CADENCES = 1.5
+_LESS_IS_WORSE = re.compile(
+    r"(?:^|[._])(?:free|avail|available|idle|unused|headroom|remaining|left|expiry|expiration|not_?after)(?:[._]|$)",
+    re.IGNORECASE,
+)
+_EITHER_WAY = re.compile(r"clock.*(?:offset|skew|drift)", re.IGNORECASE)
 
 
-def join_replicas(members: Sequence[Mapping[float, float]], *, by: Literal["max", "sum"]) -> dict[float, float]:
-    """Return, at each moment that any replica reports, the greatest or the sum of what all of them last said.
+def worst_of(metric: str) -> Literal["max", "min", "far"]:
+    """Say which of several replicas is the one in trouble: the fullest, the one with least left, or the one farthest off."""
+    return "far" if _EITHER_WAY.search(metric) else "min" if _LESS_IS_WORSE.search(metric) else "max"
+
+
+def join_replicas(members: Sequence[Mapping[float, float]], *, by: Join) -> dict[float, float]:
+    """Return, at each moment that any replica reports, the worst or the sum of what all of them last said.
 
     A replica counts until its next point is overdue, and past its last point only beside replicas that ran with it: what
     replaced it speaks for itself.
@@ -55,8 +68,19 @@ def join_replicas(members: Sequence[Mapping[float, float]], *, by: Literal["max"
                 beside |= (moments >= first) & (moments <= end)
         counts &= (moments <= times[-1]) | beside
         told[place, counts] = values[last[counts]]
-    joined = np.nanmax(told, axis=0) if by == "max" else np.nansum(told, axis=0)
-    return dict(zip(moments.tolist(), joined.tolist(), strict=True))
+    return dict(zip(moments.tolist(), _joined(told, by=by).tolist(), strict=True))
+
+
+def _joined(told: NDArray[np.float64], *, by: Join) -> NDArray[np.float64]:
+    if by == "sum":
+        return np.asarray(np.nansum(told, axis=0), dtype=np.float64)
+    if by == "min":
+        return np.asarray(np.nanmin(told, axis=0), dtype=np.float64)
+    high = np.nanmax(told, axis=0)
+    if by == "max":
+        return np.asarray(high, dtype=np.float64)
+    low = np.nanmin(told, axis=0)
+    return np.asarray(np.where(-low > high, low, high), dtype=np.float64)
 
 
 def instance_of(resource: str) -> str:
