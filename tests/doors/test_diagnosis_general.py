@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from quell.diagnosis import assert_cited, diagnose
+from quell.diagnosis import assert_cited, diagnose, next_steps
 from quell.domain import (
     Category,
     ChangeKind,
@@ -246,7 +246,7 @@ def test_a_name_of_a_service_cannot_write_lines_into_a_diagnosis(name: str) -> N
     spoken = [diagnosis.finding.statement, diagnosis.finding.cap, *(h.statement for h in diagnosis.hypotheses)]
     cited = [*diagnosis.finding.citations, *diagnosis.impact]
     cited.extend(c for h in diagnosis.hypotheses for c in (*h.support, *h.against))
-    assert all(text.isprintable() for text in (*spoken, *(c.says for c in cited)))
+    assert all(text.isprintable() for text in (*spoken, *next_steps(diagnosis), *(c.says for c in cited)))
 
 
 def test_the_reason_that_caps_a_confidence_does_not_hang_on_the_order_of_gaps() -> None:
