@@ -233,8 +233,7 @@ async def open_app(
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         stack.push_async_callback(_closed, "store", vault.close)
         readers = _readers(settings, vault, stack)
-        # Before the store: what Quell last told about itself goes there.
-        stack.push_async_callback(_closed, "telemetry", telling.close)
+        _end_first(stack, runs, telling)
         launch = _once(runs.launch)
         desk = await asyncio.to_thread(
             Desk,
@@ -265,6 +264,13 @@ async def open_app(
         if role == "serve":
             await _start_serving(app)
         yield app
+
+
+def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:
+    """Have what still acts on the rest closed before it: the runs, then what Quell last tells about itself."""
+    stack.push_async_callback(_closed, "telemetry", telling.close)
+    # A run that still asked while its sources are closed would keep their silence as the answer.
+    stack.push_async_callback(_closed, "runs", runs.close)
 
 
 def _readers(settings: Settings, vault: Vault, stack: AsyncExitStack) -> tuple[Reader, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,9 +16,9 @@ from typing import Literal, cast
 import msgspec
 import pytest
 
-from quell.app import App, open_app
-from quell.config import DetectionSettings, InvestigationSettings, Settings, StoreSettings
-from quell.domain import Alert, Outcome, StoreError
+from quell.app import App, Vault, open_app
+from quell.config import DetectionSettings, InvestigationSettings, PrometheusSettings, Settings, StoreSettings
+from quell.domain import Alert, JournalError, Outcome, RunStatus, StoreError
 from quell.incidents import Request
 from quell.runs import system_clock
 from quell.signals import Detector
@@ -229,3 +230,38 @@ def test_detection_can_be_switched_off(tmp_path: Path) -> None:
 
     settings = replace(settings_for(tmp_path), detection=DetectionSettings(enabled=False, interval_s=0.05))
     with_app(story, settings, role="serve")
+
+
+def test_a_server_that_is_stopped_keeps_no_answer_that_its_own_stopping_cut_off(tmp_path: Path) -> None:
+    """The sources close after the runs that ask them, so that the next process asks again."""
+    runs: list[str] = []
+
+    async def stopped() -> None:
+        asked = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        source = PrometheusSettings(name="slow", url=url, timeout_s=20)
+        bounds = InvestigationSettings(settle_s=0.0, read_timeout_s=20)
+        store = StoreSettings()  # a real one, as its closing takes a moment
+        settings = replace(settings_for(tmp_path), store=store, prometheus=(source,), investigation=bounds)
+        async with open_app(settings, role="serve", clock=system_clock, entropy=os.urandom, env={}) as app:
+            (incident,) = await app.desk.handle([alert(at=system_clock())])
+            runs.append(incident.run or "")
+            async with asyncio.timeout(15):
+                await asked.wait()
+            await asyncio.sleep(0.2)
+        server.close()
+
+    async def look(app: App) -> None:
+        kept = {step.name for step in await app.runs.steps(runs[0])}
+        assert "read:slow:metric_shifts" not in kept
+        assert (await app.runs.get(runs[0])).status is RunStatus.RUNNING
+
+    asyncio.run(stopped())
+    with_app(look, settings_for(tmp_path), role="command")
