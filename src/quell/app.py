@@ -8,14 +8,14 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from quell import __version__, telemetry
 from quell.config import Settings, version_of
-from quell.domain import Alert, Answer, Gap, QuellError, Question, StateHeldError, StoreError, Window
+from quell.domain import Alert, Answer, Gap, JournalError, QuellError, Question, StateHeldError, StoreError, Window
 from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Clock, Entropy, Runs
 from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
@@ -47,6 +47,8 @@ class App:
     version: str
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
+    untaken: list[Alert] = field(default_factory=list)
+    """What the detector saw and the journal could not take yet: the detector says everything once."""
 
     @property
     def store(self) -> Store | None:
@@ -99,10 +101,20 @@ class App:
         detector = self.vault.detector
         if detector is None:
             return
-        with telemetry.span("quell.look"):
-            alerts = await detector.look(self.clock())
-        if alerts:
+        try:
+            with telemetry.span("quell.look"):
+                self.untaken += await detector.look(self.clock())
+        finally:
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """Give the desk what was seen; while the journal is away it is kept, and whatever else fails ends with it."""
+        alerts, self.untaken = self.untaken, []
+        try:
             await self.desk.handle(alerts)
+        except JournalError:
+            self.untaken = [*alerts, *self.untaken]
+            raise
 
 
 class Vault:

@@ -232,6 +232,42 @@ def test_detection_can_be_switched_off(tmp_path: Path) -> None:
     with_app(story, settings, role="serve")
 
 
+class Once:
+    """A detector that sees one alert once, as the real one does."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    async def look(self, at: datetime) -> list[Alert]:
+        self.looks += 1
+        return [alert(at=at)] if self.looks == 1 else []
+
+
+def test_an_alert_that_fires_while_the_journal_is_away_is_taken_when_it_is_back(tmp_path: Path) -> None:
+    detector = Once()
+
+    def rename(before: str, after: str) -> None:
+        with sqlite3.connect(tmp_path / "quell.db") as raw:
+            raw.execute(f"ALTER TABLE {before} RENAME TO {after}")
+        raw.close()
+
+    async def story(app: App) -> None:
+        rename("incident_alerts", "away")
+        app.vault.detector = cast("Detector", detector)
+        watching = asyncio.create_task(app.watch_forever())
+        async with asyncio.timeout(20):
+            while detector.looks < 3:
+                await asyncio.sleep(0.05)
+            rename("away", "incident_alerts")
+            while not await app.desk.incidents():
+                await asyncio.sleep(0.05)
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+    with_app(story, settings_for(tmp_path), role="serve")
+
+
 def test_a_server_that_is_stopped_keeps_no_answer_that_its_own_stopping_cut_off(tmp_path: Path) -> None:
     """The sources close after the runs that ask them, so that the next process asks again."""
     runs: list[str] = []
