@@ -136,14 +136,13 @@ class Investigator:
         return min(page.incident.opened_at + settle, min(dated) + _UNFOLDED * settle)
 
     async def _look(self, context: RunContext, incident: str) -> Next:
+        # By a clock that nobody can set, and anew in each life: time in which nothing was executed is not spent.
+        until_s = asyncio.get_running_loop().time() + self._settings.deadline_s
         plan = await context.step(
             "plan", lambda: self._plan(context, incident), returns=Plan, timeout_s=_PLAN_TIMEOUT_S, attempts=2
         )
         await self._flush()
-        deadline = plan.planned_at + timedelta(seconds=self._settings.deadline_s)
-        readings = await read_all(
-            context, plan=plan, readers=self._readers, settings=self._settings, deadline=deadline, clock=self._clock
-        )
+        readings = await read_all(context, plan=plan, readers=self._readers, settings=self._settings, until_s=until_s)
         surveyed = await self._step(context, "survey", lambda: self._survey(plan, readings.answers), _Surveyed)
         found = await asyncio.to_thread(survey_of_wire, surveyed.survey)
         diagnosed = await self._step(context, "diagnose", lambda: self._diagnose(found, plan), _Diagnosed)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from quell import telemetry
 from quell.config import InvestigationSettings
 from quell.domain import Answer, Gap, GapReason, Question, QuestionKind, StepError
 from quell.incidents._answers import without_own
 from quell.incidents._model import Plan
-from quell.runs import Clock, RunContext
+from quell.runs import RunContext
 from quell.signals import Reader, decode_answer, encode_answer
 
 _AT_ONCE_MAX = 3
@@ -45,10 +44,9 @@ async def read_all(
     plan: Plan,
     readers: Sequence[Reader],
     settings: InvestigationSettings,
-    deadline: datetime,
-    clock: Clock,
+    until_s: float,
 ) -> Readings:
-    """Ask every question of every reader, some at a time; each is one step."""
+    """Ask every question of every reader, some at a time, until the loop's clock says `until_s`; each is one step."""
     patience: Mapping[str, _Patience] = {reader.name: _Patience() for reader in readers}
 
     async def read(reader: Reader, kind: QuestionKind) -> Answer | Gap:
@@ -56,9 +54,7 @@ async def read_all(
         timeout_s = settings.read_timeout_s
 
         async def ask() -> str:
-            answer = await _ask(
-                reader, question, patience[reader.name], timeout_s=timeout_s, deadline=deadline, clock=clock
-            )
+            answer = await _ask(reader, question, patience[reader.name], timeout_s=timeout_s, until_s=until_s)
             return encode_answer(answer).decode()
 
         async with patience[reader.name].slots:
@@ -90,9 +86,9 @@ async def ask_once(reader: Reader, question: Question, *, timeout_s: float) -> A
 
 
 async def _ask(
-    reader: Reader, question: Question, patience: _Patience, *, timeout_s: float, deadline: datetime, clock: Clock
+    reader: Reader, question: Question, patience: _Patience, *, timeout_s: float, until_s: float
 ) -> Answer | Gap:
-    left_s = (deadline - clock()).total_seconds()
+    left_s = until_s - asyncio.get_running_loop().time()
     if left_s <= 0:
         return _gap(reader.name, question.kind, reason="timeout", detail=_LATE)
     if patience.timeouts >= _TIMEOUTS_MAX:

@@ -1,0 +1,47 @@
+"""Bad days of an investigation: clocks, restarts, hostile names, a journal that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from quell.config import InvestigationSettings, JournalSettings, Secret
+from quell.domain import JournalError, Outcome, QuestionKind, RunStatus, Stage
+from quell.incidents import Desk, Request
+from quell.runs import Runs
+from quell.signals import Reader
+from tests._postgres import fresh_database
+from tests._story import NOON, ONSET, RecordedReader, alert, bad_release, edge
+from tests.conftest import FakeClock
+from tests.doors.test_incidents_desk import Room, in_a_room
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_an_investigation_that_lay_still_past_its_deadline_reads_what_it_had_not_read_when_it_is_resumed(
+    tmp_path: Path,
+) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.desk.handle([alert()])
+        async with asyncio.timeout(10):
+            while QuestionKind.FLOW_BREAKS not in room.reader.asked:
+                await asyncio.sleep(0.02)
+        await room.runs.cancel(incident.run or "")
+        room.clock.forward(seconds=3600)
+        room.reader.hanging = frozenset()
+        await room.runs.resume(incident.run or "")
+        assert (await room.ended(incident.run)).status is RunStatus.SUCCEEDED
+        case = await room.desk.case_file(incident.id)
+        assert case.finding is not None
+        assert case.finding.outcome is Outcome.CAUSE_FOUND
+        assert not case.gaps
+
+    reader = RecordedReader(hanging=frozenset({QuestionKind.FLOW_BREAKS}), rows=bad_release())
+    in_a_room(story, tmp_path, reader=reader, read_timeout_s=600)
