@@ -45,3 +45,16 @@ def test_an_investigation_that_lay_still_past_its_deadline_reads_what_it_had_not
 
     reader = RecordedReader(hanging=frozenset({QuestionKind.FLOW_BREAKS}), rows=bad_release())
     in_a_room(story, tmp_path, reader=reader, read_timeout_s=600)
+
+
+@pytest.mark.parametrize("jump_s", [-86400, -1800, 86400])
+def test_a_clock_that_is_set_neither_delays_nor_cuts_short_what_is_asked(tmp_path: Path, jump_s: float) -> None:
+    async def story(room: Room) -> None:
+        (first,) = await room.handled(alert())
+        room.clock.forward(seconds=jump_s)
+        (second,) = await room.handled(alert("payment", at=room.clock.at, number=7, summary="it is worse"))
+        assert second.id == first.id
+        assert second.run != first.run, "an inconclusive incident is looked at again"
+        assert (await room.runs.get(second.run or "")).status is RunStatus.SUCCEEDED
+
+    in_a_room(story, tmp_path, reader=RecordedReader(rows={}))

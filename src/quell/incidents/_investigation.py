@@ -132,8 +132,9 @@ class Investigator:
         settle = timedelta(seconds=self._settings.settle_s)
         dated = [alert.starts_at for alert in self._book.alerts_of(incident) if alert.source != "person"]
         if page.rounds > 1 or not dated:
-            return page.incident.opened_at
-        return min(page.incident.opened_at + settle, min(dated) + _UNFOLDED * settle)
+            return min(page.incident.opened_at, self._clock())
+        # However the clock was set since: no incident needs longer from now on than one that has just begun.
+        return min(page.incident.opened_at + settle, min(dated) + _UNFOLDED * settle, self._clock() + settle)
 
     async def _look(self, context: RunContext, incident: str) -> Next:
         # By a clock that nobody can set, and anew in each life: time in which nothing was executed is not spent.
