@@ -58,3 +58,40 @@ def test_a_clock_that_is_set_neither_delays_nor_cuts_short_what_is_asked(tmp_pat
         assert (await room.runs.get(second.run or "")).status is RunStatus.SUCCEEDED
 
     in_a_room(story, tmp_path, reader=RecordedReader(rows={}))
+
+
+def test_an_incident_closed_while_its_alert_fires_does_not_spoil_every_later_baseline(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        (first,) = await room.handled(alert("web"))
+        await room.desk.close(first.id, by="ann", reason="known and accepted")
+        room.clock.forward(seconds=7200)
+        at = room.clock.at
+        (second,) = await room.handled(alert("payment", at=at - timedelta(seconds=20), number=2))
+        case = await room.desk.case_file(second.id)
+        assert case.plan is not None
+        assert not case.plan.notes
+        length_s = 60 * InvestigationSettings().baseline_minutes
+        assert case.plan.baseline.seconds == pytest.approx(length_s)
+
+    in_a_room(story, tmp_path)
+
+
+@pytest.mark.parametrize("ends_at", [ONSET + timedelta(seconds=300), datetime.max.replace(tzinfo=UTC)])
+def test_an_end_that_was_never_reported_or_never_comes_spoils_no_later_investigation(
+    tmp_path: Path, ends_at: datetime
+) -> None:
+    """One episode lacks its end and the next has one, be it the last moment that a sender can write."""
+
+    async def story(room: Room) -> None:
+        await room.handled(alert("web"))
+        again = alert("web", at=ONSET + timedelta(seconds=50), number=2)
+        await room.handled(again, replace(again, status="resolved", ends_at=ends_at))
+        room.clock.forward(seconds=7200)
+        at = room.clock.at - timedelta(seconds=20)
+        (second,) = await room.handled(alert("payment", at=at, number=2))
+        case = await room.desk.case_file(second.id)
+        assert case.plan is not None, case.state
+        if ends_at < room.clock.at:
+            assert not case.plan.notes
+
+    in_a_room(story, tmp_path, reader=RecordedReader(rows={}))

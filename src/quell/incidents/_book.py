@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, Select, and_, select, update
 
 from quell.domain import Alert, Incident, Outcome, Stage, TimelineEntry, UsageError
-from quell.incidents._grouping import CallGraph, still_firing
+from quell.incidents._grouping import CallGraph, as_ended, still_firing
 from quell.incidents._model import CaseFile
 from quell.incidents._rows import (
     Admission,
@@ -250,18 +250,22 @@ class Book:
         return list(newest.values())
 
     def trouble_before(self, at: datetime, *, incident: str, limit: int = 50) -> list[tuple[Alert, ...]]:
-        """Return the alerts of each other incident opened before `at`, newest first, unless it was found to be healthy."""
+        """Return the alerts of each other incident opened before `at`, newest first, unless it was found to be healthy.
+
+        Alerts whose end was never reported end with what ended them: their next episode, or the closing of the incident.
+        """
         was_well = select(cases.c.run).where(
             cases.c.incident == incidents.c.id, cases.c.outcome == Outcome.HEALTHY.value
         )
         query = (
-            select(incidents.c.id)
+            select(incidents)
             .where(incidents.c.id != incident, incidents.c.opened_at < stamp(at), ~was_well.exists())
             .order_by(incidents.c.opened_at.desc(), incidents.c.id)
             .limit(limit)
         )
-        with self._engine.connect() as connection:
-            return [alerts_of(connection, other) for other in connection.scalars(query).all()]
+        with reading(self._engine) as connection:
+            others = [page_of(row).incident for row in connection.execute(query).all()]
+            return [as_ended(alerts_of(connection, other.id), closed_at=other.closed_at) for other in others]
 
     # -- telling -----------------------------------------------------------------------------------------------------
 

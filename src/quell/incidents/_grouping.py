@@ -73,6 +73,23 @@ def still_firing(alerts: Iterable[Alert]) -> list[Alert]:
     return [alert for alert in newest.values() if alert.status == "firing"]
 
 
+def as_ended(alerts: Iterable[Alert], *, closed_at: datetime | None) -> tuple[Alert, ...]:
+    """Return alerts, oldest first, with the ends that nobody reported.
+
+    A condition that began again had ended before; what fired when its incident was closed counts as over from then on.
+    """
+    ended: list[Alert] = []
+    next_start: dict[str, datetime] = {}
+    for alert in sorted(alerts, key=lambda a: (a.starts_at, a.id), reverse=True):
+        end = next_start.get(alert.fingerprint) or closed_at
+        next_start[alert.fingerprint] = alert.starts_at
+        if alert.status == "firing" and end is not None:
+            ended.append(replace(alert, status="resolved", ends_at=max(end, alert.starts_at)))
+        else:
+            ended.append(alert)
+    return tuple(reversed(ended))
+
+
 def find_place(alert: Alert, gatherings: Sequence[Gathering], *, graph: CallGraph, group_window_s: float) -> str | None:
     """Choose the open incident that an alert belongs to, or None when it begins a new one."""
     best: tuple[int, datetime, str] | None = None

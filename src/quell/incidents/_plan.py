@@ -101,8 +101,9 @@ def trouble_of(alerts: Sequence[Alert], *, at: datetime) -> Window | None:
     dated = [alert for alert in alerts if alert.source != "person"]
     if not dated:
         return None
-    start = min(alert.starts_at for alert in dated) - _MARGIN
-    end = max(alert.ends_at or at for alert in dated) + _AFTERMATH
+    # No end lies in the future, whatever clock its sender has.
+    start = min(at, *(alert.starts_at for alert in dated)) - _MARGIN
+    end = min(at, max(alert.ends_at or at for alert in dated)) + _AFTERMATH
     return Window(start=start, end=end) if end > start else None
 
 
