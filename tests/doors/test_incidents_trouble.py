@@ -95,3 +95,35 @@ def test_an_end_that_was_never_reported_or_never_comes_spoils_no_later_investiga
             assert not case.plan.notes
 
     in_a_room(story, tmp_path, reader=RecordedReader(rows={}))
+
+
+@pytest.mark.timeout(60)
+def test_names_that_no_database_takes_keep_nobody_from_investigating(postgres_url: str, tmp_path: Path) -> None:
+    """Telemetry is written by strangers: a service may be called anything, and be called by anything."""
+    strange = (edge("we\x00b", "payment", errors=0), edge("x" * 5000, "y" * 5000, errors=0))
+    rows = bad_release()
+    rows[QuestionKind.EDGE_GAPS] = (*rows[QuestionKind.EDGE_GAPS], *strange)
+    readers: Sequence[Reader] = [RecordedReader(rows=rows)]
+
+    async def tell(url: str) -> None:
+        clock = FakeClock()
+        clock.at = NOON + timedelta(seconds=60)
+        settings = JournalSettings(url=Secret(url))
+        runs = await Runs.open(settings, state_dir=tmp_path, clock=clock, entropy=os.urandom, version="v1")
+        try:
+            bounds = InvestigationSettings(settle_s=0.0)
+            desk = Desk(runs=runs, readers=readers, settings=bounds, clock=clock, entropy=os.urandom)
+            await runs.launch()
+            both = [alert("payment"), replace(alert("we\x00b"), id="alr_strange")]
+            await desk.handle(both[:1])
+            (incident,) = await desk.handle(both)
+            run = await runs.wait(incident.run or "", timeout_s=30)
+            assert run.status is RunStatus.SUCCEEDED, run.error
+            asked = await desk.investigate(Request(text="is we\x00b slow?"))
+            assert (await runs.wait(asked.id, timeout_s=30)).status is RunStatus.SUCCEEDED
+            assert (await desk.incident(incident.id)).stage is Stage.ESCALATED
+        finally:
+            await runs.close()
+
+    with fresh_database(postgres_url) as url:
+        asyncio.run(tell(url))

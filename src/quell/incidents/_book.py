@@ -32,6 +32,7 @@ from quell.incidents._rows import (
 from quell.incidents._tables import alerts, calls, cases, create_tables, incidents, stamp, timeline
 
 _SHOWN_MAX = 500
+_NAME_MAX = 300
 
 
 class Book:
@@ -162,7 +163,7 @@ class Book:
         """Remember who calls whom."""
         with writing(self._engine) as connection:
             known = {(row.caller, row.callee) for row in connection.execute(select(calls.c.caller, calls.c.callee))}
-            fresh = sorted(set(edges) - known)
+            fresh = sorted(edge for edge in set(edges) - known if all(map(_is_storable, edge)))
             if fresh:
                 connection.execute(calls.insert(), [{"caller": a, "callee": b, "seen_at": stamp(at)} for a, b in fresh])
 
@@ -291,6 +292,11 @@ class Book:
         with self._engine.connect() as connection:
             row = connection.execute(query).first()
         return msgspec.json.decode(row[0], type=CaseFile) if row else None
+
+
+def _is_storable(name: str) -> bool:
+    """Whether a name out of telemetry may be a key: PostgreSQL takes no NUL, and no key of any length."""
+    return "\x00" not in name and len(name) <= _NAME_MAX
 
 
 def _handed_over(connection: Connection, held: Page, outcome: Outcome, *, at: datetime) -> Incident:
