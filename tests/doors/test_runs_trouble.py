@@ -288,3 +288,20 @@ def test_work_that_returns_nothing_fails_its_run_with_a_reason(tmp_path: Path) -
                 assert said in ended(await runs.wait(run.id, timeout_s=8), "failed").error
 
     asyncio.run(tell())
+
+
+@pytest.mark.parametrize("said", ["cut \x00 off", "half a letter \udcff"])
+def test_a_run_that_fails_with_words_that_no_database_takes_ends_all_the_same(
+    said: str, postgres_url: str, tmp_path: Path
+) -> None:
+    async def fails(_: RunContext) -> Next:
+        raise ValueError(said)
+
+    async def tell(url: str) -> None:
+        async with journal(tmp_path, works={"story": fails}, url=url) as runs:
+            started = await runs.start("story", subject="s", arguments={})
+            run = ended(await runs.wait(started.id, timeout_s=15), "failed")
+            assert run.error.startswith(f"ValueError: {said[:4]}")
+
+    with fresh_database(postgres_url) as url:
+        asyncio.run(tell(url))

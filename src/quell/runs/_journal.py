@@ -265,7 +265,7 @@ class Journal:
 
     def fail(self, begun: Begun, *, error: str) -> None:
         """End a run as failed. Raises SupersededError when the run is not held any more."""
-        run, told = begun.run.id, error[:_ERROR_MAX]
+        run, told = begun.run.id, _storable(error)[:_ERROR_MAX]
         with self._writing() as connection:
             self._held(connection, begun, status="failed", error=told, token="", executor="")
             body = self._ending(begun) | {"error": told}
@@ -504,6 +504,11 @@ def _move(now: str, then: RunStatus, *, hint: str = "") -> None:
 
 def _json(value: JsonObject) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def _storable(text: str) -> str:
+    """Return a text that every database takes: no NUL, no half of a character; a refused end would be tried for ever."""
+    return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
 
 
 def _field(value: object) -> str | int | float | bool:
