@@ -305,3 +305,16 @@ def test_a_run_that_fails_with_words_that_no_database_takes_ends_all_the_same(
 
     with fresh_database(postgres_url) as url:
         asyncio.run(tell(url))
+
+
+def test_nobody_who_freezes_in_the_middle_of_a_transaction_holds_its_locks_for_ever(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async def tell(url: str) -> None:
+        async with journal(tmp_path, url=url) as runs:
+            with runs.engine.connect() as connection:
+                limit = connection.scalar(sa.text("SHOW idle_in_transaction_session_timeout"))
+            assert limit == "10s"
+
+    with fresh_database(postgres_url) as url:
+        asyncio.run(tell(url))

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, LiteralString, Protocol, TypeAlias, cast
 
 from quell.config import Secret
 from quell.domain import ConfigError, JournalError
@@ -33,7 +33,8 @@ BUSY_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 10
 _UNIXEPOCH_SINCE = (3, 42)
 _IDLE_MAX = 8
-_IDLE_TRANSACTION_MS = 10_000
+BOUND_TRANSACTIONS: LiteralString = "SET idle_in_transaction_session_timeout TO 10000"
+"""A process that freezes in the middle of a transaction must not hold its locks for ever."""
 _TRUSTED_S = 5.0
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
@@ -253,8 +254,7 @@ class PostgresDatabase(Database):
     def connect(self, durability: Durability) -> _Raw:
         """Connect to the server."""
         raw = self._connect(self._url.reveal(), connect_timeout=self._timeout_s, row_factory=self._rows)
-        # A process that freezes in the middle of a transaction must not hold its locks for ever.
-        raw.execute(f"SET idle_in_transaction_session_timeout TO {_IDLE_TRANSACTION_MS}")
+        raw.execute(BOUND_TRANSACTIONS)
         if durability == "written":
             raw.execute("SET synchronous_commit TO off")
         raw.commit()
