@@ -311,6 +311,11 @@ def test_settling_is_counted_from_the_first_alert_and_costs_no_live_run(tmp_path
         ),
         ("POST /items is slow", ("catalogue",), Symptom.LATENCY, None),
         ("chekcout is down", ("checkout",), Symptom.SILENCE, None),
+        ("payment fails for 1h30m", ("payment",), Symptom.ERRORS, 5400),
+        ("errors of payment in the last two hours", ("payment",), Symptom.ERRORS, 7200),
+        ("payment fails since 1.5 h", ("payment",), Symptom.ERRORS, 5400),
+        ("is it slow for web and payment?", ("payment", "web"), Symptom.LATENCY, None),
+        ("payment fails since 10 am", ("payment",), Symptom.ERRORS, None),
         ("everything is on fire", (), Symptom.OTHER, None),
     ],
 )
@@ -323,8 +328,8 @@ def test_a_question_is_read_with_the_names_that_telemetry_knows(
         assert case.plan is not None
         assert case.plan.focus == services
         assert case.plan.alerts[0].symptom is symptom
-        if since_s is not None:
-            assert case.plan.window.seconds == since_s
+        asked_s = since_s or InvestigationSettings().window_minutes * 60
+        assert case.plan.window.seconds == asked_s
         if not services:
             assert "all" in " ".join(case.plan.notes)
 

@@ -16,11 +16,15 @@ from quell.signals import parse_alertmanager
 Entropy = Callable[[int], bytes]
 
 _UNIT_S: Mapping[str, float] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SPAN = re.compile(
-    r"\b(?:since|last|past|for|in the last|ago)?\s*(?:the\s+)?(\d+|an?|half an?|few)?\s*"
-    r"(seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|[smhd])\b(?:\s+ago)?",
-    re.IGNORECASE,
-)
+_NUMBER_WORDS: Mapping[str, float] = {
+    "a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "twelve": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "sixty": 60, "ninety": 90,
+    "half": 0.5, "half a": 0.5, "half an": 0.5, "a few": 3, "few": 3, "a couple of": 2, "couple of": 2,
+}  # fmt: skip
+_UNIT = r"(seconds?|secs?|minutes?|mins?|hours?|hrs?|days?|[smhd])(?![^\W\d_])"
+_AMOUNT = rf"(\d+(?:[.,]\d+)?|(?:{'|'.join(sorted(_NUMBER_WORDS, key=len, reverse=True))})\b)"
+_SPAN = re.compile(rf"(?<![\w.,])(?:{_AMOUNT}\s*)?{_UNIT}", re.IGNORECASE)
+_SPAN_MORE = re.compile(rf"\s*(?:and\s+)?{_AMOUNT}\s*{_UNIT}", re.IGNORECASE)
 _SPAN_CUE = re.compile(r"\b(since|last|past|for|within|ago)\b", re.IGNORECASE)
 _SYMPTOM_WORDS: tuple[tuple[Symptom, frozenset[str]], ...] = (
     (Symptom.SILENCE, frozenset({"down", "dead", "silent", "gone", "unreachable", "offline", "missing"})),
@@ -29,7 +33,7 @@ _SYMPTOM_WORDS: tuple[tuple[Symptom, frozenset[str]], ...] = (
     (Symptom.SATURATION, frozenset({"cpu", "memory", "disk", "full", "saturated", "overloaded", "exhausted", "oom"})),
     (Symptom.TRAFFIC, frozenset({"traffic", "spike", "load", "busy", "requests"})),
 )  # fmt: skip
-_WORD = re.compile(r"[a-z0-9]+")
+_WORD = re.compile(r"[^\W_]+")
 _NOT_A_NAME = frozenset(
     _WORD.findall(
         "why what is are was the a an and or of in on to for with from since last past minutes minute hours hour days "
@@ -105,19 +109,23 @@ def _guessed(words: list[str], known: list[str], operations: Mapping[str, str]) 
 
 
 def _span_s(text: str) -> float | None:
-    """Read a length of time such as `since 30m`, `last hour`, `for 10 minutes`, `2h ago`."""
+    """Read a length of time such as `since 30m`, `last hour`, `for 1h30m`, `two hours ago`."""
     for match in _SPAN.finditer(text):
         amount, unit = match[1], match[2].lower()
         cue = _SPAN_CUE.search(text[max(0, match.start() - 12) : match.end() + 4])
-        if cue is None or (amount is None and len(unit) == 1):
-            continue
-        number = {"half a": 0.5, "half an": 0.5, "few": 3.0}.get((amount or "1").lower())
-        if number is None:
-            number = float(amount) if amount and amount.isdigit() else 1.0
-        seconds = number * _UNIT_S[unit[0]]
+        if cue is None or (amount is None and (len(unit) == 1 or unit.endswith("s"))):
+            continue  # the last hour is one; the last hours are nobody knows how many
+        seconds, end = _length_s(amount or "a", unit), match.end()
+        while more := _SPAN_MORE.match(text, end):
+            seconds, end = seconds + _length_s(more[1], more[2].lower()), more.end()
         if 0 < seconds <= _SINCE_MAX_S:
             return seconds
     return None
+
+
+def _length_s(amount: str, unit: str) -> float:
+    known = _NUMBER_WORDS.get(" ".join(amount.lower().split()))
+    return (float(amount.replace(",", ".")) if known is None else known) * _UNIT_S[unit[0]]
 
 
 def request_of_alerts(body: bytes, *, received_at: datetime, entropy: Entropy) -> Request:
