@@ -60,6 +60,15 @@ def test_a_clock_that_is_set_neither_delays_nor_cuts_short_what_is_asked(tmp_pat
     in_a_room(story, tmp_path, reader=RecordedReader(rows={}))
 
 
+def test_events_tell_what_an_incident_came_to_be_when_many_alerts_arrive_at_once(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.handled(alert("a"), alert("b"), alert("c"), alert("d"))
+        told = [e for e in await room.runs.events(run=incident.id) if e.name == "incident.updated"]
+        assert '"services":["a","b","c","d"]' in told[-1].body
+
+    in_a_room(story, tmp_path)
+
+
 def test_an_incident_closed_while_its_alert_fires_does_not_spoil_every_later_baseline(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
         (first,) = await room.handled(alert("web"))

@@ -306,7 +306,7 @@ class Admission:
             )
         if alert.status == "resolved":
             self._ended(alert, incident=incident)
-        self._refresh(incident)
+        self._refresh(incident, because=f"{alert.id}:{alert.status}")
 
     def _update(self, episode: Alert, report: Alert, *, incident: str) -> str:
         """Take one more report of a known episode in."""
@@ -320,7 +320,7 @@ class Admission:
         )
         if after.status == "resolved":
             self._ended(after, incident=incident)
-        self._refresh(incident)
+        self._refresh(incident, because=f"{after.id}:{after.status}")
         return incident
 
     def _ended(self, alert: Alert, *, incident: str) -> None:
@@ -337,8 +337,8 @@ class Admission:
         line = Told(key=f"ended:{alert.id}", at=self._at, event="alert.resolved", body=body, entry=entry)
         tell(self._connection, incident, line)
 
-    def _refresh(self, incident: str) -> None:
-        """Let title, severity, services and the quiet time of an incident follow its alerts."""
+    def _refresh(self, incident: str, *, because: str) -> None:
+        """Let title, severity, services and the quiet time of an incident follow its alerts; `because` of one's report."""
         before = page(self._connection, incident)
         after = summary_of(before.incident, alerts_of(self._connection, incident))
         if before.request:
@@ -352,7 +352,7 @@ class Admission:
                 "severity": after.severity.value,
                 "services": list(after.services),
             }
-            line = Told(key=f"updated:{stamp(self._at)}", at=self._at, event="incident.updated", body=body)
+            line = Told(key=f"updated:{stamp(self._at)}:{because}", at=self._at, event="incident.updated", body=body)
             tell(self._connection, incident, line)
 
     def _gatherings(self) -> list[Gathering]:
