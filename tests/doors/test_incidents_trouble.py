@@ -106,6 +106,21 @@ def test_an_end_that_was_never_reported_or_never_comes_spoils_no_later_investiga
     in_a_room(story, tmp_path, reader=RecordedReader(rows={}))
 
 
+def test_what_cannot_be_read_of_the_book_is_told_as_trouble_of_the_journal(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.handled(alert())
+        with sqlite3.connect(tmp_path / "quell.db") as raw:
+            raw.execute("ALTER TABLE incidents RENAME TO lost")
+        raw.close()
+        with pytest.raises(JournalError) as told:
+            await room.desk.incidents()
+        assert told.value.hint
+        with pytest.raises(JournalError):
+            await room.desk.case_file(incident.id)
+
+    in_a_room(story, tmp_path)
+
+
 @pytest.mark.timeout(60)
 def test_names_that_no_database_takes_keep_nobody_from_investigating(postgres_url: str, tmp_path: Path) -> None:
     """Telemetry is written by strangers: a service may be called anything, and be called by anything."""

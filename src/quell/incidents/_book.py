@@ -25,6 +25,7 @@ from quell.incidents._rows import (
     open_incident,
     page,
     page_of,
+    reading,
     save,
     tell,
     writing,
@@ -150,7 +151,7 @@ class Book:
         query = select(incidents.c.id).where(
             incidents.c.stage == Stage.ESCALATED.value, incidents.c.quiet_since <= before, incidents.c.request == ""
         )
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             candidates = connection.scalars(query).all()
             due = [incident for incident in candidates if not still_firing(alerts_of(connection, incident))]
         for incident in due:
@@ -169,7 +170,7 @@ class Book:
 
     def graph(self) -> CallGraph:
         """Return who calls whom, as far as it was learned."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(select(calls.c.caller, calls.c.callee))
             return CallGraph(edges=frozenset((row.caller, row.callee) for row in rows))
 
@@ -177,7 +178,7 @@ class Book:
 
     def find_page(self, prefix: str) -> Page | None:
         """Find one incident by its id or a unique beginning of it. Raises UsageError when several begin so."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             query = select(incidents).where(incidents.c.id.startswith(prefix, autoescape=True)).limit(2)
             rows = connection.execute(query).all()
         if len(rows) > 1:
@@ -186,7 +187,7 @@ class Book:
 
     def get_page(self, incident: str) -> Page:
         """Return one incident that must exist."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return page(connection, incident)
 
     def pages(self, *, limit: int, stages: Sequence[Stage] = ()) -> list[Page]:
@@ -194,25 +195,25 @@ class Book:
         query = select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id.desc()).limit(limit)
         if stages:
             query = query.where(incidents.c.stage.in_([stage.value for stage in stages]))
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [page_of(row) for row in connection.execute(query)]
 
     def alerts_of(self, incident: str) -> tuple[Alert, ...]:
         """Return the alerts of an incident, oldest first."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return alerts_of(connection, incident)
 
     def alerts(self, *, limit: int) -> list[Alert]:
         """List alerts, newest first."""
         query = select(alerts.c.body).order_by(alerts.c.starts_at.desc(), alerts.c.id.desc()).limit(limit)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [msgspec.json.decode(body, type=Alert) for body in connection.scalars(query)]
 
     def firing(self) -> list[Alert]:
         """Return the alerts of open incidents that still fire, oldest first."""
         query = select(alerts.c.body).join(incidents, incidents.c.id == alerts.c.incident)
         query = query.where(incidents.c.stage != Stage.RESOLVED.value).order_by(alerts.c.starts_at, alerts.c.id)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             found = [msgspec.json.decode(body, type=Alert) for body in connection.scalars(query)]
         return still_firing(found)
 
@@ -221,7 +222,7 @@ class Book:
         query = (
             select(timeline.c.body).where(timeline.c.incident == incident).order_by(timeline.c.number).limit(_SHOWN_MAX)
         )
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             told = [msgspec.json.decode(body, type=Told) for body in connection.scalars(query)]
         return tuple(line.entry for line in told if line.entry)
 
@@ -243,7 +244,7 @@ class Book:
             .limit(limit)
         )
         newest: dict[str, CaseFile] = {}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             for row in connection.execute(query).all():
                 if row.incident not in newest:
                     case = msgspec.json.decode(row.body, type=CaseFile)
@@ -278,7 +279,7 @@ class Book:
             .order_by(timeline.c.number)
             .limit(_SHOWN_MAX)
         )
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return [(row.incident, msgspec.json.decode(row.body, type=Told)) for row in connection.execute(query)]
 
     def mark_told(self, lines: Sequence[tuple[str, Told]]) -> None:
@@ -289,7 +290,7 @@ class Book:
                 connection.execute(update(timeline).where(match).values(told=1))
 
     def _one_case(self, query: Select[*tuple[str]]) -> CaseFile | None:
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query).first()
         return msgspec.json.decode(row[0], type=CaseFile) if row else None
 

@@ -68,6 +68,18 @@ def writing(engine: Engine) -> Iterator[Connection]:
         ) from error
 
 
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a connection for queries. Raises JournalError when the database fails."""
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise JournalError(
+            f"the journal cannot be read: {type(error).__name__}", hint="see `quell doctor`; nothing is lost by it"
+        ) from error
+
+
 def page_of(row: Row[tuple[object, ...]]) -> Page:
     """Read one row of the incidents table."""
     return Page(
