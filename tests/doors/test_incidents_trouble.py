@@ -121,6 +121,19 @@ def test_what_cannot_be_read_of_the_book_is_told_as_trouble_of_the_journal(tmp_p
     in_a_room(story, tmp_path)
 
 
+def test_a_question_of_bytes_that_are_no_text_is_asked_all_the_same(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        run = await room.desk.investigate(Request(text="\udcff\x00 checkout is slow\x1b[2J"))
+        assert (await room.ended(run.id)).status is RunStatus.SUCCEEDED
+        (incident,) = await room.desk.incidents()
+        assert incident.title == "\\udcff\\x00 checkout is slow\\x1b[2J"
+        case = await room.desk.case_file(run.id)
+        assert case.plan is not None
+        assert case.plan.focus == ("checkout",)
+
+    in_a_room(story, tmp_path)
+
+
 @pytest.mark.timeout(60)
 def test_names_that_no_database_takes_keep_nobody_from_investigating(postgres_url: str, tmp_path: Path) -> None:
     """Telemetry is written by strangers: a service may be called anything, and be called by anything."""

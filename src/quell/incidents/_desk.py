@@ -31,6 +31,7 @@ from quell.incidents._investigation import KIND, CurveSource, Extent, Investigat
 from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
 from quell.incidents._rows import Page
+from quell.incidents._words import visible
 from quell.runs import Clock, Entropy, Runs
 from quell.signals import Reader
 
@@ -40,6 +41,7 @@ _GRAPH_WINDOW = timedelta(minutes=5)
 _GRAPH_TIMEOUT_S = 2.0
 _GRAPH_AGE_S = 30.0
 _OPEN_MAX = 200
+_QUESTION_MAX = 300
 _FINAL = {RunStatus.FAILED, RunStatus.CANCELLED}
 
 
@@ -129,7 +131,9 @@ class Desk:
             )
         at = self._clock()
         incident = self._new_incident_id()
-        question = " ".join(request.text.split())[:300] or f"What is going on with {', '.join(request.services)}?"
+        question = (
+            visible(request.text, chars_max=_QUESTION_MAX) or f"What is going on with {', '.join(request.services)}?"
+        )
         asked = [self._question(question, service, incident=incident) for service in request.services or ("",)]
         await asyncio.to_thread(self._book.open_question, asked, incident=incident, question=question, at=at)
         await self._flush()
