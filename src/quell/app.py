@@ -152,18 +152,23 @@ class Vault:
 
     async def _build(self) -> Store:
         settings = self._settings
-        store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
-        self.reader = ClickHouseReader(store.client, name=_STORE_READER)
-        if self._role == "serve":
-            self.receiver = await Receiver.open(
-                store,
-                state_dir=settings.state_dir,
-                clock=self._clock,
-                entropy=self._entropy,
-                body_max_bytes=int(settings.server.body_max_mb * 1024 * 1024),
-            )
-            known = [alert for alert in await self.firing() if alert.source == "detector"]
-            self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
+        async with AsyncExitStack() as undo:
+            store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
+            undo.push_async_callback(store.close)
+            if self._role == "serve":
+                receiver = await Receiver.open(
+                    store,
+                    state_dir=settings.state_dir,
+                    clock=self._clock,
+                    entropy=self._entropy,
+                    body_max_bytes=int(settings.server.body_max_mb * 1024 * 1024),
+                )
+                undo.push_async_callback(receiver.close)
+                known = [alert for alert in await self.firing() if alert.source == "detector"]
+                self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
+                self.receiver = receiver
+            self.reader = ClickHouseReader(store.client, name=_STORE_READER)
+            undo.pop_all()
         return store
 
     async def take(self, signal: Literal["logs", "traces", "metrics"], body: bytes) -> None:

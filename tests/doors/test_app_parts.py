@@ -301,3 +301,30 @@ def test_a_server_that_is_stopped_keeps_no_answer_that_its_own_stopping_cut_off(
 
     asyncio.run(stopped())
     with_app(look, settings_for(tmp_path), role="command")
+
+
+def test_a_store_whose_opening_failed_half_way_is_opened_whole_the_next_time(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, store=StoreSettings())
+    tries: list[int] = []
+
+    async def firing() -> list[Alert]:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise JournalError("the journal is away")
+        return []
+
+    async def story() -> None:
+        vault = Vault(settings, role="serve", clock=system_clock, entropy=os.urandom)
+        vault.firing = firing
+        try:
+            with pytest.raises(JournalError):
+                await vault.open()
+            assert vault.store is None
+            assert vault.receiver is None
+            await asyncio.sleep(3)
+            await vault.open()
+            assert vault.detector is not None
+        finally:
+            await vault.close()
+
+    asyncio.run(story())
