@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from quell.config import InvestigationSettings, JournalSettings, Secret
-from quell.domain import JournalError, Outcome, QuestionKind, RunStatus, Stage
-from quell.incidents import Desk, Request
+from quell.domain import JournalError, MetricShift, Outcome, QuestionKind, RunStatus, Stage, UsageError
+from quell.incidents import Desk, Request, request_of_alerts
 from quell.runs import Runs
 from quell.signals import Reader
 from tests._postgres import fresh_database
@@ -132,6 +134,21 @@ def test_a_question_of_bytes_that_are_no_text_is_asked_all_the_same(tmp_path: Pa
         assert case.plan.focus == ("checkout",)
 
     in_a_room(story, tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_answer_with_numbers_that_are_none_is_a_gap_and_not_the_end(tmp_path: Path, number: float) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.handled(alert())
+        assert (await room.runs.get(incident.run or "")).status is RunStatus.SUCCEEDED
+        case = await room.desk.case_file(incident.id)
+        assert [(gap.question, gap.reason) for gap in case.gaps] == [(QuestionKind.METRIC_SHIFTS, "nonsense")]
+
+    rows = bad_release()
+    (shift,) = rows[QuestionKind.METRIC_SHIFTS]
+    assert isinstance(shift, MetricShift)
+    rows[QuestionKind.METRIC_SHIFTS] = (replace(shift, after=number),)
+    in_a_room(story, tmp_path, reader=RecordedReader(rows=rows))
 
 
 @pytest.mark.timeout(60)

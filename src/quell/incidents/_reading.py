@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from quell import telemetry
 from quell.config import InvestigationSettings
-from quell.domain import Answer, Gap, GapReason, Question, QuestionKind, StepError
+from quell.domain import Answer, Gap, GapReason, Question, QuestionKind, StepError, StoreError
 from quell.incidents._answers import without_own
 from quell.incidents._model import Plan
 from quell.runs import RunContext
@@ -64,7 +64,10 @@ async def read_all(
                 )
             except StepError as error:
                 return _gap(reader.name, kind, reason="failed", detail=str(error))
-        answer = decode_answer(raw.encode())
+        try:
+            answer = decode_answer(raw.encode())
+        except StoreError as error:  # numbers that are none, or what another version had kept
+            answer = _gap(reader.name, kind, reason="nonsense", detail=f"what it answered cannot be read: {error}")
         if isinstance(answer, Gap):
             await _tell(context, answer)
         return answer
