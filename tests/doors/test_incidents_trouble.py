@@ -151,6 +151,15 @@ def test_an_answer_with_numbers_that_are_none_is_a_gap_and_not_the_end(tmp_path:
     in_a_room(story, tmp_path, reader=RecordedReader(rows=rows))
 
 
+@pytest.mark.parametrize("field", ["starts_at", "ends_at", "received_at"])
+@pytest.mark.parametrize("at", ["2026-11-20T12:00:00", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_a_file_of_alerts_without_zone_or_of_another_age_is_refused(field: str, at: str) -> None:
+    told = {**msgspec.to_builtins(alert()), field: at}
+    with pytest.raises(UsageError) as refused:
+        request_of_alerts(msgspec.json.encode([told]), received_at=NOON, entropy=os.urandom)
+    assert refused.value.hint
+
+
 @pytest.mark.timeout(60)
 def test_names_that_no_database_takes_keep_nobody_from_investigating(postgres_url: str, tmp_path: Path) -> None:
     """Telemetry is written by strangers: a service may be called anything, and be called by anything."""

@@ -45,6 +45,7 @@ _SUFFIXES = frozenset({"service", "svc", "server", "api", "app"})
 _CLOSE_ENOUGH = 0.84
 _FUZZY_LETTERS_MIN = 5
 _SINCE_MAX_S = 7 * 86400.0
+_YEAR_FIRST, _YEAR_LAST = 1970, 9998
 
 
 def read_question(text: str, *, services: Iterable[str], operations: Mapping[str, str]) -> Reading:
@@ -153,8 +154,16 @@ def _our_alerts(body: bytes) -> list[Alert] | None:
     if not all(isinstance(each, dict) and "starts_at" in each and "fingerprint" in each for each in many):
         return None
     try:
-        return msgspec.convert(many, type=list[Alert], strict=False)
+        alerts = msgspec.convert(many, type=list[Alert], strict=False)
     except msgspec.ValidationError as error:
         raise UsageError(
             f"an alert of the file is incomplete: {error}", hint="see docs/reference/http.md for its fields"
         ) from error
+    for alert in alerts:
+        for at in (alert.starts_at, alert.ends_at or alert.starts_at, alert.received_at):
+            if at.tzinfo is None or not _YEAR_FIRST <= at.year <= _YEAR_LAST:
+                raise UsageError(
+                    f"alert {alert.id!r} of the file has the time {at.isoformat()}",
+                    hint="write RFC 3339 times of this age with their zone, such as 2026-11-20T12:00:00Z",
+                )
+    return alerts
