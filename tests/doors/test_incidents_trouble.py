@@ -160,6 +160,21 @@ def test_a_file_of_alerts_without_zone_or_of_another_age_is_refused(field: str, 
     assert refused.value.hint
 
 
+def test_a_storm_of_alerts_is_taken_in_before_anybody_waits_long_for_the_journal(tmp_path: Path) -> None:
+    """All of it is one transaction, and who renews a lease waits for its end."""
+    count = 400
+
+    async def story(room: Room) -> None:
+        await room.handled(alert("s0"))
+        began_s = time.process_time()
+        await room.desk.handle([alert(f"s{number}") for number in range(count)])
+        assert time.process_time() - began_s < 4
+        assert len(await room.desk.alerts(limit=1000)) == count
+
+    calls = tuple(edge(f"s{number}", f"s{number * 7 % count}", errors=0) for number in range(1, count))
+    in_a_room(story, tmp_path, reader=RecordedReader(rows={QuestionKind.EDGE_GAPS: calls}))
+
+
 @pytest.mark.timeout(60)
 def test_names_that_no_database_takes_keep_nobody_from_investigating(postgres_url: str, tmp_path: Path) -> None:
     """Telemetry is written by strangers: a service may be called anything, and be called by anything."""

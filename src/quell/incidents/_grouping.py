@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 
 from quell.domain import Alert, Incident, Severity
 
@@ -21,13 +22,24 @@ class CallGraph:
 
     def linked(self, one: str, other: str) -> bool | None:
         """Tell whether two services are neighbours (directly or over one more); None when the graph does not know one."""
-        known = {name for edge in self.edges for name in edge}
+        known = _known(self.edges)
         if one not in known or other not in known:
             return None
-        reached = {one}
-        for _ in range(_HOPS_MAX):
-            reached |= {b for a, b in self.edges if a in reached} | {a for a, b in self.edges if b in reached}
-        return other in reached
+        return other in _near(self.edges, one)
+
+
+@lru_cache(maxsize=4)
+def _known(edges: frozenset[tuple[str, str]]) -> frozenset[str]:
+    return frozenset(name for edge in edges for name in edge)
+
+
+@lru_cache(maxsize=64)
+def _near(edges: frozenset[tuple[str, str]], service: str) -> frozenset[str]:
+    """Return the services within reach: asked again for every pair of a storm of alerts, so it is kept."""
+    reached = {service}
+    for _ in range(_HOPS_MAX):
+        reached |= {b for a, b in edges if a in reached} | {a for a, b in edges if b in reached}
+    return frozenset(reached)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

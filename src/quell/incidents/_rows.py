@@ -258,6 +258,8 @@ class Admission:
         self._group_window_s = group_window_s
         self._at = at
         self._new_id = new_id
+        self._open: dict[str, Gathering] | None = None
+        """Open incidents, read once: nobody else writes during this transaction."""
 
     def admit(self, alert: Alert) -> str | None:
         """Write one report down; return the incident it belongs to, None while it belongs to none."""
@@ -282,7 +284,9 @@ class Admission:
 
     def _place(self, alert: Alert, *, is_known: bool) -> str:
         """Let an alert join an open incident, or open one for it."""
-        place = find_place(alert, self._gatherings(), graph=self._graph, group_window_s=self._group_window_s)
+        place = find_place(
+            alert, list(self._gatherings().values()), graph=self._graph, group_window_s=self._group_window_s
+        )
         identifier = place or self._new_id()
         if is_known:
             self._connection.execute(update(alerts).where(alerts.c.id == alert.id).values(incident=identifier))
@@ -352,9 +356,12 @@ class Admission:
     def _refresh(self, incident: str, *, because: str) -> None:
         """Let title, severity, services and the quiet time of an incident follow its alerts; `because` of one's report."""
         before = page(self._connection, incident)
-        after = summary_of(before.incident, alerts_of(self._connection, incident))
+        members = alerts_of(self._connection, incident)
+        after = summary_of(before.incident, members)
         if before.request:
             after = replace(after, title=before.incident.title)
+        elif after.stage is not Stage.RESOLVED:
+            self._gatherings()[incident] = Gathering(incident=after, alerts=members)
         save(self._connection, replace(after, updated_at=self._at), quiet_since=self._at)
         kept = (before.incident.title, before.incident.severity, before.incident.services)
         if kept != (after.title, after.severity, after.services):
@@ -367,7 +374,13 @@ class Admission:
             line = Told(key=f"updated:{stamp(self._at)}:{because}", at=self._at, event="incident.updated", body=body)
             tell(self._connection, incident, line)
 
-    def _gatherings(self) -> list[Gathering]:
+    def _gatherings(self) -> dict[str, Gathering]:
+        if self._open is not None:
+            return self._open
         query = select(incidents).where(incidents.c.stage != Stage.RESOLVED.value, incidents.c.request == "")
         pages = [page_of(row) for row in self._connection.execute(query)]
-        return [Gathering(incident=p.incident, alerts=alerts_of(self._connection, p.incident.id)) for p in pages]
+        self._open = {
+            p.incident.id: Gathering(incident=p.incident, alerts=alerts_of(self._connection, p.incident.id))
+            for p in pages
+        }
+        return self._open
