@@ -108,6 +108,16 @@ def test_an_end_that_was_never_reported_or_never_comes_spoils_no_later_investiga
     in_a_room(story, tmp_path, reader=RecordedReader(rows={}))
 
 
+def test_an_alert_that_says_it_begins_at_the_end_of_time_is_investigated_now(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        (incident,) = await room.handled(replace(alert(), starts_at=datetime.max.replace(tzinfo=UTC)))
+        assert (await room.runs.get(incident.run or "")).status is RunStatus.SUCCEEDED
+        (other,) = await room.handled(alert("web", at=room.clock.at))
+        assert (await room.runs.get(other.run or "")).status is RunStatus.SUCCEEDED
+
+    in_a_room(story, tmp_path, settle_s=0.1)
+
+
 def test_what_cannot_be_read_of_the_book_is_told_as_trouble_of_the_journal(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
         (incident,) = await room.handled(alert())

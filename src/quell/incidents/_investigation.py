@@ -134,7 +134,8 @@ class Investigator:
         if page.rounds > 1 or not dated:
             return min(page.incident.opened_at, self._clock())
         # However the clock was set since: no incident needs longer from now on than one that has just begun.
-        return min(page.incident.opened_at + settle, min(dated) + _UNFOLDED * settle, self._clock() + settle)
+        first = min(page.incident.opened_at, *dated)
+        return min(page.incident.opened_at + settle, first + _UNFOLDED * settle, self._clock() + settle)
 
     async def _look(self, context: RunContext, incident: str) -> Next:
         # By a clock that nobody can set, and anew in each life: time in which nothing was executed is not spent.
