@@ -44,6 +44,8 @@ def test_an_investigation_that_lay_still_past_its_deadline_reads_what_it_had_not
         assert case.finding is not None
         assert case.finding.outcome is Outcome.CAUSE_FOUND
         assert not case.gaps
+        assert case.cost is not None
+        assert case.cost.seconds < 60, "the hour in which nobody worked on it is no work"
 
     reader = RecordedReader(hanging=frozenset({QuestionKind.FLOW_BREAKS}), rows=bad_release())
     in_a_room(story, tmp_path, reader=reader, read_timeout_s=600)

@@ -193,7 +193,7 @@ def wanted_curves(plan: Plan, diagnosis: Diagnosis, survey: Survey) -> CurveAsk:
 
 
 def cost_of_steps(steps: Sequence[Step], *, created_at: datetime, cpu_s: float | None) -> Cost:
-    """Add up what the steps of a run took; time between segments is waiting."""
+    """Add up what the steps of a run took; time between segments, or in which nobody executed the run, is waiting."""
     ordered = sorted(steps, key=lambda step: step.index)
     times: dict[str, StageTime] = {}
     for step in ordered:
@@ -203,10 +203,9 @@ def cost_of_steps(steps: Sequence[Step], *, created_at: datetime, cpu_s: float |
         seconds = before.seconds + max(0.0, (step.ended_at - step.started_at).total_seconds())
         times[stage] = StageTime(stage=stage, steps=before.steps + 1, seconds=round(seconds, 3))
     began = ordered[0].started_at if ordered else created_at
-    ended = max((step.ended_at for step in ordered), default=created_at)
     waited_s = max(0.0, (began - created_at).total_seconds())
     return Cost(
-        seconds=round(max(0.0, (ended - began).total_seconds()), 3),
+        seconds=round(_worked_s(ordered), 3),
         waited_s=round(waited_s if waited_s >= _WAIT_MIN_S else 0.0, 3),
         steps=len(ordered),
         reads=sum(step.name.startswith("read:") for step in ordered),
@@ -215,3 +214,16 @@ def cost_of_steps(steps: Sequence[Step], *, created_at: datetime, cpu_s: float |
         model_tokens=0,
         money_usd=0.0,
     )
+
+
+def _worked_s(steps: Sequence[Step]) -> float:
+    """Return the time from the first step to the last, without the pauses of a run that was interrupted and resumed."""
+    worked = timedelta(0)
+    until: datetime | None = None
+    for step in sorted(steps, key=lambda step: step.started_at):
+        if until is not None and (step.started_at - until).total_seconds() < _WAIT_MIN_S:
+            worked += max(step.ended_at - until, timedelta(0))
+        else:
+            worked += step.ended_at - step.started_at
+        until = step.ended_at if until is None else max(until, step.ended_at)
+    return worked.total_seconds()
