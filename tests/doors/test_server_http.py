@@ -241,6 +241,8 @@ def test_without_a_store_telemetry_is_answered_503_with_retry_after_and_the_rest
         "10.0.0.1",
         "[2001:db8::1]",
         "a@127.0.0.1",
+        "[::1",
+        "127.0.0.1]",
     ],
 )
 def test_a_request_under_another_name_is_refused(tmp_path: Path, host: str) -> None:
@@ -267,6 +269,8 @@ def test_a_page_of_another_site_can_neither_read_nor_write(tmp_path: Path) -> No
         answer = await house.client.get("/api/v1/incidents", headers={"origin": "http://127.0.0.1:7433"})
         assert answer.status_code == 200
         assert "access-control-allow-origin" not in answer.headers
+        for origin in ("null", "http://[", "http://127.0.0.1:7434"):
+            assert (await house.client.get("/api/v1/incidents", headers={"origin": origin})).status_code == 403
 
     in_a_house(story, tmp_path)
 
@@ -300,7 +304,18 @@ def test_alertmanager_opens_an_incident_and_repeating_itself_opens_no_other(tmp_
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"null", b"{", b'{"alerts": 5}', b'{"version": "4", "alerts": [{"labels": []}]}']
+    "body",
+    [
+        b"",
+        b"null",
+        b"{",
+        b'{"alerts": 5}',
+        b'{"version": "4", "alerts": [{"labels": []}]}',
+        b'{"version": "\xff\xfe"}',
+        b'{"a":' * 100_000,
+        b'{"version": "4", "alerts": [{"status": "firing", "labels": {"alertname": "x"}, '
+        b'"startsAt": "9999-12-31T23:59:59-14:00"}]}',
+    ],
 )
 def test_a_webhook_that_cannot_be_read_is_answered_400_and_changes_nothing(tmp_path: Path, body: bytes) -> None:
     async def story(house: House) -> None:
@@ -343,6 +358,7 @@ def test_an_incident_is_served_in_every_form(tmp_path: Path) -> None:
         ("/api/v1/runs/run_none", 404),
         ("/api/v1/incidents?limit=0", 400),
         ("/api/v1/incidents?limit=many", 400),
+        (f"/api/v1/incidents?limit={'9' * 5000}", 400),
         ("/api/v1/incidents?stage=dreaming", 400),
         ("/api/v1/events?after=-1", 400),
         ("/api/v1/nothing", 404),
@@ -369,7 +385,21 @@ def test_a_change_is_recorded_and_a_wrong_one_is_refused(tmp_path: Path) -> None
         assert house.intake.changes[0].at == house.app.clock()
         for bad in ({"change": "magic", "subject": "x"}, {"subject": "x"}, {**good, "at": "2026-11-20T12:00:00"}, 5):
             assert (await house.client.post("/api/v1/changes", json=bad)).status_code == 400
+        for bytes_bad in (b"[" * 100_000, b'{"change":"deploy","subject":"\xff"}', b""):
+            assert (await house.client.post("/api/v1/changes", content=bytes_bad)).status_code == 400
+        for at in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+            assert (await house.client.post("/api/v1/changes", json={**good, "at": at})).status_code == 400
+        assert (await house.client.post("/api/v1/changes", json=[good, {**good, "subject": " "}])).status_code == 400
         assert len(house.intake.changes) == 1
+
+    in_a_house(story, tmp_path)
+
+
+def test_a_wrong_method_is_told_which_ones_there_are(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        answer = await house.client.get("/v1/logs")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        assert "POST" in answer.json()["error"]["hint"]
 
     in_a_house(story, tmp_path)
 

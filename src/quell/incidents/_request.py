@@ -147,7 +147,7 @@ def _our_alerts(body: bytes) -> list[Alert] | None:
     """Return alerts in our own form, None when the file is of another form."""
     try:
         raw = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the file is not JSON: {error}", hint="give a JSON file of alerts") from error
     found = raw.get("alerts") if isinstance(raw, dict) else raw
     many = found if isinstance(found, list) else [raw]

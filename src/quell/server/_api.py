@@ -16,6 +16,7 @@ from quell.server._errors import WireError, json_response
 from quell.signals import parse_alertmanager
 
 _LIMIT_MAX = 500
+_LIMIT_DIGITS_MAX = 10
 _FORMS: dict[str, tuple[Literal["text", "markdown", "json", "html"], str]] = {
     "md": ("markdown", "text/markdown; charset=utf-8"),
     "json": ("json", "application/json"),
@@ -116,6 +117,7 @@ class Api:
 
 def _limit(request: Request) -> int:
     written = request.query_params.get("limit", "50")
-    if not written.isdecimal() or not 1 <= int(written) <= _LIMIT_MAX:
+    # The length first: Python refuses to read a number of thousands of digits.
+    if not written.isdecimal() or len(written) > _LIMIT_DIGITS_MAX or not 1 <= int(written) <= _LIMIT_MAX:
         raise WireError(400, "UsageError", f"limit is {written[:20]!r}", hint=f"a number from 1 to {_LIMIT_MAX}")
     return int(written)

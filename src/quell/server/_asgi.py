@@ -79,8 +79,16 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for this type only"
-    hint = "docs/reference/http.md lists what there is" if error.status_code == 404 else ""
-    return error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=hint))
+    response = error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=_hint_of(error)))
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _hint_of(error: HTTPException) -> str:
+    allowed = (error.headers or {}).get("Allow", "")
+    if error.status_code == 405 and allowed:
+        return f"this route takes {allowed}"
+    return "docs/reference/http.md lists what there is" if error.status_code == 404 else ""
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -47,26 +48,36 @@ class LocalOnly:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = _refusal(headers)
+        refusal = _refusal([(key, value.decode("latin-1")) for key, value in scope["headers"]])
         if refusal is None:
             await self._app(scope, receive, send)
         else:
             await error_response(refusal)(scope, receive, send)
 
 
-def _refusal(headers: dict[bytes, str]) -> WireError | None:
-    host = headers.get(b"host", "")
-    name = urlsplit(f"//{host}").hostname if _is_plain(host) else None
+def _refusal(headers: Sequence[tuple[bytes, str]]) -> WireError | None:
+    hosts = [value for key, value in headers if key == b"host"]
+    host = hosts[0] if len(hosts) == 1 else ""
+    name = _name_of(host)
     if name is None or not is_local(name):
         return WireError(421, "RefusedError", "this server answers to loopback names only", hint="use http://127.0.0.1")
-    origin = headers.get(b"origin")
-    if origin is not None:
-        asker = urlsplit(origin)
-        if asker.netloc.lower() != host.lower():
-            return WireError(403, "RefusedError", "requests of other sites are refused", hint="send it without Origin")
+    if any(_netloc_of(value) != host.lower() for key, value in headers if key == b"origin"):
+        return WireError(403, "RefusedError", "requests of other sites are refused", hint="send it without Origin")
     return None
 
 
-def _is_plain(host: str) -> bool:
-    return bool(host) and not set(host) & set("/@\\ \t?#")
+def _name_of(host: str) -> str | None:
+    """Return the name in a `Host` header; None when it holds none that could be ours."""
+    if not host or set(host) & set("/@\\ \t?#"):
+        return None
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _netloc_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None

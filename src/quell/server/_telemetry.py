@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -28,6 +28,7 @@ _FORMS: dict[str, Form] = {
 _MEDIA: dict[Form, str] = {"json": "application/json", "protobuf": "application/x-protobuf"}
 _ENCODINGS = {"", "identity", "gzip"}
 _TEXT_MAX = 200
+_OLDEST_YEAR, _NEWEST_YEAR = 1970, 2200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +88,13 @@ class Intake:
         try:
             raw = msgspec.json.decode(body)
             wires = msgspec.convert(raw if isinstance(raw, list) else [raw], type=list[_ChangeWire])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             hint = "send {change, subject, service, before, after, detail, at}; see docs/reference/http.md"
             raise WireError(400, "UsageError", f"not a change: {error}", hint=hint) from error
-        if any(wire.at is not None and wire.at.tzinfo is None for wire in wires):
-            raise WireError(400, "UsageError", "`at` must carry its offset", hint="such as 2026-11-20T12:00:00Z")
-        for wire in wires:
-            await receiver.record_change(self._observed(wire))
-        return json_response({"kind": "changes", "ok": True, "recorded": len(wires)}, status=202)
+        changes = [self._observed(wire) for wire in wires]
+        for change in changes:
+            await receiver.record_change(change)
+        return json_response({"kind": "changes", "ok": True, "recorded": len(changes)}, status=202)
 
     def _receiver(self) -> Receiver:
         receiver = self._app.receiver
@@ -103,8 +103,17 @@ class Intake:
         return receiver
 
     def _observed(self, wire: _ChangeWire) -> ObservedChange:
+        """Return the change. Raises WireError 400 for one that says nothing, or a time that the store cannot hold."""
+        if not wire.subject.strip():
+            hint = "name what was changed: a flag key, a config key, `service.version`"
+            raise WireError(400, "UsageError", "`subject` is empty", hint=hint)
+        at = wire.at or self._app.clock()
+        if at.tzinfo is None:
+            raise WireError(400, "UsageError", "`at` must carry its offset", hint="such as 2026-11-20T12:00:00Z")
+        if not _OLDEST_YEAR < at.year < _NEWEST_YEAR:
+            raise WireError(400, "UsageError", f"`at` is in the year {at.year}", hint="leave it out for now")
         return ObservedChange(
-            at=wire.at or self._app.clock(),
+            at=at.astimezone(UTC),
             change=wire.change,
             service=wire.service[:_TEXT_MAX],
             subject=wire.subject[:_TEXT_MAX],
