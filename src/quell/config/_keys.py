@@ -53,6 +53,7 @@ def _above(low: float, *, to: float) -> Range:
 RANGES: Mapping[str, Range] = {
     "server.port": Range(low=0, high=65_535),
     "server.body_max_mb": _above(0, to=1024),
+    "server.request_timeout_s": _above(0, to=600),
     "server.in_flight_max": Range(low=1, high=10_000),
     "store.memory_max_mb": Range(low=256, high=1_048_576),
     "store.threads_max": Range(low=1, high=256),

@@ -78,6 +78,8 @@ class ServerSettings:
     """TCP port; 0 picks a free one and prints it."""
     body_max_mb: float = 16.0
     """Largest request body after decompression, in MiB."""
+    request_timeout_s: float = 30.0
+    """A request whose head or body has not arrived after this long is given up."""
     in_flight_max: int = 64
     """Telemetry requests handled at once; more are answered 429 with Retry-After."""
 

@@ -106,7 +106,9 @@ class Api:
 
     async def alertmanager(self, request: Request) -> Response:
         """Take in what Alertmanager sends (webhook, version 4)."""
-        body = await read_body(request, body_max_mb=_ALERTS_MAX_MB)
+        body = await read_body(
+            request, body_max_mb=_ALERTS_MAX_MB, timeout_s=self._app.settings.server.request_timeout_s
+        )
         alerts = parse_alertmanager(body, received_at=self._app.clock(), entropy=self._app.entropy)
         firing = sum(alert.status == "firing" for alert in alerts)
         telemetry.event("alert.received", source="alertmanager", firing=firing, resolved=len(alerts) - firing)

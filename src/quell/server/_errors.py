@@ -38,13 +38,21 @@ class WireError(Exception):
     """A request that is answered with an error."""
 
     def __init__(
-        self, status: int, kind: str, message: str, *, hint: str = "", retry_after_s: float | None = None
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after_s: float | None = None,
+        ends_connection: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.hint = hint
         self.retry_after_s = retry_after_s
+        self.ends_connection = ends_connection
 
 
 def wire_error_of(error: QuellError) -> WireError:
@@ -83,6 +91,8 @@ def otlp_error_response(error: WireError, *, form: Form) -> Response:
 def _with_retry(response: Response, error: WireError) -> Response:
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if error.ends_connection:
+        response.headers["Connection"] = "close"
     return response
 
 

@@ -15,6 +15,7 @@ from quell import telemetry
 from quell.app import App
 from quell.domain import StateHeldError
 from quell.server._asgi import asgi
+from quell.server._connection import connection_class
 from quell.server._events import Streams
 from quell.server._guard import check_host
 
@@ -69,6 +70,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         date_header=False,
         timeout_graceful_shutdown=_STOP_TIMEOUT_S,
         ws="none",
+        http=connection_class(head_timeout_s=settings.request_timeout_s),
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()

@@ -70,7 +70,7 @@ class Intake:
         self._in_flight += 1
         try:
             encoding = _encoding(request, content_type)
-            body = await read_body(request, body_max_mb=settings.body_max_mb)
+            body = await read_body(request, body_max_mb=settings.body_max_mb, timeout_s=settings.request_timeout_s)
             receiver = self._receiver()
             receipt = await receiver.receive(signal, body, content_type=content_type, content_encoding=encoding)
             return Response(receipt.response_body, media_type=_MEDIA[form])
@@ -83,7 +83,8 @@ class Intake:
 
     async def change(self, request: Request) -> Response:
         """Record one change of production, or several."""
-        body = await read_body(request, body_max_mb=self._app.settings.server.body_max_mb)
+        settings = self._app.settings.server
+        body = await read_body(request, body_max_mb=settings.body_max_mb, timeout_s=settings.request_timeout_s)
         receiver = self._receiver()
         try:
             raw = msgspec.json.decode(body)

@@ -1,0 +1,69 @@
+"""One connection: how long and how slow the head of a request may be, before anything of ours sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_HEAD_BYTES_MAX = 64 * 1024
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    """Ends a connection whose request head has no end in size or time; uvicorn would wait and gather for ever."""
+
+    head_s = 30.0
+    _is_in_head = True
+    _head_bytes = 0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request, but not for ever."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._deadline = self.loop.call_later(self.head_s, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        self._lift_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, counting those of a head that is not complete."""
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._is_in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > _HEAD_BYTES_MAX:
+            self.transport.write(_TOO_LONG)
+            self.transport.close()
+        elif self._deadline is None and self._head_bytes:
+            self._deadline = self.loop.call_later(self.head_s, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        """Begin the request: its head is known."""
+        self._is_in_head = False
+        self._lift_deadline()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expect the head of another request."""
+        super().on_message_complete()
+        self._is_in_head = True
+        self._head_bytes = 0
+
+    def _lift_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def connection_class(*, head_timeout_s: float) -> type[Connection]:
+    """Return the class of connections that wait this long for the head of a request."""
+
+    class Bounded(Connection):
+        head_s = head_timeout_s
+
+    return Bounded
