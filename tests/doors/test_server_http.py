@@ -360,6 +360,8 @@ def test_an_incident_is_served_in_every_form(tmp_path: Path) -> None:
         (f"/api/v1/incidents?limit={'9' * 5000}", 400),
         ("/api/v1/incidents?stage=dreaming", 400),
         ("/api/v1/events?after=-1", 400),
+        ("/api/v1/events?run=run_none", 404),
+        ("/api/v1/events?run=inc_none&follow=false", 404),
         ("/api/v1/nothing", 404),
         ("/", 404),
     ],
@@ -427,6 +429,12 @@ def test_a_stream_of_a_run_ends_when_the_run_has_ended(tmp_path: Path) -> None:
         frames = [frame for frame in streamed.text.split("\n\n") if frame.startswith("id:")]
         assert "event: run.finished" in frames[-1]
         assert streamed.headers["content-type"].startswith("text/event-stream")
+        assert (await house.client.get(f"/api/v1/events?run={str(run)[:12]}")).text == streamed.text
+        of_incident = await house.client.get(f"/api/v1/events?run={identifier[:12]}&follow=false")
+        assert "event: incident.opened" in of_incident.text
+        assert "event: run.finished" not in of_incident.text
+        head = await house.client.head("/api/v1/events")
+        assert (head.status_code, head.content) == (200, b"")
 
     in_a_house(story, tmp_path, executes=True)
 

@@ -30,7 +30,7 @@ class Streams:
     async def endpoint(self, request: Request) -> Response:
         """Stream events past `after` (or Last-Event-ID), of one run or stream when `run` is given."""
         after = _after(request)
-        run = request.query_params.get("run") or None
+        run = await self._stream_of(request.query_params.get("run", ""))
         if self._open >= _STREAMS_MAX:
             raise WireError(429, "OverloadError", "too many event streams are open", retry_after_s=5)
         is_lines = _NDJSON in request.headers.get("accept", "")
@@ -38,11 +38,21 @@ class Streams:
             events = await self._app.runs.events(run=run, after=after)
             body = b"".join(_line(event) if is_lines else _frame(event) for event in events)
             return Response(body, media_type=_NDJSON if is_lines else "text/event-stream")
+        if request.method == "HEAD":
+            return Response(media_type=_NDJSON if is_lines else "text/event-stream")
         return StreamingResponse(
             self._stream(run, after, is_lines=is_lines),
             media_type=_NDJSON if is_lines else "text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
+
+    async def _stream_of(self, written: str) -> str | None:
+        """Return the whole id of a run or incident; None for every one. Raises UsageError when there is none such."""
+        if not written:
+            return None
+        if written.startswith("run_"):
+            return (await self._app.runs.get(written)).id
+        return (await self._app.desk.incident(written)).id
 
     async def _stream(self, run: str | None, after: int, *, is_lines: bool) -> AsyncIterator[bytes]:
         self._open += 1
