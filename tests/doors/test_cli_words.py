@@ -107,6 +107,23 @@ def test_a_wrong_command_line_says_what_was_probably_meant(
     assert set(as_json) >= {"kind", "message", "hint", "exit"}
 
 
+@pytest.mark.parametrize("arguments", [[], ["incident"]])
+def test_a_command_line_without_a_command_is_shown_the_commands(tmp_path: Path, arguments: list[str]) -> None:
+    told = quell(*arguments, cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (ExitCode.USAGE, "")
+    lines = told.stderr.splitlines()
+    assert lines[0].startswith("Usage: quell ")
+    assert "error: missing command" in lines
+    assert max(map(len, lines)) <= 100
+    assert error_of(quell(*arguments, "--json", cwd=tmp_path))["message"] == "missing command"
+
+
+def test_help_with_json_is_one_document(tmp_path: Path) -> None:
+    document = json.loads(quell("help", "run", "show", "--json", cwd=tmp_path).stdout)
+    assert (document["kind"], document["topic"]) == ("help", "run show")
+    assert document["text"].startswith("Usage: quell run show ")
+
+
 def test_topics_tell_the_exit_codes_and_the_environment(tmp_path: Path) -> None:
     told = quell("help", "exit-codes", cwd=tmp_path).stdout
     for code in ExitCode:
@@ -217,6 +234,21 @@ def test_output_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path) -
         )
     assert told.returncode == ExitCode.UNREACHABLE
     assert told.stderr.startswith("error: No space left on device\nhint: ")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_is_closed_is_no_bug_and_no_file_takes_its_place(tmp_path: Path, closed: str) -> None:
+    for command, code in (("incident list", ExitCode.DONE), ("--help", ExitCode.DONE), ("nonsense", ExitCode.USAGE)):
+        told = _with_closed(command, closed, cwd=tmp_path)
+        assert told == str(int(code)), f"{command} {closed}"
+    assert not (tmp_path / ".quell" / "logs" / "quell.log").exists()
+    assert (tmp_path / ".quell" / "quell.db").read_bytes().startswith(b"SQLite format 3")
+
+
+def _with_closed(command: str, closed: str, *, cwd: Path) -> str:
+    line = f"{sys.executable} -m quell {command} {closed}; echo $? > code"
+    subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, check=True)
+    return (cwd / "code").read_text().strip()
 
 
 def test_output_survives_a_terminal_that_knows_only_ascii(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import traceback
 from dataclasses import dataclass, replace
 
 from click import ClickException
-from click.exceptions import Abort, NoSuchCommand, NoSuchOption, UsageError
+from click.exceptions import Abort, NoArgsIsHelpError, NoSuchCommand, NoSuchOption, UsageError
 
 from quell.cli._exit import DeadlineError, ExitCode
 from quell.cli._session import Session
@@ -47,6 +47,8 @@ def tell_failure(error: BaseException, session: Session) -> int:
     if session.is_json:
         sys.stderr.write(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False) + "\n")
         return told.exit
+    if isinstance(error, NoArgsIsHelpError):
+        sys.stderr.write(f"{error.message}\n\n")
     lines = [f"error: {told.message}"]
     for problem in told.problems:
         lines.append(f"  {problem.path + ' ' if problem.path else ''}({problem.source}): {problem.reason}")
@@ -102,7 +104,9 @@ def _told(error: BaseException) -> _Told:
 
 def _told_of_click(error: ClickException) -> _Told:
     message, hint = error.format_message(), ""
-    if isinstance(error, NoSuchCommand | NoSuchOption):
+    if isinstance(error, NoArgsIsHelpError):
+        message = "missing command"
+    elif isinstance(error, NoSuchCommand | NoSuchOption):
         message, hint = error.message, _did_you_mean(error.possibilities)
     if not hint and isinstance(error, UsageError) and error.ctx is not None:
         hint = f"`{error.ctx.command_path} --help` shows how it is used"

@@ -13,7 +13,7 @@ from quell.cli._signals import listen_to_signals
 if TYPE_CHECKING:
     from quell.cli._session import Session
 
-_STDOUT, _STDERR = 1, 2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 _COLUMNS_DEFAULT, _COLUMNS_MIN, _COLUMNS_MAX = 80, 50, 100
 
 
@@ -23,12 +23,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         # The handler first: everything after it may be interrupted and still ends with an exit code of ours.
         listen_to_signals()
+        _fill_streams()
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         pass
     # The result stands; a late signal while the interpreter cleans up must not turn it into a crash.
     listen_to_signals(is_over=True)
     sys.exit(code)
+
+
+def _fill_streams() -> None:
+    """Put nothing in the place of a standard stream that was closed: the next file opened would become stdout."""
+    if sys.stdin is not None and sys.stdout is not None and sys.stderr is not None:
+        return
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(nowhere, True)  # noqa: FBT003 - the standard library's own signature
+    os.close(nowhere)
+    sys.stdin = sys.stdin or open(_STDIN, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
+    sys.stdout = sys.stdout or open(_STDOUT, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as above
+    sys.stderr = sys.stderr or open(_STDERR, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as above
 
 
 def _run(arguments: list[str]) -> int:

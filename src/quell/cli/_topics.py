@@ -39,7 +39,10 @@ def help_command(context: click.Context, words: tuple[str, ...]) -> int:
             known = [*command.list_commands(at), *TOPICS] if isinstance(command, click.Group) else [*TOPICS]
             raise click.exceptions.NoSuchCommand(word, f"there is no help for {word!r}", possibilities=known, ctx=at)
         command, at = found, click.Context(found, info_name=word, parent=at)
-    put_text(command.get_help(at))
+    if session.is_json:
+        put_document("help", topic=" ".join(words), text=command.get_help(at))
+    else:
+        put_text(command.get_help(at))
     return 0
 
 
