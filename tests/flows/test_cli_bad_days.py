@@ -191,6 +191,20 @@ def test_a_server_says_when_it_is_ready_and_leaves_nothing_behind(tmp_path: Path
         assert _wait_until_nobody(tmp_path) == []
 
 
+def test_nobody_else_may_read_what_is_kept_even_in_a_directory_that_all_may_enter(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    told = quell("investigate", "checkout is slow", "--state-dir", str(state), cwd=tmp_path)
+    assert told.returncode == ExitCode.BAD, told.stderr
+    with started("serve", "--port", "0", "--state-dir", str(state), cwd=tmp_path) as server:
+        wait_for_line(server, "ready: ")
+        kept = {path.name: path.stat().st_mode & 0o077 for path in state.iterdir()}
+        server.send_signal(signal.SIGTERM)
+        end_of(server)
+    assert {"quell.db", "quell.db-wal", "store", "spool", "logs", "store.log"} <= set(kept)
+    assert {name for name, others in kept.items() if others} == set()
+
+
 def test_a_second_server_on_one_state_directory_is_told_whose_it_is(tmp_path: Path) -> None:
     with started(*BLIND, "serve", "--port", "0", cwd=tmp_path) as server:
         wait_for_line(server, "ready: ")

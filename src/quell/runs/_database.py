@@ -6,6 +6,7 @@ of its time on loading it, and a step most of its own in it.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import threading
@@ -278,12 +279,20 @@ def open_database(url: Secret, *, state_dir: Path) -> Database:
         return PostgresDatabase(Secret(f"postgresql://{rest}"))
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(state_dir / SQLITE_FILE)
     except OSError as error:
         raise JournalError(
             f"cannot make the state directory {state_dir}: {error.strerror}",
             hint="choose a directory that you may write, with state_dir or QUELL_STATE_DIR",
         ) from error
     return SqliteDatabase(state_dir / SQLITE_FILE)
+
+
+def _make_private(file: Path) -> None:
+    """Let nobody else read the journal, also in a directory that others may enter; SQLite's side files follow it."""
+    # Whether it can be opened at all, SQLite tells better.
+    with suppress(OSError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
 def prepare_sqlite(raw: sqlite3.Connection, *, durability: Durability) -> None:

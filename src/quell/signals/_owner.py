@@ -162,6 +162,8 @@ def main() -> int:
     arguments = parser.parse_args()
     limits = msgspec.json.decode(arguments.limits, type=Limits)
     state_dir: Path = arguments.state_dir.resolve()
+    # The engine writes telemetry to files that everybody may read otherwise, in a directory that may be older than us.
+    os.umask(0o077)
     state_dir.mkdir(parents=True, exist_ok=True)
     if lock(state_dir / "store.lock") < 0:
         return EXIT_HELD

@@ -28,7 +28,7 @@ class Quarantine:
         """
         path = self._directory / name
         if self._bytes + len(payload) <= _BYTES_MAX and self._files <= _FILES_MAX:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.write_bytes(payload)
             path.with_name(name + ".reason.txt").write_text(reason + "\n")
             self._bytes += len(payload)

@@ -81,7 +81,7 @@ class Spool:
     @classmethod
     def open(cls, root: Path, *, entropy: Entropy, bytes_max: int) -> Spool:
         """Take the first free slot under `root`, and adopt the segments of slots whose process is gone."""
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         own, own_lock = _take_slot(root)
         for other in sorted(root.glob("slot-*")):
             if other == own or (lock := _try_lock(other)) < 0:
@@ -227,7 +227,7 @@ def frames_of(content: bytes) -> tuple[list[Frame], bytes]:
 def _take_slot(root: Path) -> tuple[Path, int]:
     for number in range(_SLOTS_MAX):
         directory = root / f"slot-{number}"
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
         if (lock := _try_lock(directory)) >= 0:
             return directory, lock
     raise OverloadError(f"{_SLOTS_MAX} processes already spool telemetry here", retry_after_s=_BUSY_RETRY_S)

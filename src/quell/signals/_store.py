@@ -155,7 +155,7 @@ class Store:
                 "the embedded telemetry store is not installed",
                 hint="pip install 'quell[embedded]', or set store.url to an existing ClickHouse",
             )
-        self._state_dir.mkdir(parents=True, exist_ok=True)
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + _OPEN_S
         while time.monotonic() < deadline:
             if await self._attach():
@@ -209,6 +209,7 @@ class Store:
         path = self._state_dir / "store.log"
         if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
             path.replace(self._state_dir / "store.log.1")
+        path.touch(mode=0o600)
         environment = {**os.environ, "TZ": "UTC", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with path.open("ab") as log:
             # Its own process group: Ctrl-C is for us to hear. The pipe on its standard input tells it of our end.

@@ -45,7 +45,8 @@ class LogFile:
         if self._descriptor is not None and _is_same(self._descriptor, self._path):
             return self._descriptor
         self._forget()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self._path.parent.parent, self._path.parent):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor = os.open(self._path, flags, 0o600)
         return self._descriptor
