@@ -97,6 +97,7 @@ def test_a_syntax_error_is_told_with_its_line_and_does_not_hide_the_rest() -> No
         ("[detection]\ninterval_s = 0.0", "detection.interval_s", "at least 0.2"),
         ("server = 5", "server", "must be a table, not a whole number"),
         ("[journal]\nurl = 'mysql://h/d'", "journal.url", "postgresql://"),
+        ("[journal]\nurl = 'postgresql://ann:p@ss@h/d'", "journal.url", "%40"),
         ('[[prometheus]]\nname="a"\nurl="http://h"\nmetrics=["("]', "prometheus.0.metrics.0", "regular expression"),
         ('[[prometheus]]\nname="a"\nurl="http://h"\nmetrics="x"', "prometheus.0.metrics", "in brackets"),
         ('[[prometheus]]\nname="a b\\n"\nurl="http://h"', "prometheus.0.name", "letters"),

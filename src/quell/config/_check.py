@@ -169,6 +169,9 @@ def _journal_url(value: str) -> tuple[str, str] | None:
     # The value is a secret: it is judged and never shown.
     if value and not _is_url(value, schemes=("postgresql", "postgres", "postgresql+psycopg")):
         return "must be a postgresql:// URL", "leave it out to keep the journal in SQLite in the state directory"
+    if urlsplit(value).netloc.count("@") > 1:
+        # The rest of such a password would be taken for the host, and hosts are shown.
+        return "the user or the password holds a bare `@`", "write %40 for it, and %3A for `:`, %2F for `/`"
     return None
 
 
