@@ -296,6 +296,34 @@ def test_the_doctor_names_what_is_bad_and_what_to_do(tmp_path: Path) -> None:
     assert any(line.startswith("bad  store") for line in plain.stdout.splitlines())
 
 
+def test_the_doctor_does_not_take_the_file_of_a_killed_server_for_a_server(tmp_path: Path) -> None:
+    def checked() -> dict[str, dict[str, str]]:
+        document = json.loads(quell(*BLIND, "doctor", "--json", cwd=tmp_path).stdout)
+        return {check["name"]: check for check in document["checks"]}
+
+    announced = tmp_path / ".quell" / "serve.json"
+    with started(*BLIND, "serve", "--port", "0", cwd=tmp_path) as server:
+        url = wait_for_line(server, "ready: ").split()[1]
+        assert url in checked()["port"]["detail"]
+        server.kill()
+        server.wait()
+    assert announced.exists()
+    announced.write_text(json.dumps({"pid": os.getpid(), "url": url}))
+    assert "runs at" not in checked()["port"]["detail"], "another process got its number meanwhile"
+
+
+def test_the_doctor_tells_what_was_set_aside_and_which_store_does_not_answer(tmp_path: Path) -> None:
+    aside = tmp_path / ".quell" / "quarantine"
+    aside.mkdir(parents=True)
+    (aside / "x.logs").write_bytes(b"x")
+    (aside / "x.logs.reason.txt").write_text("nobody can read it")
+    told = quell("doctor", "--set", f"store.url={NOWHERE}", cwd=tmp_path).stdout
+    assert "warn intake" in told
+    assert "1 payloads were set aside" in told
+    assert f"{NOWHERE}: " in told
+    assert "store.url" in told
+
+
 def test_the_doctor_notices_that_the_clock_went_back(tmp_path: Path) -> None:
     async def write_tomorrow() -> None:
         (tmp_path / ".quell").mkdir()

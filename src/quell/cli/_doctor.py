@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _CHECK_S = 30.0
 _FREE_BAD_MB, _FREE_WARN_MB = 100, 1024
+_WAITING_WARN_MB = 64
 _CLOCK_SLACK_S = 60.0
 _PACKAGES = ("click", "dbos", "sqlalchemy", "msgspec", "httpx2", "starlette", "uvicorn", "opentelemetry-sdk", "chdb")
 
@@ -50,7 +52,7 @@ def doctor_command(session: Session) -> int:
     checks = [_versions(), _config(session)]
     settings = session.known_settings
     if settings is not None:
-        checks += [_state_dir(settings), _disk(settings), _engine(settings)]
+        checks += [_state_dir(settings), _disk(settings), _engine(settings), _intake(settings)]
         if checks[2].status != "bad":
             checks += _living(session)
     is_ok = all(check.status != "bad" for check in checks)
@@ -218,18 +220,62 @@ async def _port(app: App) -> Check:
 
 
 def _server(state_dir: Path) -> str:
-    """Return the URL of a live server of this state directory."""
+    """Return the URL of a live server of this state directory: one that was killed leaves its file, but not its lock."""
     try:
         told = json.loads((state_dir / "serve.json").read_text(encoding="utf-8"))
-        os.kill(int(told["pid"]), 0)
-        return str(told["url"])
+        return str(told["url"]) if _is_locked(state_dir / "serve.lock") else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
+def _is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _intake(settings: Settings) -> Check:
+    """Tell what was received and is not in the store: set aside, or waiting."""
+    aside = _sizes(settings.state_dir / "quarantine", but=".reason.txt")
+    waiting_mb = sum(_sizes(settings.state_dir / "spool")) / 1_048_576
+    detail = f"{waiting_mb:.1f} MiB wait for the store, {len(aside)} payloads were set aside"
+    if aside:
+        hint = f"{settings.state_dir / 'quarantine'} holds them, each with its reason; delete what you have seen"
+        return Check(name="intake", status="warn", detail=detail, hint=hint)
+    if waiting_mb > _WAITING_WARN_MB:
+        hint = "a server that runs puts it into the store; if it grows, see logs/quell.log"
+        return Check(name="intake", status="warn", detail=detail, hint=hint)
+    return Check(name="intake", status="ok", detail=detail)
+
+
+def _sizes(directory: Path, *, but: str = "") -> list[int]:
+    """Return the sizes of the files below a directory; files may vanish meanwhile."""
+    sizes: list[int] = []
+    for at, _, names in os.walk(directory):
+        for name in names:
+            if but and name.endswith(but):
+                continue
+            try:
+                sizes.append((Path(at) / name).stat().st_size)
+            except OSError:
+                continue
+    return sizes
+
+
 async def _store(app: App) -> Check:
-    store = await app.open_store()
-    status = await store.status()
+    from quell.domain import StoreError
+
+    try:
+        store = await app.open_store()
+        status = await store.status()
+    except StoreError as error:
+        if not (url := app.settings.store.url):
+            raise
+        hint = "check store.url and its user, and that it can be reached from here"
+        return Check(name="store", status="bad", detail=f"{url}: {error}", hint=hint)
     size = f"{status.rows} rows, {status.disk_bytes // 1_048_576} MiB on disk, {status.memory_bytes // 1_048_576} MiB of memory"
     detail = f"{status.kind} {status.version} is {status.state}; {size}"
     if status.state != "ready":
