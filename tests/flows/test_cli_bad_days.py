@@ -49,7 +49,9 @@ def _wait_until_nobody(state_dir: Path, *, timeout_s: float = 30) -> list[str]:
 def test_listings_of_an_empty_state_are_empty_and_fine(tmp_path: Path) -> None:
     for noun in ("run", "incident"):
         told = quell(noun, "list", cwd=tmp_path)
-        assert (told.returncode, told.stderr) == (0, ""), told.stderr
+        assert told.returncode == 0, told.stderr
+        where = f"no {noun} in {tmp_path / '.quell'}; --state-dir names another state directory"
+        assert told.stderr == where + "\n", "the wrong directory must not look like a quiet night"
         document = json.loads(quell(noun, "list", "--json", cwd=tmp_path).stdout)
         assert (document["kind"], document["ok"], document[f"{noun}s"], document["is_cut"]) == (
             f"{noun}s",
@@ -126,6 +128,14 @@ def test_a_listing_that_was_cut_says_so(tmp_path: Path) -> None:
     newest = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"][0]["id"]
     assert quell("run", "cancel", newest, cwd=tmp_path).returncode == 0
     assert json.loads(quell("run", "show", newest, "--json", cwd=tmp_path).stdout)["run"]["status"] == "cancelled"
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_investigated(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = quell(*BLIND, "investigate", "x", "--output", "file/report.md", cwd=tmp_path)
+    assert told.returncode == ExitCode.UNREACHABLE
+    assert told.stderr.startswith("error: file: ")
+    assert json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"] == []
 
 
 def test_a_state_directory_that_cannot_be_made_ends_with_3(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from quell.cli._exit import ExitCode
-from quell.cli._output import note, note_cut, put_document, put_table, put_text, text_width
+from quell.cli._output import note, note_cut, note_none, put_document, put_table, put_text, text_width
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import clock_time
@@ -44,6 +44,8 @@ def list_incidents(session: Session, *, limit: int, only_open: bool) -> int:
             put_document("incidents", incidents=shown, is_cut=is_cut, limit=limit)
         else:
             put_table(("ID", "STAGE", "SEVERITY", "OPENED", "TITLE"), [_row(incident) for incident in shown])
+            if not shown:
+                note_none("open incident" if only_open else "incident", app.settings)
         if is_cut:
             note_cut(f"the newest {limit} incidents", more=f"--limit {limit * 10}")
         return ExitCode.DONE
@@ -64,6 +66,7 @@ def show_incident(
     output: Path | None,
 ) -> int:
     """Show the case file of an incident. A unique beginning of ID, or of the id of one of its runs, is enough."""
+    check_output(output)
 
     async def use(app: App) -> int:
         put_case(await app.desk.case_file(incident_id), session, form=form, output=output)
@@ -102,7 +105,6 @@ def put_case(
 
     if output is not None:
         chosen = form or _form_of(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(render(case, chosen), encoding="utf-8")
         note(f"written: {output}")
         if session.is_json:
@@ -113,6 +115,18 @@ def put_case(
         click.echo(render(case, "json" if session.is_json or form is None else form).rstrip("\n"))
     else:
         put_text(render(case, "text", width=text_width()))
+
+
+def check_output(output: Path | None) -> None:
+    """Make the directory of a report and see that it can be written. Raises OSError before any work is done for it."""
+    if output is None:
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not output.exists()
+    with output.open("ab"):
+        pass
+    if is_new:
+        output.unlink()
 
 
 def _form_of(path: Path) -> Literal["text", "markdown", "json", "html"]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 
 from quell.cli._exit import DeadlineError, ExitCode
-from quell.cli._incident import FORMS, put_case
+from quell.cli._incident import FORMS, check_output, put_case
 from quell.cli._output import note
 from quell.cli._progress import progress
 from quell.cli._root import QuellCommand
@@ -71,6 +71,7 @@ def investigate_command(
     body = alert.read(_ALERT_FILE_BYTES_MAX + 1) if alert is not None else None
     if body is not None and len(body) > _ALERT_FILE_BYTES_MAX:
         raise click.UsageError(f"the file of --alert is larger than {_ALERT_FILE_BYTES_MAX // 1_000_000} MB")
+    check_output(output)
 
     async def use(app: App) -> int:
         request = _request(body, text=question or "", services=service, since_s=since)

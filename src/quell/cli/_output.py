@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from quell.cli._session import Session
+    from quell.config import Settings
 
 _GAP = "  "
 _WIDTH_DEFAULT, _WIDTH_MIN, _WIDTH_MAX = 100, 60, 140
@@ -75,6 +76,14 @@ def note(text: str) -> None:
 def note_cut(shown: str, *, more: str) -> None:
     """Say that a listing was cut, and how to get the rest."""
     note(f"showing {shown}; there are more: {more}")
+
+
+def note_none(what: str, settings: Settings) -> None:
+    """Say where there is none: an empty listing of the wrong directory looks like a quiet night."""
+    if settings.journal.url:
+        note(f"no {what} in the journal of journal.url")
+    else:
+        note(f"no {what} in {settings.state_dir.resolve()}; --state-dir names another state directory")
 
 
 def painted(text: str, colour: str, session: Session, *, stream: Literal["stdout", "stderr"] = "stdout") -> str:

@@ -9,7 +9,7 @@ import click
 
 from quell.cli._events import body_of, last_event, put_event
 from quell.cli._exit import ExitCode
-from quell.cli._output import note, note_cut, put_document, put_record, put_table, put_text
+from quell.cli._output import note, note_cut, note_none, put_document, put_record, put_table, put_text
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import clock_time, length_text
@@ -43,6 +43,9 @@ def list_runs(session: Session, *, limit: int, status: str | None, kind: str | N
             put_document("runs", runs=shown, is_cut=is_cut, limit=limit)
         else:
             put_table(("ID", "KIND", "STATUS", "CREATED", "TRIES", "ABOUT"), [_row(run) for run in shown])
+            if not shown:
+                is_filtered = status is not None or kind is not None
+                note_none("such run" if is_filtered else "run", app.settings)
         if is_cut:
             note_cut(f"the newest {limit} runs", more=f"--limit {limit * 10}")
         return ExitCode.DONE
