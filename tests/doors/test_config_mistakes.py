@@ -102,6 +102,9 @@ def test_a_syntax_error_is_told_with_its_line_and_does_not_hide_the_rest() -> No
         ('[[prometheus]]\nname="a"\nurl="http://h"\nmetrics="x"', "prometheus.0.metrics", "in brackets"),
         ('[[prometheus]]\nname="a b\\n"\nurl="http://h"', "prometheus.0.name", "letters"),
         ("state_dir = ''", "state_dir", "empty"),
+        ('state_dir = "a\\u0000b"', "state_dir", "NUL"),
+        ("[server]\nport = {{ env.ABSENT | default: 'high' }}", "server.port", "such as port = 7433"),
+        ("[server]\nport = '80'", "server.port", "without quotes"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_it_should_be(text: str, path: str, words: str) -> None:
@@ -113,12 +116,14 @@ def test_a_wrong_value_is_told_with_what_it_should_be(text: str, path: str, word
 def test_something_that_was_meant_as_a_reference_is_told() -> None:
     (problem,) = _problems('[store]\nuser = "{{ env.lower }}"')
     assert "is no reference" in problem.reason
+    assert problem.hint.startswith("write {{ env.NAME }}")
     assert problem.source == "quell.toml:2"
 
 
 def test_a_reference_cannot_be_a_key() -> None:
-    told = _problems('[store]\n"{{ env.K }}" = "v"', {"K": "user"})
-    assert any("in a key" in problem.reason for problem in told)
+    for text in ('[store]\n"{{ env.K }}" = "v"', "[store]\n{{ env.K }} = 1", "[{{ env.K }}]\nuser = 'v'"):
+        (problem,) = _problems(text, {"K": "user"})
+        assert "in a key" in problem.reason, "and nothing is said of what stands in its place inside"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])

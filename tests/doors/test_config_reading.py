@@ -175,3 +175,11 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
     assert (port["type"], port["minimum"], port["maximum"], port["default"]) == ("integer", 0, 65_535, 7433)
     assert properties["store"]["properties"]["password"]["writeOnly"] is True
     assert properties["prometheus"]["items"]["required"] == ["name", "url"]
+
+
+@pytest.mark.parametrize("reference", ["{{ env.X | default: 'a b' }}", '{{ env.X | default: "a b" }}'])
+@pytest.mark.parametrize("quote", ["'", '"', "'''", '"""'])
+def test_the_quotes_of_a_default_do_not_end_the_text_around_it(reference: str, quote: str) -> None:
+    Path("quell.toml").write_text(f'[store]\nuser = {quote}<{reference}>{quote} # it\'s "fine"\n')
+    assert load(None, env={}).settings.store.user == "<a b>"
+    assert load(None, env={"X": "it's"}).settings.store.user == "<it's>"

@@ -30,6 +30,8 @@ _TYPE_REASONS: Mapping[str, str] = {
 }
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 
+_PLAIN_VALUE = re.compile(r"[+-]?\d[\d_]*(\.\d+)?([eE][+-]?\d+)?|true|false")
+
 Where = Callable[[str], str]
 """Names the source of a key."""
 
@@ -67,7 +69,8 @@ def _problem_of(kind: str, message: str, path: str, *, tree: Mapping[str, Toml],
         return Problem(path=path, reason=f"must be {found.type_name}", hint=hint, source=source)
     reason = _TYPE_REASONS.get(kind, message[:1].lower() + message[1:])
     hint = "" if source == "flag" or source.startswith("env ") else _type_hint(found, value)
-    return Problem(path=path, reason=f"{reason}, not {_kind_of(value)}", hint=hint, source=source)
+    told = reason if kind == "finite_number" else f"{reason}, not {_kind_of(value)}"
+    return Problem(path=path, reason=told, hint=hint, source=source)
 
 
 def _type_hint(key: Key | None, value: Toml) -> str:
@@ -75,7 +78,9 @@ def _type_hint(key: Key | None, value: Toml) -> str:
         return ""
     name = key.path.rpartition(".")[2]
     if isinstance(value, str) and key.type_name in {"whole number", "number", "true or false"}:
-        return f"write it without quotes: {name} = …"
+        # A variable that holds something else gets here too, and stands without quotes already.
+        is_quoted = bool(_PLAIN_VALUE.fullmatch(value.strip()))
+        return f"write it without quotes: {name} = …" if is_quoted else f"such as {name} = {json.dumps(key.default)}"
     if key.type_name in {"text", "path", "secret"} and isinstance(value, int | float):
         return f'write it in quotes: {name} = "…"'
     if key.type_name == "list of text" and isinstance(value, str):
@@ -182,6 +187,8 @@ def _source_name(value: str) -> tuple[str, str] | None:
 
 
 def _not_empty(value: str) -> tuple[str, str] | None:
+    if "\0" in value:
+        return "must not hold the character NUL", ""
     return None if value.strip() else ("must not be empty", "")
 
 

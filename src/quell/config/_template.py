@@ -18,9 +18,11 @@ _REFERENCE = re.compile(
     r"""\{\{\s*env\.(?P<name>[A-Z_][A-Z0-9_]*)\s*(?:\|\s*default:\s*(?:'(?P<single>[^'\n]*)'|"(?P<double>[^"\n]*)")\s*)?\}\}"""
 )
 _ALMOST = re.compile(r"\{\{\s*env\b[^}\n]*\}?\}?")
+# In a string of one line a whole reference counts as one letter: the quotes of its default do not end the string.
 _PIECE = re.compile(
     r"(?P<comment>\#[^\n]*)"
-    r'|(?P<string>"""(?:[^\\]|\\.)*?"""(?:""|"(?!"))?|\'\'\'.*?\'\'\'(?:\'\'|\'(?!\'))?|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\')'
+    r'|(?P<string>"""(?:[^\\]|\\.)*?"""(?:""|"(?!"))?|\'\'\'.*?\'\'\'(?:\'\'|\'(?!\'))?|"(?:(?>\{\{\s*env\.[^{}\n]*\}\})|[^"\\\n]|\\.)*+"'
+    r"|'(?:(?>\{\{\s*env\.[^{}\n]*\}\})|[^'\n])*+')"
     r"|(?P<bare>\{\{[^\n]*?\}\})",
     re.DOTALL,
 )
@@ -71,7 +73,8 @@ class Template:
         if isinstance(value, list):
             return [self.fill(item, env) for item in value]
         if isinstance(value, dict):
-            return {key: self.fill(item, env) for key, item in value.items()}
+            # A reference in a key was reported; what stands in its place means nothing to anybody.
+            return {key: self.fill(item, env) for key, item in value.items() if not self.has_mark(key)}
         return value
 
     def has_mark(self, text: str) -> bool:

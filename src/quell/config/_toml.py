@@ -74,9 +74,10 @@ def parse_toml(text: str, *, name: str, env: Mapping[str, str]) -> TomlFile:
     lines = _lines_of(template.text)
     filled: dict[str, Toml] = {}
     file = TomlFile(name=name, tree=filled, lines=lines, problems=(), is_whole=not problems)
-    for key, value in tree.items():
-        filled[key] = template.fill(value, env)
     problems.extend(_marked_keys(tree, template, file, prefix=""))
+    for key, value in tree.items():
+        if not template.has_mark(key):
+            filled[key] = template.fill(value, env)
     if not file.is_whole:
         problems.extend(_unset(template, env, name))
     else:
@@ -100,9 +101,11 @@ def _parse_all(text: str, *, name: str) -> tuple[dict[str, Toml], list[Problem]]
             message = str(error)
             where = _WHERE.search(message)
             number = int(where.group(1)) if where else len(lines)
-            reason = _AT_END.sub(" (the file ends inside it)", _WHERE.sub("", message))
+            at_end = " (the file ends inside it)" if not message.startswith("Cannot") else ""
+            reason = _AT_END.sub(at_end, _WHERE.sub("", message))
             at = f"{name}:{number}" + (f":{where.group(2)}" if where else "")
-            hint = "" if where else "a quote or bracket is not closed"
+            is_open = where is None and not message.startswith("Cannot")
+            hint = "a quote or bracket is not closed" if is_open else ""
             problems.append(Problem(path="", reason=f"TOML syntax: {reason}", hint=hint, source=at))
             number = min(number, len(lines))
             if not where or not lines[number - 1].strip():
