@@ -23,7 +23,20 @@ DIRECTORY = click.option(
     show_default=True,
     help="Directory of the lab.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def _wants_json(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:  # noqa: FBT001 - click's signature
+    """Tell whether JSON is wanted, by `--json` after the command or before it."""
+    return value or bool(getattr(context.obj, "is_json", False))
+
+
+JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_wants_json,
+    help="One JSON document on stdout, errors as JSON on stderr.",
+)
 
 
 @click.group()
@@ -41,7 +54,7 @@ def up(directory: Path, as_json: bool, endpoint: str, rate: float, seed: int) ->
     """Start the shop in the background and wait until users shop in it."""
     from quell_lab._control import Lab
 
-    with _lab_errors():
+    with _lab_errors(as_json):
         running = Lab.start(directory, endpoint=endpoint, rate_per_s=rate, seed=seed)
     _say(
         as_json,
@@ -55,7 +68,7 @@ def up(directory: Path, as_json: bool, endpoint: str, rate: float, seed: int) ->
 @JSON
 def status(directory: Path, as_json: bool) -> None:  # noqa: FBT001 - click
     """Show what runs, and what was broken on purpose."""
-    with _lab_errors():
+    with _lab_errors(as_json):
         found = _running(directory).ask("status")
     if as_json:
         click.echo(json.dumps({"kind": "lab_status", "ok": True, **found}))
@@ -83,7 +96,7 @@ def break_(fault: str, directory: Path, as_json: bool, seed: int) -> None:  # no
 
     if fault not in FAULTS and fault not in DISTURBANCES:
         raise click.UsageError(_unknown(fault, [*FAULTS, *DISTURBANCES]))
-    with _lab_errors():
+    with _lab_errors(as_json):
         truth = _running(directory).ask("break", fault=fault, seed=seed)
     _say(
         as_json,
@@ -97,7 +110,7 @@ def break_(fault: str, directory: Path, as_json: bool, seed: int) -> None:  # no
 @JSON
 def heal(directory: Path, as_json: bool) -> None:  # noqa: FBT001 - click
     """Take back what was broken."""
-    with _lab_errors():
+    with _lab_errors(as_json):
         healed = _running(directory).ask("heal")["healed"]
     _say(
         as_json,
@@ -144,14 +157,13 @@ def _running(directory: Path) -> Lab:
 
 
 @contextlib.contextmanager
-def _lab_errors() -> Iterator[None]:
+def _lab_errors(as_json: bool) -> Iterator[None]:  # noqa: FBT001 - private
     from quell_lab._control import LabError
 
     try:
         yield
     except LabError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(3)
+        _fail(as_json, error)
 
 
 def _say(as_json: bool, document: dict[str, object], text: str) -> None:  # noqa: FBT001 - private
@@ -186,9 +198,8 @@ def demo(  # noqa: PLR0917 - click
 
     if fault and fault not in FAULTS:
         raise click.UsageError(_unknown(fault, [*FAULTS]))
-    wants_json = as_json or _session_wants_json()
     chosen, chosen_seed = draw(fault, seed, names=[*FAULTS])
-    stages = Stages(sys.stderr if wants_json else sys.stdout)
+    stages = Stages(sys.stderr if as_json else sys.stdout)
     stages.say(
         f"seed {chosen_seed}{f', fault {chosen}' if fault else ''}: repeat with --fault {chosen if fault else 'NAME'} --seed {chosen_seed}"
     )
@@ -202,7 +213,7 @@ def demo(  # noqa: PLR0917 - click
             stages=stages,
         )
     except (DemoError, *REACH_ERRORS) as error:
-        _fail(wants_json, error)
+        _fail(as_json, error)
     truth = outcome.truth
     stages.say(
         f"truth: {truth.category} of {truth.kind} {truth.subject}: {truth.detail} ({truth.name}, seed {truth.seed})"
@@ -211,13 +222,9 @@ def demo(  # noqa: PLR0917 - click
     stages.say({"first": "named first", "top 3": "named among the first three", "not": "not named"}[outcome.verdict])
     for path in outcome.paths.values():
         stages.say(f"report: {path}")
-    if wants_json:
+    if as_json:
         click.echo(json.dumps(outcome.document()))
     sys.exit(0 if outcome.verdict != "not" else 1)
-
-
-def _session_wants_json() -> bool:
-    return bool(getattr(click.get_current_context().obj, "is_json", False))
 
 
 def _fail(wants_json: bool, error: Exception) -> NoReturn:  # noqa: FBT001 - private

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from quell.cli import ExitCode, main
 from quell.cli._root import COMMANDS, QuellCommand, root
 from quell.cli._session import Session
+from quell_lab.cli import lab
 from tests._quell import QUELL, environment, error_of, quell
 
 pytestmark = pytest.mark.timeout(60)  # whole processes, several per test, on machines that do other things as well
@@ -122,6 +124,20 @@ def test_help_with_json_is_one_document(tmp_path: Path) -> None:
     document = json.loads(quell("help", "run", "show", "--json", cwd=tmp_path).stdout)
     assert (document["kind"], document["topic"]) == ("help", "run show")
     assert document["text"].startswith("Usage: quell run show ")
+
+
+def test_commands_of_other_packages_answer_in_json_wherever_it_was_asked_for(tmp_path: Path) -> None:
+    runner = CliRunner()
+    for asked_before in (True, False):
+        session = Session(env={}, is_json=asked_before)
+        after = [] if asked_before else ["--json"]
+        listed = runner.invoke(lab, ["faults", *after], obj=session)
+        assert json.loads(listed.stdout)["kind"] == "lab_faults"
+        refused = runner.invoke(lab, ["status", "--dir", str(tmp_path / "none"), *after], obj=session)
+        assert (refused.exit_code, refused.stdout) == (ExitCode.UNREACHABLE, "")
+        error = json.loads(refused.stderr)["error"]
+        assert error["exit"] == ExitCode.UNREACHABLE
+        assert "quell lab up" in error["message"]
 
 
 def test_topics_tell_the_exit_codes_and_the_environment(tmp_path: Path) -> None:
