@@ -14,7 +14,6 @@ from quell.telemetry import EVENTS, printable
 if TYPE_CHECKING:
     from quell.app import App
 
-_BATCH = 5000
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan", "debug": "dim"}
 
 
@@ -52,7 +51,4 @@ def _put_line(line: str) -> None:
 
 async def last_event(app: App, *, run: str | None = None) -> int:
     """Return the sequence number of the newest event, of one run or of all; 0 when there is none."""
-    last = 0
-    while batch := await app.runs.events(run=run, after=last, limit=_BATCH):
-        last = batch[-1].seq
-    return last
+    return await app.runs.last_seq(run=run)
