@@ -10,7 +10,7 @@ OUT ?= .demo
 help:
 	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
 	@echo 'make test    everything that must hold: ruff, mypy, import-linter, tests'
-	@echo 'make bench   print the figures and write them as JSON (long: about an hour; BENCH="step cli ..." for a part)'
+	@echo 'make bench   print the figures and write them as JSON (long: about two hours; BENCH="step cli ..." for a part)'
 	@echo 'make lock    renew the development lock file'
 	@echo 'make docs    regenerate the generated parts of the documents'
 

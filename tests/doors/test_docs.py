@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+import pytest
+
+from quell.cli._root import root
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,3 +38,29 @@ def test_links_between_documents_lead_somewhere() -> None:
         if not (page.parent / target).exists()
     ]
     assert not broken, "\n".join(broken)
+
+
+PAGES = [*ROOT.glob("*.md"), *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "decisions")]
+
+
+def test_every_command_that_a_document_names_exists() -> None:
+    at = click.Context(root, info_name="quell")
+    wrong = []
+    for page in PAGES:
+        for line in re.findall(r"`(?:\.venv/bin/)?quell ([a-z][^`]*)`", page.read_text()):
+            noun, *words = line.split()
+            command = root.get_command(at, noun)
+            verbs = re.split(r"\|", words[0]) if isinstance(command, click.Group) and words else []
+            if command is None or any(command.get_command(at, verb) is None for verb in verbs):  # type: ignore[attr-defined]  # a group, by its verbs
+                wrong.append(f"{page.relative_to(ROOT)}: quell {line}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_target_of_make_and_option_of_pytest_that_a_document_names_exists(request: pytest.FixtureRequest) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text()
+        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets, page
+        for option in re.findall(r"`--([a-z-]+)=N` repeats", text):
+            assert request.config.getoption(option.replace("-", "_")) is not None
+    assert "`--randomly-seed=N` repeats" in (ROOT / "CONTRIBUTING.md").read_text()
