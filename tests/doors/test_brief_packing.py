@@ -165,6 +165,17 @@ def test_a_healthy_survey_says_so() -> None:
     assert "nothing unusual" in pack(_surveyed(), budget_tokens=200, anchor=NOW).text
 
 
+def test_to_have_read_nothing_is_not_to_have_found_nothing() -> None:
+    def gaps(*kinds: QuestionKind) -> tuple[Gap, ...]:
+        return tuple(Gap(question=kind, source="store", query="", reason="empty", detail="no spans") for kind in kinds)
+
+    blind = pack(_surveyed(gaps=gaps(*QuestionKind)), budget_tokens=300, anchor=NOW).text
+    assert "nothing can be said" in blind
+    assert "nothing unusual" not in blind
+    partly = pack(_surveyed(gaps=gaps(QuestionKind.CHANGES)), budget_tokens=300, anchor=NOW).text
+    assert "nothing unusual in what could be read" in partly
+
+
 def test_what_does_not_fit_is_counted_by_service() -> None:
     rows = [_operation(service=f"s{n}", errors=200 - n) for n in range(60)]
     briefing = pack(_surveyed(*rows), budget_tokens=300, anchor=NOW)

@@ -54,8 +54,9 @@ def pack(survey: Survey, *, budget_tokens: int, anchor: datetime) -> Briefing:
     shown = _choose(survey.facts, page=page, anchor=anchor)
     left_out = _left_out(survey.facts, shown=shown)
     body = "".join(f"{group}\n{''.join(line for _, line in lines)}" for group, lines in page.lines.items())
-    if not body and not left_out and count_tokens("nothing unusual\n") <= page.budget_tokens:
-        body = "nothing unusual\n"
+    quiet = _quiet_line(survey.gaps)
+    if not body and not left_out and count_tokens(quiet) <= page.budget_tokens:
+        body = quiet
     spent = count_tokens(head) + count_tokens(gaps) + count_tokens(body)
     text = head + body + gaps + _tail(left_out, budget_tokens=budget_tokens - spent)
     tokens = count_tokens(text)
@@ -155,6 +156,14 @@ def _left_out(facts: Sequence[Fact], *, shown: set[str]) -> tuple[tuple[str, int
             group = _group_of(fact) if fact.score >= SCORE_SHOWN_MIN else _UNREMARKABLE
             groups[group] = groups.get(group, 0) + 1
     return tuple(sorted(groups.items(), key=lambda item: (item[0] == _UNREMARKABLE, -item[1], item[0])))
+
+
+def _quiet_line(gaps: Sequence[Gap]) -> str:
+    """Say what no fact at all means: that all is well is said only of what could be read."""
+    unread = {gap.question for gap in gaps if gap.reason != "unsupported"}
+    if unread == set(QuestionKind):
+        return "nothing can be said: see the gaps\n"
+    return "nothing unusual in what could be read\n" if unread else "nothing unusual\n"
 
 
 def _left_out_line(total: int) -> str:
