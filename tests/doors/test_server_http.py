@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import httpx2
@@ -516,6 +517,28 @@ def test_senders_that_never_finish_keep_nobody_else_from_being_heard(tmp_path: P
     in_a_house(story, tmp_path, server=settings)
 
 
+def test_a_server_that_stops_tells_who_is_still_sending_to_send_it_again(tmp_path: Path) -> None:
+    begun = b"POST /v1/logs HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+
+    async def story(house: House) -> None:
+        house.app.vault.open = _refuses  # type: ignore[method-assign, assignment]  # this house has no store
+        urls: asyncio.Queue[str] = asyncio.Queue()
+        serving = asyncio.create_task(serve(house.app, on_ready=urls.put_nowait))
+        port = int((await urls.get()).rsplit(":", 1)[1])
+        reader, writer = await _said_to(port, begun)
+        async with httpx2.AsyncClient() as client:
+            await client.get(f"http://127.0.0.1:{port}/api/v1/runs")
+        serving.cancel()
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 5" in answer
+        writer.close()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+    in_a_house(story, tmp_path, server=ServerSettings(port=0))
+
+
 async def _said_to(port: int, said: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(said)
@@ -529,7 +552,11 @@ async def _refuses() -> None:
 
 def test_every_route_and_every_part_of_a_case_file_is_in_the_reference() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
-    routes = [route.path for route in asgi(cast("App", None)).routes if isinstance(route, Route)]
+    routes = [
+        route.path
+        for route in asgi(cast("App", SimpleNamespace(settings=Settings()))).routes
+        if isinstance(route, Route)
+    ]
     assert len(routes) > 10
     for path in routes:
         written = path.replace("{id}", "ID").replace("{form}", "FORM")

@@ -11,7 +11,7 @@ from quell import __version__, telemetry
 from quell.app import App
 from quell.domain import QuellError, Stage
 from quell.incidents import render
-from quell.server._body import read_body
+from quell.server._body import Bodies
 from quell.server._errors import WireError, json_response
 from quell.signals import parse_alertmanager
 
@@ -29,8 +29,9 @@ _ALERTS_MAX_MB = 4.0
 class Api:
     """Answers the questions of programs and people about incidents and runs."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, *, bodies: Bodies) -> None:
         self._app = app
+        self._bodies = bodies
 
     async def health(self, _request: Request) -> Response:
         """Say whether this server does its work; 503 while an organ is missing."""
@@ -106,9 +107,7 @@ class Api:
 
     async def alertmanager(self, request: Request) -> Response:
         """Take in what Alertmanager sends (webhook, version 4)."""
-        body = await read_body(
-            request, body_max_mb=_ALERTS_MAX_MB, timeout_s=self._app.settings.server.request_timeout_s
-        )
+        body = await self._bodies.read(request, body_max_mb=_ALERTS_MAX_MB)
         alerts = parse_alertmanager(body, received_at=self._app.clock(), entropy=self._app.entropy)
         firing = sum(alert.status == "firing" for alert in alerts)
         telemetry.event("alert.received", source="alertmanager", firing=firing, resolved=len(alerts) - firing)

@@ -16,6 +16,7 @@ from quell import telemetry
 from quell.app import App
 from quell.domain import QuellError, UsageError
 from quell.server._api import Api
+from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response, wire_error_of
 from quell.server._events import Streams
 from quell.server._guard import LocalOnly
@@ -26,7 +27,8 @@ Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 def asgi(app: App) -> Starlette:
     """Return the HTTP face of an app."""
-    api, intake, streams = Api(app), Intake(app), Streams(app)
+    bodies = Bodies(timeout_s=app.settings.server.request_timeout_s)
+    api, intake, streams = Api(app, bodies=bodies), Intake(app, bodies=bodies), Streams(app)
     routes = [
         Route("/v1/logs", intake.endpoint("logs"), methods=["POST"]),
         Route("/v1/traces", intake.endpoint("traces"), methods=["POST"]),
@@ -48,6 +50,7 @@ def asgi(app: App) -> Starlette:
         exception_handlers={WireError: _wire, QuellError: _ours, HTTPException: _http, Exception: _unexpected},
     )
     starlette.state.streams = streams
+    starlette.state.bodies = bodies
     return starlette
 
 

@@ -15,6 +15,7 @@ from quell import telemetry
 from quell.app import App
 from quell.domain import StateHeldError
 from quell.server._asgi import asgi
+from quell.server._body import Bodies
 from quell.server._connection import connection_class
 from quell.server._events import Streams
 from quell.server._guard import check_host
@@ -61,6 +62,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
     url = f"http://{host}:{port}"
     starlette = asgi(app)
     streams: Streams = starlette.state.streams
+    bodies: Bodies = starlette.state.bodies
     config = uvicorn.Config(
         starlette,
         log_config=None,
@@ -89,6 +91,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         telemetry.event("server.stopping", reason="told to stop")
         watching.cancel()
         streams.stopping.set()
+        bodies.hurry()
         server.should_exit = True
         await _finished(serving)
         with suppress(asyncio.CancelledError):

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from quell import telemetry
 from quell.app import App
 from quell.domain import ChangeKind, ObservedChange, OverloadError, QuellError
-from quell.server._body import read_body
+from quell.server._body import Bodies
 from quell.server._errors import RETRY_AFTER_S, Form, WireError, json_response, otlp_error_response, wire_error_of
 from quell.signals import Receiver
 
@@ -47,8 +47,9 @@ class _ChangeWire:
 class Intake:
     """Handles the requests that bring telemetry, so many at once and no more."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, *, bodies: Bodies) -> None:
         self._app = app
+        self._bodies = bodies
         self._in_flight = 0
 
     def endpoint(self, signal: Signal) -> Callable[[Request], Awaitable[Response]]:
@@ -70,7 +71,7 @@ class Intake:
         self._in_flight += 1
         try:
             encoding = _encoding(request, content_type)
-            body = await read_body(request, body_max_mb=settings.body_max_mb, timeout_s=settings.request_timeout_s)
+            body = await self._bodies.read(request, body_max_mb=settings.body_max_mb)
             receiver = self._receiver()
             receipt = await receiver.receive(signal, body, content_type=content_type, content_encoding=encoding)
             return Response(receipt.response_body, media_type=_MEDIA[form])
@@ -83,8 +84,7 @@ class Intake:
 
     async def change(self, request: Request) -> Response:
         """Record one change of production, or several."""
-        settings = self._app.settings.server
-        body = await read_body(request, body_max_mb=settings.body_max_mb, timeout_s=settings.request_timeout_s)
+        body = await self._bodies.read(request, body_max_mb=self._app.settings.server.body_max_mb)
         receiver = self._receiver()
         try:
             raw = msgspec.json.decode(body)
