@@ -416,6 +416,9 @@ def test_an_investigation_with_no_data_at_all_is_inconclusive_with_1(tmp_path: P
     assert case["finding"]["outcome"] == "inconclusive"
     assert case["finding"]["confidence"] == "none"
     assert case["gaps"], "what could not be learned is told"
+    page = quell("incident", "show", case["incident"]["id"], cwd=tmp_path).stdout
+    assert "Nothing could be read that would show a symptom." in page
+    assert "No symptom" not in page, "it would sound like a quiet night"
     healthy = quell("doctor", "--set", "server.port=0", cwd=tmp_path)
     assert healthy.returncode == 0, healthy.stdout
     assert _wait_until_nobody(tmp_path, timeout_s=60) == [], "the store's owner leaves when nobody needs it"

@@ -141,7 +141,14 @@ def _going_on(case: CaseFile) -> Section:
     if len(claims) > _IMPACT_MAX:
         prose.append(Line(text=f"The {_IMPACT_MAX} worst of {len(claims)} symptoms:"))
     elif not claims and case.finding:
-        prose.append(Line(text="No symptom stands out from the baseline."))
+        # Without any evidence it would sound like a quiet night, and nobody knows whether it is one.
+        is_blind = not case.evidence_total and case.finding.outcome is Outcome.INCONCLUSIVE
+        told = (
+            "Nothing could be read that would show a symptom."
+            if is_blind
+            else "No symptom stands out from the baseline."
+        )
+        prose.append(Line(text=told))
     return Section(key="going-on", title="What is going on?", prose=tuple(prose), claims=tuple(claims[:_IMPACT_MAX]))
 
 
