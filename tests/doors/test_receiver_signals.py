@@ -126,6 +126,16 @@ def test_metrics_of_every_kind_arrive(live: LiveStore) -> None:
     ]
 
 
+def test_an_exponential_histogram_of_the_coarsest_scale_is_kept(live: LiveStore) -> None:
+    request = metrics("coarse")
+    kinds = request.resource_metrics[0].scope_metrics[0].metrics
+    point = next(kind for kind in kinds if kind.name == "latency.exponential").exponential_histogram.data_points[0]
+    point.scale = -10  # its base, 2 ** 1024, is more than a float holds
+    send(live, "metrics", request.SerializeToString())
+    sql = "SELECT ExplicitBounds AS bounds FROM otel_metrics_histogram WHERE ServiceName = 'coarse' AND MetricName = 'latency.exponential'"
+    assert live.until(f"SELECT count() AS n FROM ({sql})", 1) == 1
+
+
 def test_json_arrives_like_protobuf(live: LiveStore) -> None:
     request = logs("json", ["as json"], of_record={"n": 0, "big": 2**60}, event="thing.happened")
     request.resource_logs[0].scope_logs[0].log_records[0].trace_id = bytes(range(16))

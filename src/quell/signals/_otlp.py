@@ -175,15 +175,16 @@ def _replace_other_kinds(scope: ScopeMetrics) -> None:
 
 
 def _plain_histogram(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
-    base = 2.0 ** (2.0**-point.scale)
     # (upper bound, count), ascending: negative, zero, positive.
     negative, positive = point.negative, point.positive
     pieces = [
-        (-_power(base, negative.offset + index), negative.bucket_counts[index])
+        (-_bound(point.scale, negative.offset + index), negative.bucket_counts[index])
         for index in reversed(range(len(negative.bucket_counts)))
     ]
     pieces.append((point.zero_threshold, point.zero_count))
-    pieces += [(_power(base, positive.offset + index + 1), count) for index, count in enumerate(positive.bucket_counts)]
+    pieces += [
+        (_bound(point.scale, positive.offset + index + 1), count) for index, count in enumerate(positive.bucket_counts)
+    ]
     plain = HistogramDataPoint(
         attributes=point.attributes,
         start_time_unix_nano=point.start_time_unix_nano,
@@ -202,11 +203,12 @@ def _plain_histogram(point: ExponentialHistogramDataPoint) -> HistogramDataPoint
     return plain
 
 
-def _power(base: float, exponent: int) -> float:
+def _bound(scale: int, index: int) -> float:
+    """Return base ** index, where base is 2 ** (2 ** -scale): a coarse scale has bases that no float holds."""
     try:
-        return float(base**exponent)
+        return float(2.0 ** math.ldexp(index, -scale))
     except OverflowError:
-        return math.inf
+        return math.inf if index > 0 else 0.0
 
 
 def _spread_summary(scope: ScopeMetrics, metric: Metric) -> None:
