@@ -119,6 +119,15 @@ def test_a_body_that_is_too_large_is_refused_before_and_after_decompression(live
         taking.close()
 
 
+def test_a_body_of_several_gzip_members_is_taken_whole(taking: Taking) -> None:
+    parts = [logs("members", [f"line {n}", "x" * 9000]).SerializeToString() for n in range(3)]
+    receipt = taking.take(b"".join(map(gzip.compress, parts)), encoding="gzip")
+    assert receipt.accepted == 6
+    assert taking.live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'members'", 6) == 6
+    with pytest.raises(UsageError, match="too early"):
+        taking.take(gzip.compress(parts[0]) + gzip.compress(parts[1])[:-9], encoding="gzip")
+
+
 def test_a_payload_that_only_the_engine_refuses_is_put_aside_and_its_neighbours_are_stored_once(taking: Taking) -> None:
     day_ns = 86_400 * 10**9
     far_apart = logs("poison", ["x"] * 300, at_ns=time.time_ns(), apart_ns=day_ns).SerializeToString()

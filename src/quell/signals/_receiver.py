@@ -22,6 +22,7 @@ from quell.signals._spool import Spool
 from quell.signals._store import Store
 
 _THREAD_BYTES = 256 * 1024
+_INFLATE_BYTES = 4096
 _DETAIL_CHARS = 200
 
 
@@ -202,22 +203,31 @@ class Receiver:
         return self._inflated(body)
 
     def _inflated(self, body: bytes) -> bytes:
+        """Undo the compression of one member or of several laid end to end, which are one body."""
+        pieces: list[bytes] = []
+        room, at = self._body_max_bytes, 0
         decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
         try:
-            plain = decoder.decompress(body, self._body_max_bytes)
+            while at < len(body):
+                if decoder.eof:
+                    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                piece = decoder.decompress(body[at : at + _INFLATE_BYTES], room + 1)
+                at = min(at + _INFLATE_BYTES, len(body)) - len(decoder.unconsumed_tail) - len(decoder.unused_data)
+                pieces.append(piece)
+                room -= len(piece)
+                if room < 0:
+                    raise BoundExceededError(
+                        "the request body after decompression",
+                        limit=self._body_max_bytes,
+                        hint="send smaller batches, or raise server.body_max_mb",
+                    )
         except zlib.error as error:
             raise UsageError(
                 f"the body is not compressed as its header says: {error}", hint="check Content-Encoding"
             ) from error
-        if decoder.unconsumed_tail:
-            raise BoundExceededError(
-                "the request body after decompression",
-                limit=self._body_max_bytes,
-                hint="send smaller batches, or raise server.body_max_mb",
-            )
         if not decoder.eof:
             raise UsageError("the compressed body ends too early", hint="send it again")
-        return plain
+        return b"".join(pieces)
 
 
 def _form_of(content_type: str) -> Literal["application/x-protobuf", "application/json"]:
