@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -166,6 +169,48 @@ def test_retention_that_was_changed_holds_for_tables_that_exist(tmp_path: Path) 
         assert second.until("SELECT count() AS n FROM otel_logs", 0) == 0
     finally:
         second.close()
+
+
+def test_a_stale_announcement_whose_port_now_belongs_to_somebody_else_is_no_store(tmp_path: Path) -> None:
+    class Somebody(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"welcome")
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Somebody) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            words = {"pid": os.getpid(), "url": f"http://127.0.0.1:{server.server_port}", "token": "stale"}
+            (tmp_path / "store.json").write_text(json.dumps(words))
+            live = LiveStore(tmp_path)
+            try:
+                assert live.number("SELECT 1 AS n") == 1
+                assert live.run(live.store.status).pid != os.getpid()
+            finally:
+                live.close()
+        finally:
+            server.shutdown()
+
+
+def test_a_store_that_is_only_busy_is_left_at_its_work(tmp_path: Path) -> None:
+    live = LiveStore(tmp_path)
+
+    async def keep_every_reader_busy() -> None:
+        slow = "SELECT sleep(2.9), {number}"
+        asks = [live.store.client.command(slow.format(number=number), timeout_s=50) for number in range(12 * 3)]
+        await asyncio.gather(*asks)
+
+    try:
+        pid = live.run(live.store.status).pid
+        live.run(keep_every_reader_busy)
+        status = live.run(live.store.status)
+        assert (status.pid, status.restarts) == (pid, 0)
+    finally:
+        live.close()
 
 
 def test_a_store_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:

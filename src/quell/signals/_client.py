@@ -156,10 +156,20 @@ class StoreClient:
     async def ping(self, *, timeout_s: float) -> bool:
         """Tell whether the store answers, and knows us."""
         try:
-            await self._post(b"SELECT 1", {}, timeout_s=timeout_s, grace_s=0.0)
+            answer = await self._post(b"SELECT 1 FORMAT TabSeparated", {}, timeout_s=timeout_s, grace_s=0.0)
         except StoreError:
             return False
-        return True
+        return answer == b"1\n"  # anybody may have taken a port that is free again
+
+    async def busy(self, *, timeout_s: float) -> bool:
+        """Tell whether the embedded owner lives and has no hand free: it answers, only later."""
+        try:
+            reply = await self._http.post(
+                self.endpoint.url + "/quell/busy", headers=self._identity(), timeout=timeout_s
+            )
+        except httpx2.HTTPError:
+            return False
+        return reply.status_code == 200 and reply.content == b"busy\n"
 
     async def close_store(self, *, timeout_s: float) -> bool:
         """Ask the embedded owner to leave; False when others still use it."""

@@ -46,6 +46,7 @@ _CODE = re.compile(r"Code: (\d+)")
 _READERS = 3
 _WRITERS = 1
 _PENDING_MAX = 128
+_HANGS_S = 150.0
 TOO_MANY_QUERIES = 202
 UNKNOWN_FAILURE = 1002
 NOT_ENOUGH_SPACE = 243
@@ -157,6 +158,7 @@ class Engine:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._pending = 0
+        self._reading: dict[int, float] = {}
         self._first = self._open()  # keeps the database open however the threads come and go
 
     def _open(self) -> _Session:
@@ -184,7 +186,21 @@ class Engine:
 
     def submit(self, statement: Statement) -> Future[Outcome]:
         """Run a statement on the pool of its kind. Raises EngineError 202 when too many wait."""
-        return self._submit(lambda: self._run(statement), writes=is_insert(statement.text))
+        writes = is_insert(statement.text)
+        return self._submit(lambda: self._run(statement) if writes else self._read(statement), writes=writes)
+
+    def _read(self, statement: Statement) -> Outcome:
+        thread = threading.get_ident()
+        self._reading[thread] = time.monotonic()
+        try:
+            return self._run(statement)
+        finally:
+            del self._reading[thread]
+
+    def busy(self) -> bool:
+        """Tell whether every reader has a statement in hand, none for so long that it must hang."""
+        begun = list(self._reading.values())
+        return len(begun) >= _READERS and time.monotonic() - min(begun) < _HANGS_S
 
     def _submit(self, work: Callable[[], T], *, writes: bool) -> Future[T]:
         with self._lock:

@@ -115,6 +115,8 @@ class Desk:
         self._seen(client)
         if path == "/quell/close":
             return Reply(body=b"closing\n" if self._asked_to_close(client) else b"in use\n")
+        if path == "/quell/busy":
+            return Reply(body=b"busy\n" if self._engine.busy() else b"not busy\n")
         if path != "/":
             return Reply(status=404, body=b"There is no such path; queries go to /\n")
         return await self._query(request, fields)

@@ -120,6 +120,12 @@ class Store:
         """Whether raw OTLP can be written: our decoding views exist."""
         return "quell_raw_logs" in self.client.schema
 
+    async def answers(self) -> bool:
+        """Tell whether the store answers us, or would if it had a hand free: one that is busy is no dead one."""
+        return await self.client.ping(timeout_s=_PING_S) or (
+            self.embedded and await self.client.busy(timeout_s=_PING_S)
+        )
+
     async def take(self, signal: Literal["logs", "traces", "metrics"], payload: bytes) -> None:
         """Store one OTLP payload without a spool, for a sender that can bear to lose it.
 
@@ -182,7 +188,7 @@ class Store:
         if not _is_loopback(announced.url):
             return False
         self.client.endpoint = Endpoint(url=announced.url, password=announced.token)
-        if not await self.client.ping(timeout_s=_PING_S):
+        if not await self.answers():
             return False
         self._pid = announced.pid
         return True
@@ -244,7 +250,7 @@ class Store:
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
             self._wake.clear()
             gone = self._child is not None and self._child.poll() is not None
-            if not gone and await self.client.ping(timeout_s=_PING_S):
+            if not gone and await self.answers():
                 self._state, missed = "ready", 0
                 continue
             self._wake.clear()
