@@ -201,6 +201,60 @@ def test_a_torn_write_is_put_aside_and_what_was_acknowledged_before_it_is_stored
     assert whole[: len(whole) // 2] in second.quarantine().values()
 
 
+def test_what_was_acknowledged_behind_a_damaged_frame_is_stored_and_the_damage_is_put_aside(
+    live: LiveStore, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool" / "slot-0"
+    frames = []
+    for word in ("first", "second", "third"):
+        taking = Taking(live, tmp_path)
+        taking.take(logs("damage", [word]).SerializeToString())
+        frames.append(next(spool.glob("*.seg")).read_bytes())
+        taking.close()
+    spoiled = frames[1][:-3] + bytes(255 - byte for byte in frames[1][-3:])
+    shifted = frames[1][:5] + b"\xff" + frames[1][6:]  # a length that leads beyond the end
+    (spool / "0000000098-00aa.seg").write_bytes(frames[0] + spoiled + frames[2])
+    (spool / "0000000099-00bb.seg").write_bytes(frames[0] + shifted + frames[2])
+    before = live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'damage'", 3)
+    taking = Taking(live, tmp_path)
+    assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'damage'", before + 4) == 7
+    taking.close()
+    assert {spoiled, shifted} <= set(taking.quarantine().values())
+
+
+def test_a_segment_that_is_gone_or_cannot_be_read_keeps_none_behind_it_waiting(live: LiveStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool" / "slot-0"
+    (spool / "0000000001-00aa.seg").mkdir(parents=True)  # nobody can read a directory as a segment
+    (spool / "0000000002-00bb.seg").write_bytes(b"")
+    taking = Taking(live, tmp_path)
+    try:
+        (spool / "0000000002-00bb.seg").unlink()
+        taking.take(logs("behind", ["line"]).SerializeToString())
+        assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'behind'", 1, patience_s=30) == 1
+        status = taking.receiver.status()
+        assert status.failures
+        assert "spool" in status.last_failure
+        assert (spool / "0000000001-00aa.unreadable").exists()
+    finally:
+        taking.close()
+
+
+def test_nonsense_at_the_door_takes_no_place_from_what_was_acknowledged_and_could_not_be_stored(
+    live: LiveStore, tmp_path: Path
+) -> None:
+    (tmp_path / "quarantine").mkdir()
+    for number in range(2002):
+        (tmp_path / "quarantine" / f"nonsense-{number}").touch()
+    taking = Taking(live, tmp_path)
+    day_ns = 86_400 * 10**9
+    far_apart = logs("poison", ["y"] * 300, at_ns=time.time_ns(), apart_ns=day_ns).SerializeToString()
+    taking.take(far_apart)
+    while taking.receiver.status().spool_bytes:
+        time.sleep(0.1)
+    taking.close()
+    assert far_apart in taking.quarantine().values()
+
+
 def test_a_full_spool_sheds_load_and_says_when_to_come_back(live: LiveStore, tmp_path: Path) -> None:
     taking = Taking(live, tmp_path, spool_max_bytes=50_000)
     try:

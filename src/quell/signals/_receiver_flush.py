@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,8 +57,11 @@ _OF_STORE = frozenset(
     }
 )
 _PERHAPS_OF_PAYLOAD = frozenset({None, 241, 1001, 1002})
+_TOO_MANY_OPEN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_READ_TRIES_MAX = 5
 _TOO_MANY_PARTITIONS = "Too many partitions"
 _TAIL = "bytes after the last whole frame: a write that was cut, never acknowledged"
+_DAMAGED = "bytes between whole frames: the disk did not keep what was acknowledged"
 _BATCH_SETTINGS = {
     "deduplicate_insert": "enable",
     "insert_deduplicate": "1",
@@ -91,6 +95,7 @@ class Flusher:
         self._dirty = asyncio.Event()
         self._full = asyncio.Event()
         self._tries: dict[str, int] = {}
+        self._unread = 0
         self._uncertain = True
         self._closing = False
         self.counts = FlushCounts()
@@ -118,9 +123,8 @@ class Flusher:
             self._dirty.clear()
             began = time.monotonic()
             await self._rest(interval_s)
-            await self._spool.seal()
             started = time.monotonic()
-            if await self._drain():
+            if await self._move():
                 self.counts.lag_s = time.monotonic() - began
                 interval_s = min(_INTERVAL_MAX_S, max(_INTERVAL_MIN_S, _REST_FACTOR * (time.monotonic() - started)))
                 backoff_s = _BACKOFF_MIN_S
@@ -140,15 +144,31 @@ class Flusher:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._full.wait(), interval_s)
 
+    async def _move(self) -> bool:
+        """Seal and store; False when the store or the disk must be waited for."""
+        try:
+            await self._spool.seal()
+            return await self._drain()
+        except OSError as error:  # whatever the disk does today, tomorrow we go on
+            self._failed(f"spool: {error}")
+            return False
+
     async def _drain(self) -> bool:
-        """Store every sealed segment; False when the store must be waited for."""
+        """Store every sealed segment; False when the store must be waited for. Raises OSError when the disk must."""
         while True:
-            segment = await asyncio.to_thread(self._spool.first_sealed)
+            try:
+                segment = await asyncio.to_thread(self._spool.first_sealed)
+            except OSError as error:
+                self._unread += error.errno not in _TOO_MANY_OPEN
+                if not isinstance(error, FileNotFoundError) and self._unread < _READ_TRIES_MAX:
+                    raise
+                self._failed(f"spool: {error}")
+                self._spool.set_aside()
+                continue
+            self._unread = 0
             if segment is None:
                 return True
-            if segment.tail:
-                with contextlib.suppress(OSError):
-                    self._quarantine.put(f"{segment.name}.tail", segment.tail, reason=_TAIL)
+            self._put_aside(segment)
             for kind in sorted({frame.kind for frame in segment.frames}):
                 if not await self._store_kind(segment, kind):
                     return False
@@ -156,6 +176,17 @@ class Flusher:
             self._tries.clear()
             self.counts.batches += 1
             self.counts.payloads += len(segment.frames)
+
+    def _put_aside(self, segment: Segment) -> None:
+        """Keep what is no frame. Raises OSError when the disk does not take it."""
+        for number, piece in enumerate(segment.damaged):
+            self._quarantine.put(f"{segment.name}.damaged-{number}", piece, reason=_DAMAGED, standing="acknowledged")
+        if segment.tail:
+            self._quarantine.put(f"{segment.name}.tail", segment.tail, reason=_TAIL, standing="acknowledged")
+
+    def _failed(self, failure: str) -> None:
+        self.counts.failures += 1
+        self.counts.last_failure = failure
 
     async def _store_kind(self, segment: Segment, kind: int) -> bool:
         payloads = [frame.payload for frame in segment.frames if frame.kind == kind]
@@ -181,7 +212,9 @@ class Flusher:
         ):
             return False
         try:
-            self._quarantine.put(f"{token}.{_NAMES.get(kind, 'unknown')}", payload, reason=str(outcome))
+            self._quarantine.put(
+                f"{token}.{_NAMES.get(kind, 'unknown')}", payload, reason=str(outcome), standing="acknowledged"
+            )
         except OSError as error:  # no room to put it aside: it stays in the spool
             self.counts.last_failure = f"quarantine: {error}"
             return False
@@ -191,15 +224,14 @@ class Flusher:
         name = _NAMES.get(kind)
         if name is None:
             return StoreError(f"a frame of unknown kind {kind}", code=0)
-        if self._uncertain and not await self._store.client.ping(timeout_s=2.0):
+        if self._uncertain and not await self._store.answers():
             return StoreError("the store does not answer")
         table, form, extra = _route(name)
         settings = {**extra, **_BATCH_SETTINGS, "insert_deduplication_token": token}
         try:
             await self._store.client.insert(table, content, input_format=form, settings=settings, timeout_s=_INSERT_S)
         except StoreError as error:
-            self.counts.failures += 1
-            self.counts.last_failure = str(error)
+            self._failed(str(error))
             # The store was there before: this payload may be what ended it.
             self._tries[token] = self._tries.get(token, 0) + 1
             self._uncertain = True

@@ -27,6 +27,7 @@ SEGMENT_BYTES = 8 << 20
 _FRAME = struct.Struct("<4sBII")  # magic, kind, length, checksum of the payload
 _MAGIC = b"QSP1"
 _SLOTS_MAX = 64
+_RESYNC_TRIES_MAX = 1000
 _FULL_RETRY_S = 30.0
 _BUSY_RETRY_S = 5.0
 
@@ -47,6 +48,8 @@ class Segment:
     frames: tuple[Frame, ...]
     tail: bytes
     """Bytes after the last whole frame: a write that was cut, never acknowledged."""
+    damaged: tuple[bytes, ...] = ()
+    """Bytes before a whole frame that are none: the disk did not keep what it was given."""
 
     @property
     def name(self) -> str:
@@ -74,8 +77,8 @@ class Spool:
         self._file = -1
         self._path = directory
         self._size = 0
-        self._sealed = sorted(directory.glob("*.seg"))
-        self._sealed_bytes = sum(path.stat().st_size for path in self._sealed)
+        self._sealed = {path: path.stat().st_size for path in sorted(directory.glob("*.seg"))}
+        self._sealed_bytes = sum(self._sealed.values())
         self._next = 1 + max((int(path.stem.split("-")[0]) for path in self._sealed), default=0)
 
     @classmethod
@@ -176,7 +179,7 @@ class Spool:
             os.close(self._file)
             self._file = -1
             if self._size:
-                self._sealed.append(self._path)
+                self._sealed[self._path] = self._size
                 self._sealed_bytes += self._size
             else:
                 self._path.unlink(missing_ok=True)
@@ -188,20 +191,26 @@ class Spool:
         await self._in_writer(self._seal)
 
     def first_sealed(self) -> Segment | None:
-        """Read the oldest sealed segment; None when there is none."""
-        if not self._sealed:
+        """Read the oldest sealed segment; None when there is none. Raises OSError when it cannot be read."""
+        path = next(iter(self._sealed), None)
+        if path is None:
             return None
-        path = self._sealed[0]
-        frames, tail = frames_of(path.read_bytes())
-        return Segment(path=path, frames=tuple(frames), tail=tail)
+        frames, damaged, tail = frames_of(path.read_bytes())
+        return Segment(path=path, frames=tuple(frames), damaged=tuple(damaged), tail=tail)
 
     def remove(self, segment: Segment) -> None:
         """Forget a segment whose payloads are all in the store or in quarantine."""
         assert self._sealed, "nothing is sealed"
-        assert self._sealed[0] == segment.path, "segments leave in order"
-        self._sealed_bytes -= segment.path.stat().st_size
-        segment.path.unlink()
-        self._sealed.pop(0)
+        assert next(iter(self._sealed)) == segment.path, "segments leave in order"
+        segment.path.unlink(missing_ok=True)
+        self._sealed_bytes -= self._sealed.pop(segment.path)
+
+    def set_aside(self) -> None:
+        """Let those behind the oldest segment go on when it cannot be read: it keeps its bytes under another ending."""
+        path = next(iter(self._sealed))
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(path.with_suffix(".unreadable"))
+        self._sealed_bytes -= self._sealed.pop(path)
 
     async def close(self) -> None:
         """Seal and let go of the slot; what is left is taken up by whoever opens the spool next."""
@@ -210,18 +219,32 @@ class Spool:
         os.close(self._lock)
 
 
-def frames_of(content: bytes) -> tuple[list[Frame], bytes]:
-    """Read whole frames, and give what follows the last one."""
+def frames_of(content: bytes) -> tuple[list[Frame], list[bytes], bytes]:
+    """Read whole frames; give what lies between them and is none, and what follows the last one."""
     frames: list[Frame] = []
-    at = 0
-    while at + _FRAME.size <= len(content):
-        magic, kind, length, checksum = _FRAME.unpack_from(content, at)
-        payload = content[at + _FRAME.size : at + _FRAME.size + length]
-        if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
-            break
-        frames.append(Frame(kind=kind, payload=payload))
-        at += _FRAME.size + length
-    return frames, content[at:]
+    damaged: list[bytes] = []
+    whole_until = at = tries = 0
+    while at >= 0 and tries < _RESYNC_TRIES_MAX:
+        frame = _frame_at(content, at)
+        if frame is None:
+            tries += 1
+            at = content.find(_MAGIC, at + 1)
+            continue
+        if at > whole_until:
+            damaged.append(content[whole_until:at])
+        frames.append(frame)
+        whole_until = at = at + _FRAME.size + len(frame.payload)
+    return frames, damaged, content[whole_until:]
+
+
+def _frame_at(content: bytes, at: int) -> Frame | None:
+    if at + _FRAME.size > len(content):
+        return None
+    magic, kind, length, checksum = _FRAME.unpack_from(content, at)
+    payload = content[at + _FRAME.size : at + _FRAME.size + length]
+    if magic != _MAGIC or len(payload) != length or zlib.crc32(payload) != checksum:
+        return None
+    return Frame(kind=kind, payload=payload)
 
 
 def _take_slot(root: Path) -> tuple[Path, int]:
