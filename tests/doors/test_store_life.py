@@ -159,6 +159,43 @@ def test_the_oldest_telemetry_goes_when_the_disk_bound_is_passed(tmp_path: Path)
         second.close()
 
 
+def test_telemetry_of_a_clock_that_runs_ahead_does_not_outlive_what_is_younger(tmp_path: Path) -> None:
+    fill = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT {at}, '{service}', hex(randomString(400)) FROM numbers({rows})"
+    first = LiveStore(tmp_path)
+    ahead = fill.format(at="now64(9) + INTERVAL 20 YEAR + number", service="ahead", rows=5000)
+    first.run(lambda: first.store.client.command(ahead, timeout_s=20))
+    first.run(lambda: asyncio.sleep(1.1))
+    right = fill.format(at="now64(9)", service="right", rows=1000)
+    first.run(lambda: first.store.client.command(right, timeout_s=20))
+    first.close()
+    second = LiveStore(tmp_path, settings=StoreSettings(disk_max_mb=2))
+    try:
+        assert second.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'ahead'", 0) == 0
+        assert second.number("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'right'") == 1000
+    finally:
+        second.close()
+
+
+def test_a_flood_of_names_fills_at_most_half_the_disk_with_rollups(tmp_path: Path) -> None:
+    letters = (
+        "translate(lower(hex(randomString(60))), '0123456789', 'ghijklmnop')"  # nothing that a template would mask
+    )
+    fill = f"INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9) - INTERVAL 26 HOUR, 'flood', arrayStringConcat(extractAll({letters}, '.{{{{1,7}}}}'), ' ') FROM numbers(15000)"
+    first = LiveStore(tmp_path)
+    first.run(lambda: first.store.client.command(fill.replace("{{", "{").replace("}}", "}"), timeout_s=30))
+    first.run(lambda: first.store.client.command(_PUT, timeout_s=20))
+    rollups = "SELECT sum(bytes_on_disk) AS n FROM system.parts WHERE active AND startsWith(table, 'quell_')"
+    assert first.number(rollups) > 2 << 20
+    first.close()
+    second = LiveStore(tmp_path, settings=StoreSettings(disk_max_mb=4))
+    try:
+        assert second.until("SELECT count() AS n FROM quell_patterns_1m WHERE service = 'flood'", 0) == 0
+        assert second.number("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'put'") == 100
+        assert second.number("SELECT sum(count) AS n FROM quell_patterns_1m WHERE service = 'put'") == 100
+    finally:
+        second.close()
+
+
 def test_retention_that_was_changed_holds_for_tables_that_exist(tmp_path: Path) -> None:
     first = LiveStore(tmp_path, settings=StoreSettings(retention_hours=400))
     first.run(lambda: first.store.client.command(_PUT.replace("now64(9)", "now64(9) - INTERVAL 5 DAY"), timeout_s=10))

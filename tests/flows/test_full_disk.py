@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests._live_store import LiveStore
 from tests._otlp_requests import PROTOBUF, logs
 from tests._quell import quell, started, wait_for_line
 
@@ -100,3 +101,24 @@ def test_a_server_on_a_full_disk_refuses_what_it_cannot_keep_and_goes_on_when_th
             assert wanted <= kept, f"acknowledged and lost: {sorted(wanted - kept)}"
         assert server.poll() is None
     assert quell(f"--set=state_dir={state}", "run", "list", cwd=disk).returncode == 0
+
+
+def test_upkeep_outlives_a_full_disk_on_which_not_even_its_complaint_can_be_written(disk: Path) -> None:
+    sighted = "INSERT INTO quell_sightings SELECT 'shop', '{version}', '', now64(9) - {ago}, now64(9) - {ago}"
+    derived = "SELECT count() AS n FROM quell_changes WHERE service = 'shop' AND after = '{version}'"
+    live = LiveStore(disk / "state")
+    try:
+        for version, ago in (("v1", 60), ("v2", 4)):
+            put = sighted.format(version=version, ago=ago)
+            live.run(lambda put=put: live.store.client.command(put, timeout_s=10))  # type: ignore[misc] # bound now
+        _fill(disk)
+        time.sleep(25)  # a sighting waits ten seconds before it is written as a change, which now fails
+        (disk / "ballast").unlink()
+        for version in ("v2", "v3"):
+            if version == "v3":
+                put = sighted.format(version=version, ago=30)
+                live.run(lambda put=put: live.store.client.command(put, timeout_s=10))  # type: ignore[misc] # bound now
+            wanted = derived.format(version=version)
+            assert live.until(wanted, 1, patience_s=30) == 1, f"{version} was never told"
+    finally:
+        live.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -17,6 +18,7 @@ _LATE_EVERY_S = 300.0
 _SPACE_EVERY_S = 60.0
 _SHORT_TABLES = ("quell_patterns_5s", "quell_red_5s", "quell_calls")
 _PARTS_MANY = 300
+_RAW_PARTITION_S = 6 * 3600
 
 # One row per call, from whichever half-edges have arrived; a caller is needed to speak of an edge.
 _CALLS_OF_MINUTES = """
@@ -71,8 +73,9 @@ WHERE place > 1 AND first < now64(9) - INTERVAL 10 SECOND
     AND key NOT IN (SELECT key FROM quell_changes)
 """
 
+# A row that claims to be of the future is as old as its arrival: no clock that runs ahead keeps its rows for ever.
 _PARTITIONS = """
-SELECT table, partition_id, toUnixTimestamp(max(max_time)) AS newest, sum(bytes_on_disk) AS bytes, count() AS parts
+SELECT table, partition_id, toUnixTimestamp(least(max(max_time), max(modification_time))) AS newest, sum(bytes_on_disk) AS bytes, count() AS parts
 FROM system.parts
 WHERE active AND database = currentDatabase() AND (startsWith(table, 'otel_') OR startsWith(table, 'quell_'))
 GROUP BY table, partition_id
@@ -92,6 +95,7 @@ class _Partition:
 
 @dataclass(slots=True)
 class _Due:
+    changes: float = 0.0
     edges: float = 0.0
     late: float = 0.0
     space: float = 0.0
@@ -107,7 +111,7 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep")
         self._due = _Due()
         self._sightings = b""
-        self._last_failure = ""
+        self._failures: dict[str, str] = {}
 
     def start(self) -> None:
         """Begin."""
@@ -121,56 +125,68 @@ class Upkeep:
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
-            try:
-                self.tick()
-            except EngineError as error:
-                self._note(str(error))
-            except Exception as error:  # noqa: BLE001 - upkeep must outlive whatever the engine throws
-                self._note(repr(error))
+            for name, chore in (
+                ("changes", self._derive_changes),
+                ("edges", self._roll_edges),
+                ("space", self._keep_space),
+            ):
+                try:  # each by itself: what one cannot do on a bad day keeps no other from its work
+                    chore()
+                except EngineError as error:
+                    self._note(name, str(error))
+                except Exception as error:  # noqa: BLE001 - upkeep must outlive whatever the engine throws
+                    self._note(name, repr(error))
+                else:
+                    self._failures.pop(name, None)
 
-    def _note(self, failure: str) -> None:
-        """Write a failure to the owner's log, once as long as it stays the same."""
-        if failure != self._last_failure:
-            sys.stderr.write(f"upkeep: {failure}\n")
-            sys.stderr.flush()
-        self._last_failure = failure
+    def _note(self, chore: str, failure: str) -> None:
+        """Write a failure to the owner's log, once as long as it stays the same; a log that takes nothing stops nobody."""
+        if failure != self._failures.get(chore):
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"upkeep: {chore}: {failure}\n")
+                sys.stderr.flush()
+        self._failures[chore] = failure
 
-    def tick(self) -> None:
-        """Do what is due."""
-        now = time.monotonic()
+    def _derive_changes(self) -> None:
         seen = self._engine.run(
             "SELECT count(), groupBitXor(cityHash64(service, version, instance)) FROM quell_sightings FINAL"
         )
-        if seen != self._sightings or now >= self._due.edges:
+        if seen != self._sightings or time.monotonic() >= self._due.changes:
+            self._due.changes = time.monotonic() + _EDGES_EVERY_S
             self._engine.run(DERIVE_CHANGES)
             self._sightings = seen
+
+    def _roll_edges(self) -> None:
+        now = time.monotonic()
         if now >= self._due.late:
+            back_s = (SHORT_ROLLUP_HOURS * 60 - 20) * 60 if self._due.late == 0.0 else 720
             self._due.late = now + _LATE_EVERY_S
-            self._due.edges = now + _EDGES_EVERY_S
-            self._engine.run(
-                ROLL_EDGES.replace(
-                    "{back_s}", str((SHORT_ROLLUP_HOURS * 60 - 20) * 60 if self._due.space == 0.0 else 720)
-                )
-            )
         elif now >= self._due.edges:
-            self._due.edges = now + _EDGES_EVERY_S
-            self._engine.run(ROLL_EDGES.replace("{back_s}", "240"))
+            back_s = 240
+        else:
+            return
+        self._due.edges = now + _EDGES_EVERY_S
+        self._engine.run(ROLL_EDGES.replace("{back_s}", str(back_s)))
+
+    def _keep_space(self) -> None:
+        now = time.monotonic()
         if now >= self._due.space:
             self._due.space = now + _SPACE_EVERY_S
             self.make_space()
 
     def make_space(self) -> None:
-        """Drop partitions that are too old, then the oldest raw ones until the disk is within its bound."""
+        """Drop partitions that are too old, then the oldest until the disk is within its bound, of which rollups get half."""
         now_s = int(self._engine.run("SELECT toUnixTimestamp(now())"))
         kept = [partition for partition in self._partitions() if not self._drop_if_old(partition, now_s)]
-        excess = sum(partition.size_bytes for partition in kept) - (self._limits.disk_max_mb << 20)
-        for partition in kept:
-            if excess <= 0:
-                break
-            if partition.table in RAW_TABLES:
-                self._drop(partition)
-                excess -= partition.size_bytes
-        for partition in kept:
+        bound = self._limits.disk_max_mb << 20
+        rollups = [partition for partition in kept if partition.table not in RAW_TABLES and partition.newest_s]
+        gone = self._drop_oldest(rollups, excess=sum(partition.size_bytes for partition in rollups) - bound // 2)
+        # Of the same age the largest first: a flood of one signal costs the others nothing.
+        raw = [partition for partition in kept if partition.table in RAW_TABLES]
+        raw.sort(key=lambda partition: (partition.newest_s // _RAW_PARTITION_S, -partition.size_bytes))
+        left = [partition for partition in kept if partition not in gone]
+        gone += self._drop_oldest(raw, excess=sum(partition.size_bytes for partition in left) - bound)
+        for partition in (partition for partition in kept if partition not in gone):
             if partition.parts > _PARTS_MANY:
                 self._engine.run(f"OPTIMIZE TABLE {partition.table} PARTITION ID '{partition.name}'")
 
@@ -184,11 +200,23 @@ class Upkeep:
         elif partition.table in RAW_TABLES:
             keep_s = self._limits.retention_hours * 3600
         else:
-            return False  # rollups are small; the engine's own TTL drops them
+            return False  # the engine's own TTL drops them
         if partition.newest_s == 0 or partition.newest_s > now_s - keep_s:
             return False
         self._drop(partition)
         return True
 
+    def _drop_oldest(self, partitions: list[_Partition], *, excess: int) -> list[_Partition]:
+        gone: list[_Partition] = []
+        for partition in partitions:
+            if excess <= 0:
+                break
+            self._drop(partition)
+            gone.append(partition)
+            excess -= partition.size_bytes
+        return gone
+
     def _drop(self, partition: _Partition) -> None:
-        self._engine.run(f"ALTER TABLE {partition.table} DROP PARTITION ID '{partition.name}'")
+        self._engine.run(
+            f"ALTER TABLE {partition.table} DROP PARTITION ID '{partition.name}' SETTINGS max_partition_size_to_drop = 0"
+        )
