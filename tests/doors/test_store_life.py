@@ -208,6 +208,24 @@ def test_retention_that_was_changed_holds_for_tables_that_exist(tmp_path: Path) 
         second.close()
 
 
+def test_an_owner_that_was_stopped_while_it_laid_its_tables_leaves_a_store_that_can_still_be_laid(
+    tmp_path: Path,
+) -> None:
+    LiveStore(tmp_path).close()
+    mark = (tmp_path / "store.schema").read_text()
+    half = LiveStore(tmp_path)
+    for name in ("quell_raw_logs_mv", "quell_red_5s_mv"):  # views go first when tables are laid anew
+        half.run(lambda name=name: half.store.client.command(f"DROP TABLE {name}", timeout_s=10))  # type: ignore[misc] # bound now
+    half.close()
+    assert (tmp_path / "store.schema").read_text() == mark
+    whole = LiveStore(tmp_path)
+    try:
+        sql = "SELECT count() AS n FROM system.tables WHERE name IN ('quell_raw_logs_mv', 'quell_red_5s_mv')"
+        assert whole.number(sql) == 2
+    finally:
+        whole.close()
+
+
 def test_a_stale_announcement_whose_port_now_belongs_to_somebody_else_is_no_store(tmp_path: Path) -> None:
     class Somebody(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -231,6 +249,20 @@ def test_a_stale_announcement_whose_port_now_belongs_to_somebody_else_is_no_stor
                 live.close()
         finally:
             server.shutdown()
+
+
+def test_an_owner_that_could_not_be_started_for_a_while_is_started_when_it_can_be(tmp_path: Path) -> None:
+    live = LiveStore(tmp_path)
+    try:
+        (tmp_path / "store.log").unlink()
+        (tmp_path / "store.log").mkdir()  # as a full disk does: the log cannot be opened
+        os.kill(live.run(live.store.status).pid, signal.SIGKILL)
+        live.run(lambda: asyncio.sleep(4))
+        assert "cannot be" in live.run(live.store.status).failure
+        (tmp_path / "store.log").rmdir()
+        assert live.until("SELECT 1 AS n", 1) == 1
+    finally:
+        live.close()
 
 
 def test_a_store_that_is_only_busy_is_left_at_its_work(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -14,7 +15,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests._live_store import LiveStore
+from quell.config import StoreSettings
+from quell.domain import StoreError
+from quell.signals import Store
+from tests._live_store import LiveStore, now
 from tests._otlp_requests import PROTOBUF, logs
 from tests._quell import quell, started, wait_for_line
 
@@ -101,6 +105,19 @@ def test_a_server_on_a_full_disk_refuses_what_it_cannot_keep_and_goes_on_when_th
             assert wanted <= kept, f"acknowledged and lost: {sorted(wanted - kept)}"
         assert server.poll() is None
     assert quell(f"--set=state_dir={state}", "run", "list", cwd=disk).returncode == 0
+
+
+def test_a_store_that_finds_no_room_to_start_says_so_at_once_and_leaves_nobody_behind(disk: Path) -> None:
+    LiveStore(disk / "state").close()
+    _fill(disk)
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="is full") as caught:
+        asyncio.run(Store.open(StoreSettings(), state_dir=disk / "state", clock=now))
+    assert "free disk space" in caught.value.hint
+    assert time.monotonic() - began < 30, "nobody waits for an owner that has given up"
+    (disk / "ballast").unlink()
+    again = LiveStore(disk / "state")  # nobody holds the lock
+    again.close()
 
 
 def test_upkeep_outlives_a_full_disk_on_which_not_even_its_complaint_can_be_written(disk: Path) -> None:

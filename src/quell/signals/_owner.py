@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from quell.signals._owner_engine import Engine, EngineError, Limits, drop_schemas
+from quell.signals._owner_engine import NOT_ENOUGH_SPACE, Engine, EngineError, Limits, drop_schemas
 from quell.signals._owner_http import Connection, Desk
 from quell.signals._owner_upkeep import Upkeep
 from quell.signals._schema import Retention, statements_of, tables_of
@@ -27,6 +29,8 @@ from quell.signals._schema_otlp import receivers_of
 
 EXIT_HELD = 75
 """Exit code when another live owner holds the state directory."""
+EXIT_FULL = 73
+"""Exit code when the disk has no room for the store to start."""
 IDLE_S = 10.0
 """An owner without a parent leaves when nobody has asked for this long."""
 _LOCK_WAIT_S = 8.0
@@ -54,10 +58,13 @@ def lay_tables(engine: Engine, *, limits: Limits, mark: Path) -> None:
     retention = Retention(raw_hours=limits.retention_hours, rollup_days=limits.rollup_retention_days)
     statements = (*statements_of(retention), *receivers_of())
     digest = hashlib.sha256("\n".join(statements).encode()).hexdigest()
-    if mark.exists() and mark.read_text() == digest:
+    here = "name FROM system.tables WHERE database = currentDatabase()"
+    laid = len(engine.run(f"SELECT {here} AND (startsWith(name, 'otel_') OR startsWith(name, 'quell_'))").split())
+    if laid >= len(statements) and mark.exists() and mark.read_bytes() == digest.encode():
         return
+    mark.unlink(missing_ok=True)  # whoever is stopped half-way leaves nothing that says that all is laid
     names = engine.run(
-        "SELECT name FROM system.tables WHERE database = currentDatabase() AND (engine = 'MaterializedView' OR startsWith(name, 'quell_raw_')) ORDER BY engine = 'Null'"
+        f"SELECT {here} AND (engine = 'MaterializedView' OR startsWith(name, 'quell_raw_')) ORDER BY engine = 'Null'"
     )
     for name in names.decode().split():
         engine.run(f"DROP TABLE IF EXISTS {name}")
@@ -94,8 +101,8 @@ class Owner:
         upkeep = Upkeep(engine, limits=self._limits)
         desk = Desk(engine, token=self._token, seen=self._note, asked_to_close=self._may_close)
         server = await loop.create_server(lambda: Connection(desk, open_connections=self._connections), "127.0.0.1", 0)
-        upkeep.start()
         self._announce(server.sockets[0].getsockname()[1])
+        upkeep.start()
         self._watch_parent(loop)
         watch = loop.create_task(self._watch_idle())
         await self._leave.wait()
@@ -155,7 +162,7 @@ class Owner:
 
 
 def main() -> int:
-    """Run the owner. Returns EXIT_HELD when another one lives."""
+    """Run the owner. Returns EXIT_HELD when another one lives, EXIT_FULL when the disk is full, 1 for any other failure."""
     parser = argparse.ArgumentParser(prog="quell.signals._owner")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--limits", required=True)
@@ -164,20 +171,29 @@ def main() -> int:
     state_dir: Path = arguments.state_dir.resolve()
     # The engine writes telemetry to files that everybody may read otherwise, in a directory that may be older than us.
     os.umask(0o077)
-    state_dir.mkdir(parents=True, exist_ok=True)
-    if lock(state_dir / "store.lock") < 0:
-        return EXIT_HELD
-    (state_dir / "store.json").unlink(missing_ok=True)
     try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        if lock(state_dir / "store.lock") < 0:
+            return EXIT_HELD
+        (state_dir / "store.json").unlink(missing_ok=True)
         asyncio.run(Owner(state_dir, limits=limits).run())
-    except EngineError as error:
-        sys.stderr.write(f"store: {error}\n")
-        return 1
+    except Exception as error:  # noqa: BLE001 - the engine's threads would keep a half-dead owner, and its lock, for ever
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"store: {error!r}\n" if not isinstance(error, EngineError) else f"store: {error}\n")
+        return EXIT_FULL if is_full(error) else 1
     return 0
+
+
+def is_full(error: Exception) -> bool:
+    """Tell whether an error says that the disk has no room."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return isinstance(error, EngineError) and (error.code == NOT_ENOUGH_SPACE or f"errno: {errno.ENOSPC}" in str(error))
 
 
 if __name__ == "__main__":
     code = main()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     # The engine's own threads do not survive the interpreter's clean-up; everything is closed and on disk by now.
     os._exit(code)

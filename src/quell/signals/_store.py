@@ -26,6 +26,7 @@ from quell.signals._schema import Retention, statements_of
 from quell.signals._schema_otlp import SIGNALS, insert_settings, receivers_of
 
 _EXIT_HELD = 75
+_EXIT_FULL = 73
 _OPEN_S = 40.0
 _PING_S = 2.0
 _TICK_S = 2.0
@@ -161,13 +162,12 @@ class Store:
                 "the embedded telemetry store is not installed",
                 hint="pip install 'quell[embedded]', or set store.url to an existing ClickHouse",
             )
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + _OPEN_S
         while time.monotonic() < deadline:
             if await self._attach():
                 return
             if self._child is None:
-                self._child = self._spawn()
+                self._child = self._start()
             elif self._child.poll() is not None:
                 self._bury(self._child)
             await asyncio.sleep(0.05)
@@ -193,7 +193,18 @@ class Store:
         self._pid = announced.pid
         return True
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Spawn an owner. Raises StoreError when the world does not let us."""
+        try:
+            return self._spawn()
+        except OSError as error:
+            raise StoreError(
+                f"the telemetry store cannot be started: {error}",
+                hint=f"see that {self._state_dir} can be written and has room",
+            ) from error
+
     def _spawn(self) -> subprocess.Popen[bytes]:
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         limits = {
             "memory_max_mb": self._settings.memory_max_mb,
             "threads_max": self._settings.threads_max,
@@ -236,6 +247,11 @@ class Store:
         _close_pipe(child)
         self._child = None
         self._held = code == _EXIT_HELD
+        if code == _EXIT_FULL:
+            raise StoreError(
+                f"the disk that holds {self._state_dir} is full: the telemetry store has no room to start",
+                hint="free disk space, or use another state_dir",
+            )
         if code > 0 and not self._held:
             raise StoreError(
                 f"the telemetry store ended with code {code}: {_last_line(self._state_dir / 'store.log')}",
