@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import random
@@ -117,6 +118,26 @@ def test_a_body_that_is_too_large_is_refused_before_and_after_decompression(live
             taking.take(gzip.compress(b"\x00" * 10_000_000), encoding="gzip")
     finally:
         taking.close()
+
+
+def test_a_body_of_very_many_bad_parts_costs_little_and_its_first_good_part_is_stored(taking: Taking) -> None:
+    good = logs("among-many", ["line"]).SerializeToString()
+    bad = b"\x0a\x02\x12\xff"
+
+    async def take_and_see_the_loop_turn() -> tuple[Receipt, float]:
+        longest = 0.0
+        taking_it = asyncio.create_task(taking.receiver.receive("logs", good + bad * 1_000_000, content_type=PROTOBUF))
+        while not taking_it.done():
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+        return taking_it.result(), longest
+
+    receipt, longest = taking.live.run(take_and_see_the_loop_turn)
+    assert receipt.accepted == 1
+    assert receipt.rejected >= 1
+    assert longest < 3, "others are answered meanwhile"
+    assert sum(map(len, taking.quarantine().values())) >= len(bad) * 1_000_000, "nothing of it is thrown away"
 
 
 def test_a_body_of_several_gzip_members_is_taken_whole(taking: Taking) -> None:

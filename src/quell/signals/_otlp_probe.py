@@ -129,17 +129,17 @@ _COUNTERS: dict[str, Callable[[Message], int]] = {
 }
 
 
-def resources_of(payload: bytes) -> tuple[list[bytes], bytes]:
-    """Cut a payload into one payload per resource by its framing, and give what no longer frames as the rest."""
+def resources_of(payload: bytes, *, pieces_max: int) -> tuple[list[bytes], bytes]:
+    """Cut a payload into one payload per resource by its framing; give what no longer frames, or is too much, as the rest."""
     pieces: list[bytes] = []
     at = 0
-    while at < len(payload):
+    while at < len(payload) and len(pieces) < pieces_max:
         end = _end_of_field(payload, at)
         if end is None:
             return pieces, payload[at:]
         pieces.append(payload[at:end])
         at = end
-    return pieces, b""
+    return pieces, payload[at:]
 
 
 def _end_of_field(payload: bytes, at: int) -> int | None:

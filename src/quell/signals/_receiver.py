@@ -24,6 +24,8 @@ from quell.signals._store import Store
 _THREAD_BYTES = 256 * 1024
 _INFLATE_BYTES = 4096
 _DETAIL_CHARS = 200
+_PIECES_MAX = 500
+"""A body that cannot be read whole is looked at in so many parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,8 +255,10 @@ def _prepare(signal: SignalName, plain: bytes, form: str) -> _Prepared:
     whole = _readable(signal, plain)
     if not isinstance(whole, str):
         return whole
-    pieces, rest = resources_of(plain)
-    refused = [(rest, "the framing of the message ends here")] if rest else []
+    pieces, rest = resources_of(plain, pieces_max=_PIECES_MAX)
+    refused = (
+        [(rest, "the framing of the message ends here, or its many parts are too many to look at each")] if rest else []
+    )
     good: list[_Prepared] = []
     for piece in pieces:
         outcome = _readable(signal, piece)
