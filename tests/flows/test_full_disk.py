@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from quell.config import StoreSettings
-from quell.domain import StoreError
-from quell.signals import Store
+from quell.domain import OverloadError, StoreError
+from quell.signals import Receiver, Store
 from tests._live_store import LiveStore, now
 from tests._otlp_requests import PROTOBUF, logs
 from tests._quell import quell, started, wait_for_line
@@ -45,13 +45,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def _fill(place: Path) -> None:
-    """Take every byte that is left."""
+def _fill(place: Path, *, left_mb: int = 0) -> None:
+    """Take every byte that is left, or all but some."""
     with (place / "ballast").open("ab", buffering=0) as ballast:
         for size in (1 << 20, 4096, 1):
             with suppress(OSError):
                 while True:
                     ballast.write(b"\0" * size)
+        ballast.truncate(ballast.tell() - (left_mb << 20))
 
 
 def _kept(state: Path, *, wanted: set[int]) -> set[int]:
@@ -137,5 +138,29 @@ def test_upkeep_outlives_a_full_disk_on_which_not_even_its_complaint_can_be_writ
                 live.run(lambda put=put: live.store.client.command(put, timeout_s=10))  # type: ignore[misc] # bound now
             wanted = derived.format(version=version)
             assert live.until(wanted, 1, patience_s=30) == 1, f"{version} was never told"
+    finally:
+        live.close()
+
+
+def test_the_last_of_a_disk_is_left_to_the_store_and_the_very_last_to_nobody(disk: Path) -> None:
+    put = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9), 'shop', 'line' FROM numbers(10)"
+    live = LiveStore(disk / "state")
+    try:
+        receiver = live.receiver = live.run(
+            lambda: Receiver.open(live.store, state_dir=disk / "state", clock=now, entropy=os.urandom)
+        )
+        body = logs("shop", ["one"]).SerializeToString()
+        live.run(lambda: receiver.receive("logs", body, content_type=PROTOBUF))
+        _fill(disk, left_mb=20)
+        with pytest.raises(OverloadError, match=os.strerror(errno.ENOSPC)):
+            live.run(lambda: receiver.receive("logs", body, content_type=PROTOBUF))
+        live.run(lambda: live.store.client.command(put, timeout_s=10))
+        assert live.until("SELECT count() AS n FROM otel_logs WHERE ServiceName = 'shop'", 11) == 11
+        _fill(disk, left_mb=4)
+        with pytest.raises(StoreError) as caught:  # a part cut short would be reported as stored
+            live.run(lambda: live.store.client.command(put, timeout_s=10))
+        assert caught.value.code == 243
+        (disk / "ballast").unlink()
+        assert live.run(lambda: receiver.receive("logs", body, content_type=PROTOBUF)).accepted == 1
     finally:
         live.close()

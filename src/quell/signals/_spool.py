@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -27,6 +28,7 @@ SEGMENT_BYTES = 8 << 20
 _FRAME = struct.Struct("<4sBII")  # magic, kind, length, checksum of the payload
 _MAGIC = b"QSP1"
 _SLOTS_MAX = 64
+_LEFT_TO_STORE_BYTES = 32 << 20
 _RESYNC_TRIES_MAX = 1000
 _FULL_RETRY_S = 30.0
 _BUSY_RETRY_S = 5.0
@@ -150,6 +152,7 @@ class Spool:
         """Append and sync. On failure the segment is cut back to what was synced, and sealed."""
         content = memoryview(b"".join(frames))
         try:
+            self._leave_room(len(content))
             if self._file < 0:
                 self._begin()
             while content:
@@ -160,6 +163,12 @@ class Spool:
             return error
         self._size += sum(map(len, frames))
         return None
+
+    def _leave_room(self, size_bytes: int) -> None:
+        """Leave the last of the disk to the store, which must take what waits here. Raises OSError when there is no more."""
+        disk = os.statvfs(self._directory)
+        if disk.f_bavail * disk.f_frsize - size_bytes < _LEFT_TO_STORE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _begin(self) -> None:
         self._path = self._directory / f"{self._next:010d}-{self._entropy(8).hex()}.seg"
