@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from quell_lab._plan import SERVICES, edges
 from quell_lab.cli import demo, lab
 from quell_lab.host import Repository
 from quell_lab.kit._certificate import not_after
+from quell_lab.kit._pool import Pool
 from quell_lab.kit._tokens import issue, rejection
 from quell_lab.shop import EDITS, SETTINGS, Edit, first_release
 
@@ -147,3 +149,22 @@ def test_a_demo_leaves_a_directory_alone_that_it_did_not_make(tmp_path: Path) ->
     assert answer.exit_code == 3
     assert "was not made by a demo" in answer.output
     assert (tmp_path / "work" / "precious").read_text() == "x"
+
+
+def test_a_call_under_way_while_its_leak_is_healed_gives_its_connection_back(postgres_url: str) -> None:
+    async def story() -> None:
+        leaks = [True]
+        pool = Pool(postgres_url, size=1, observe_wait=lambda _s: None)
+        async with pool.connection(keeps=lambda: leaks[0]):
+            leaks[0] = False
+            await pool.recover()
+        assert pool.used == 0, "what decides is how things are at the end of the call"
+        leaks[0] = True
+        async with pool.connection(keeps=lambda: leaks[0]):
+            pass
+        assert pool.used == 1
+        await pool.recover()
+        assert (pool.used, pool.idle) == (0, 1)
+        await pool.close()
+
+    asyncio.run(story())

@@ -57,7 +57,7 @@ class Database:
 
     async def _run(self, sql: str, parameters: Sequence[object]) -> list[Row]:
         try:
-            async with self.pool.connection(keep=self._keeps_connection()) as connection:
+            async with self.pool.connection(keeps=self._keeps_connection) as connection:
                 return await self._fetch(connection, sql, parameters)
         except AbandonedQueryError as error:
             raise UnavailableError(

@@ -43,8 +43,8 @@ class Pool:
         return len(self._idle)
 
     @asynccontextmanager
-    async def connection(self, *, keep: bool = False) -> AsyncIterator[Connection]:
-        """Lend a connection; with `keep` it is never given back."""
+    async def connection(self, *, keeps: Callable[[], bool] = bool) -> AsyncIterator[Connection]:
+        """Lend a connection; it is not given back when `keeps` says so at the end, which a repair may have changed."""
         await self._wait_turn()
         connection: Connection | None = None
         try:
@@ -58,7 +58,7 @@ class Pool:
                 await self._discard(connection)
             self._release()
             raise
-        if keep:
+        if keeps():
             self._kept.append(connection)
             return
         if not connection.closed:
