@@ -103,7 +103,7 @@ class Store:
         store = cls(settings, state_dir=state_dir, clock=clock)
         try:
             await (store._connect() if settings.url else store._ensure())
-            await store.client.load_schema(timeout_s=settings.query_timeout_s)
+            await store._learn_schema()
         except BaseException:
             await store.close()
             raise
@@ -141,6 +141,20 @@ class Store:
             settings=insert_settings(signal),
             timeout_s=self._settings.query_timeout_s,
         )
+
+    async def _learn_schema(self) -> None:
+        """Describe the tables; an owner that ends in this very moment is brought back, not reported."""
+        deadline = time.monotonic() + _OPEN_S
+        while True:
+            try:
+                await self.client.load_schema(timeout_s=self._settings.query_timeout_s)
+            except StoreError as error:
+                is_gone = error.code is None and not await self.client.ping(timeout_s=_PING_S)
+                if not self.embedded or not is_gone or time.monotonic() > deadline:
+                    raise
+                await self._ensure()
+            else:
+                return
 
     async def _connect(self) -> None:
         await self.client.rows(
