@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -172,15 +171,14 @@ def test_a_file_of_alerts_without_zone_or_of_another_age_is_refused(field: str, 
     assert refused.value.hint
 
 
+@pytest.mark.timeout(30)  # what grew with the cube of the number took longer
 def test_a_storm_of_alerts_is_taken_in_before_anybody_waits_long_for_the_journal(tmp_path: Path) -> None:
     """All of it is one transaction, and who renews a lease waits for its end."""
-    count = 400
+    count = 700
 
     async def story(room: Room) -> None:
         await room.handled(alert("s0"))
-        began_s = time.process_time()
-        await room.desk.handle([alert(f"s{number}") for number in range(count)])
-        assert time.process_time() - began_s < 4
+        await room.handled(*(alert(f"s{number}") for number in range(count)))
         assert len(await room.desk.alerts(limit=1000)) == count
 
     calls = tuple(edge(f"s{number}", f"s{number * 7 % count}", errors=0) for number in range(1, count))
