@@ -174,7 +174,7 @@ def test_a_file_of_alerts_without_zone_or_of_another_age_is_refused(field: str, 
 @pytest.mark.timeout(30)  # what grew with the cube of the number took longer
 def test_a_storm_of_alerts_is_taken_in_before_anybody_waits_long_for_the_journal(tmp_path: Path) -> None:
     """All of it is one transaction, and who renews a lease waits for its end."""
-    count = 700
+    count = 400
 
     async def story(room: Room) -> None:
         await room.handled(alert("s0"))
