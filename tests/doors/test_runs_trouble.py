@@ -318,3 +318,25 @@ def test_nobody_who_freezes_in_the_middle_of_a_transaction_holds_its_locks_for_e
 
     with fresh_database(postgres_url) as url:
         asyncio.run(tell(url))
+
+
+def test_a_connection_that_a_thread_still_holds_when_the_runs_close_is_closed_when_it_comes_back(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    async def tell(url: str) -> None:
+        async with journal(tmp_path, works={"story": Story()}, url=url) as runs:
+            engine = runs.engine
+            held = engine.connect()
+            held.execute(sa.text("SELECT 1"))
+            driver = held.connection.driver_connection
+        assert driver is not None
+        assert not driver.closed
+        held.close()
+        assert driver.closed
+        with engine.connect() as late:  # somebody who comes after the end leaves nothing open either
+            driver = late.connection.driver_connection
+        assert driver is not None
+        assert driver.closed
+
+    with fresh_database(postgres_url) as url:
+        asyncio.run(tell(url))

@@ -255,10 +255,14 @@ class PostgresDatabase(Database):
     def connect(self, durability: Durability) -> _Raw:
         """Connect to the server."""
         raw = self._connect(self._url.reveal(), connect_timeout=self._timeout_s, row_factory=self._rows)
-        raw.execute(BOUND_TRANSACTIONS)
-        if durability == "written":
-            raw.execute("SET synchronous_commit TO off")
-        raw.commit()
+        try:
+            raw.execute(BOUND_TRANSACTIONS)
+            if durability == "written":
+                raw.execute("SET synchronous_commit TO off")
+            raw.commit()
+        except BaseException:
+            raw.close()
+            raise
         return cast("_Raw", raw)
 
 

@@ -46,3 +46,16 @@ def make_engine(database: Database, *, url: Secret) -> sa.Engine:
         prepare_sqlite(connection, durability="flushed")
 
     return engine
+
+
+def retire(engine: sa.Engine) -> None:
+    """Close every connection of an engine: the idle ones now, those that a thread still holds when it gives them back.
+
+    `dispose` alone leaves the latter open until they are collected.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def close(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+        record.invalidate()
+
+    engine.dispose()

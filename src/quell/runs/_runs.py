@@ -229,7 +229,9 @@ class Runs:
             self._executor = None
         self._pool.shutdown(wait=False)
         if self._engine is not None:
-            self._engine.dispose()
+            from quell.runs._engine import retire  # noqa: PLC0415 - as above
+
+            retire(self._engine)
         self._database.close()
 
     async def _send(self, run: Run, *, dispatch: int) -> None:
