@@ -15,9 +15,21 @@ from typing import Literal
 
 from quell import __version__, telemetry
 from quell.config import Settings, version_of
-from quell.domain import Alert, Answer, Gap, JournalError, QuellError, Question, StateHeldError, StoreError, Window
+from quell.domain import (
+    Alert,
+    Answer,
+    Clock,
+    Entropy,
+    Gap,
+    JournalError,
+    QuellError,
+    Question,
+    StateHeldError,
+    StoreError,
+    Window,
+)
 from quell.incidents import Curve, CurveAsk, Desk
-from quell.runs import Clock, Entropy, Runs
+from quell.runs import Runs
 from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
 from quell.telemetry import Telemetry, open_telemetry
 

@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from quell.config import JournalSettings, Secret
-from quell.domain import Run
-from quell.runs import Clock, Continue, Done, Next, RunContext, Runs, WaitUntil, Work, system_clock
+from quell.domain import Clock, Run
+from quell.runs import Continue, Done, Next, RunContext, Runs, WaitUntil, Work, system_clock
 
 
 @asynccontextmanager

@@ -10,6 +10,8 @@ from datetime import timedelta
 from quell.config import InvestigationSettings
 from quell.domain import (
     Alert,
+    Clock,
+    Entropy,
     Incident,
     Outcome,
     Question,
@@ -32,7 +34,7 @@ from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
 from quell.incidents._rows import Page
 from quell.incidents._words import visible
-from quell.runs import Clock, Entropy, Runs
+from quell.runs import Runs
 from quell.signals import Reader
 
 _ROUNDS_MAX = 3

@@ -16,6 +16,7 @@ from quell.domain import (
     Alert,
     Answer,
     Briefing,
+    Clock,
     Confidence,
     Diagnosis,
     Gap,
@@ -37,7 +38,7 @@ from quell.incidents._plan import choose_baseline, choose_window, reach_of, trou
 from quell.incidents._reading import ask_once, read_all
 from quell.incidents._request import read_question
 from quell.incidents._similar import find_similar
-from quell.runs import Clock, Continue, Done, Next, RunContext, WaitUntil
+from quell.runs import Continue, Done, Next, RunContext, WaitUntil
 from quell.signals import Reader, pack, survey
 
 KIND = "investigation"

@@ -4,8 +4,6 @@ Owns:  the journal (runs, steps, events), leases on executor slots, waits, cance
 Never: knows what a run is about, opens a socket of its own, starts a process, reads a clock it was not handed.
 """
 
-from quell.runs._clock import Clock as Clock
-from quell.runs._clock import Entropy as Entropy
 from quell.runs._clock import system_clock as system_clock
 from quell.runs._context import Continue as Continue
 from quell.runs._context import Done as Done
@@ -14,4 +12,6 @@ from quell.runs._context import Next as Next
 from quell.runs._context import RunContext as RunContext
 from quell.runs._context import WaitUntil as WaitUntil
 from quell.runs._context import Work as Work
+from quell.runs._database import Connection as Connection
+from quell.runs._database import Database as Database
 from quell.runs._runs import Runs as Runs

@@ -1,16 +1,8 @@
-"""Time and randomness as values that are handed in, and the one place that reads the real clock."""
+"""The one place that reads the real clock, and times as texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
-
-Clock: TypeAlias = Callable[[], datetime]
-"""Returns the present, aware and in UTC."""
-
-Entropy: TypeAlias = Callable[[int], bytes]
-"""Returns that many random bytes; `os.urandom` in production."""
 
 
 def system_clock() -> datetime:

@@ -13,8 +13,8 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from quell import telemetry
-from quell.domain import BoundExceededError, QuellError, Run, StepError
-from quell.runs._clock import Clock, from_text, later, to_text
+from quell.domain import BoundExceededError, Clock, QuellError, Run, StepError
+from quell.runs._clock import from_text, later, to_text
 
 JsonObject: TypeAlias = Mapping[str, object]
 """What JSON calls an object."""

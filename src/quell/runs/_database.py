@@ -37,6 +37,11 @@ _IDLE_MAX = 8
 BOUND_TRANSACTIONS: LiteralString = "SET idle_in_transaction_session_timeout TO 10000"
 """A process that freezes in the middle of a transaction must not hold its locks for ever."""
 _TRUSTED_S = 5.0
+_SCHEMA_LOCK = 0x5155454C4C01
+_NUMBER: dict[Dialect, str] = {
+    "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+}
 _NAMED = re.compile(r"(?<!:):([a-z_]+)")
 
 
@@ -89,6 +94,13 @@ class Connection:
         rows = self.all(sql, **parameters)
         assert len(rows) == 1, f"{len(rows)} rows instead of one: {sql}"
         return rows[0]
+
+    def make_tables(self, statements: Sequence[str]) -> None:
+        """Make the tables that are missing; `{number}` stands for a primary key that counts up."""
+        if self._dialect == "postgresql":
+            self.all("SELECT pg_advisory_xact_lock(:lock)", lock=_SCHEMA_LOCK)
+        for statement in statements:
+            self.run(statement.replace("{number}", _NUMBER[self._dialect]))
 
     def _execute(self, sql: str, parameters: dict[str, Value]) -> _Cursor:
         return self._raw.execute(sql if self._dialect == "sqlite" else _percent(sql), parameters)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from quell.config import JournalSettings
-from quell.domain import JournalError, RunStatus, StateHeldError
+from quell.domain import Clock, JournalError, RunStatus, StateHeldError
 from quell.runs._bell import Bell
-from quell.runs._clock import Clock
 from quell.runs._context import Continue, Done, JsonObject, Next, RunContext, StepRecord, WaitUntil, Work
 from quell.runs._journal import Begun, Due, Journal, SupersededError
 from quell.runs._lease import Lease, Leases

@@ -11,8 +11,8 @@ from typing import Literal
 import msgspec
 
 from quell import telemetry
-from quell.domain import RUN_NEXT, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
-from quell.runs._clock import Clock, from_text, to_text
+from quell.domain import RUN_NEXT, Clock, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
+from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from quell.domain import StateHeldError
-from quell.runs._clock import Entropy
+from quell.domain import Entropy, StateHeldError
 from quell.runs._database import Connection, Database
 
 _SLOT_LOCK = 0x5155454C4C03

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from quell.config import JournalSettings
-from quell.domain import Event, Run, RunStatus, Step, UsageError, new_id
+from quell.domain import Clock, Entropy, Event, Run, RunStatus, Step, UsageError, new_id
 from quell.runs._bell import Bell
-from quell.runs._clock import Clock, Entropy
 from quell.runs._context import JsonObject, Work
 from quell.runs._database import Database, open_database
 from quell.runs._journal import FINAL, Journal
@@ -75,6 +74,11 @@ class Runs:
             await runs.close()
             raise
         return runs
+
+    @property
+    def database(self) -> Database:
+        """The journal's own short transactions, for the rooms that decide together with it; it blocks."""
+        return self._database
 
     @property
     def engine(self) -> sa.Engine:

@@ -6,11 +6,6 @@ from quell.domain import JournalError
 from quell.runs._database import Database
 
 VERSION = 1
-_SCHEMA_LOCK = 0x5155454C4C01
-_NUMBER: dict[str, str] = {
-    "sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT",
-    "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-}
 
 # Times are texts in UTC that sort as times do. `number` and `seq` give the order; no clock does.
 _TABLES: tuple[str, ...] = (
@@ -91,12 +86,8 @@ def create_tables(database: Database) -> None:
 
 
 def _create(database: Database) -> int:
-    number = _NUMBER[database.dialect]
     with database.writing() as connection:
-        if database.dialect == "postgresql":
-            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_SCHEMA_LOCK)
-        for table in _TABLES:
-            connection.run(table.replace("{number}", number))
+        connection.make_tables(_TABLES)
         connection.run(
             "INSERT INTO quell_meta (name, value) VALUES ('schema', :version) ON CONFLICT (name) DO NOTHING",
             version=str(VERSION),
