@@ -4,13 +4,15 @@ PY := $(VENV)/bin/python
 FAULT ?=
 SEED ?=
 OUT ?= .demo
+PROOF ?=
 
-.PHONY: help demo test check bench lock docs clean
+.PHONY: help demo test check bench prove lock docs clean
 
 help:
 	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
 	@echo 'make test    everything that must hold: ruff, mypy, import-linter, tests'
 	@echo 'make bench   print the figures and write them as JSON (long: about two hours; BENCH="step cli ..." for a part)'
+	@echo 'make prove   try to break every promise of PROMISES.md and print the table (PROOF="name ..." for a part)'
 	@echo 'make lock    renew the development lock file'
 	@echo 'make docs    regenerate the generated parts of the documents'
 
@@ -36,6 +38,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PY) -m bench $(BENCH)
+
+prove: $(VENV)/.dev
+	$(PY) -m proofs --full $(PROOF)
 
 lock: $(VENV)/.dev
 	$(PY) scripts/lock.py

@@ -1,0 +1,1 @@
+"""Proofs: what Quell promises, tried by adversaries and by enumeration; `python -m proofs` prints the table."""
