@@ -144,7 +144,12 @@ def test_an_owner_whose_parent_was_killed_serves_on_for_those_who_ask(tmp_path: 
 
 
 def test_the_oldest_telemetry_goes_when_the_disk_bound_is_passed(tmp_path: Path) -> None:
-    fill = "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT now64(9) - INTERVAL {days} DAY - number, 'fill', hex(randomString(400)) FROM numbers(4000)"
+    # Each day's lines lie in one partition of six hours, whatever the time of day is now: what goes, goes whole.
+    fill = (
+        "INSERT INTO otel_logs (Timestamp, ServiceName, Body) SELECT"
+        " toStartOfInterval(now() - INTERVAL {days} DAY, INTERVAL 6 HOUR, 'UTC') + 3600 + number, 'fill',"
+        " hex(randomString(400)) FROM numbers(4000)"
+    )
     first = LiveStore(tmp_path)
     for days in (2, 1):
         first.run(lambda days=days: first.store.client.command(fill.replace("{days}", str(days)), timeout_s=20))  # type: ignore[misc] # bound now
