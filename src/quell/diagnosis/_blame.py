@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 
 from quell.diagnosis._metrics import fullness, is_rise
 from quell.diagnosis._scene import ChangeFact, EdgeFact, OperationFact, Scene, earliest
-from quell.diagnosis._vocabulary import OOM_WORDS, REFUSED_TYPES
+from quell.diagnosis._vocabulary import REFUSED_TYPES
 from quell.diagnosis._weights import THRESHOLDS
-from quell.domain import ChangeKind, Subject
+from quell.domain import ChangeKind, Subject, is_asked_for, is_starved
 
 
 @dataclass(slots=True, kw_only=True)
@@ -267,15 +267,12 @@ def unplanned_exits(scene: Scene, service: str) -> list[ChangeFact]:
 
 def is_orderly(change: ChangeFact) -> bool:
     """Tell whether an exit was asked for: by the reason that is given, and by the line about it only where there is none."""
-    told = change.row.after.casefold() or change.text
-    return not is_oom(change) and any(
-        w in told for w in ("stopped", "completed", "sigterm", "replaced", "drain", "shutdown", "scaled")
-    )
+    return is_asked_for(change.row.after or change.text) and not is_oom(change)
 
 
 def is_oom(change: ChangeFact) -> bool:
     """Tell whether an exit was for want of memory."""
-    return OOM_WORDS.search(change.text) is not None
+    return is_starved(change.text)
 
 
 def _blame_silence(scene: Scene, ledger: Ledger, service: str) -> None:

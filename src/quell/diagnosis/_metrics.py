@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from quell.diagnosis._weights import THRESHOLDS
-from quell.domain import MetricShift
+from quell.domain import MetricShift, seconds_of
 
 Resource: TypeAlias = Literal[
     "clock",
@@ -67,7 +67,6 @@ _NAMES: Final[Mapping[Resource, re.Pattern[str]]] = MappingProxyType(
 )
 """First match wins, so narrow names stand before wide ones."""
 
-_SECONDS: Final[Mapping[str, float]] = MappingProxyType({"ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0})
 _CAPACITY: Final = re.compile(r"(?:[._](?:limit|max|size|capacity|quota|total_?bytes))$")
 
 
@@ -101,7 +100,7 @@ class MetricFact:
 
     def in_seconds(self, value: float) -> float:
         """Return a time of this series in seconds; a number without a unit counts seconds."""
-        return value * _SECONDS.get(self.row.unit, 1.0)
+        return value * seconds_of(self.row.unit)
 
     def attribute(self, suffix: str) -> str:
         """Return the value of the attribute whose key ends so, or nothing."""

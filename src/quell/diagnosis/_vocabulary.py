@@ -55,9 +55,6 @@ CERTIFICATE_TYPES: Final = re.compile(
     r"SSL|TLS|Ssl(?![a-z])|Tls(?![a-z])|(?<![A-Za-z])(?:ssl|tls)|(?i:certificate|x509|(?<![a-z])cert(?![a-z]))|Cert(?![a-z])"
 )
 """Names run words together, and `BusinessLogic` is no matter of SSL."""
-OOM_WORDS: Final = re.compile(
-    r"(?<![a-z])oom(?![a-z])|(?<![a-z])oom.?kill|out.of.memory|outofmemory|memory.limit", re.IGNORECASE
-)
 Nature: TypeAlias = Literal["exhausted", "statement", "certificate", "way", "pool", "inside", "unknown"]
 
 

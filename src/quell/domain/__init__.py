@@ -16,6 +16,9 @@ from quell.domain._case import Hypothesis as Hypothesis
 from quell.domain._case import Outcome as Outcome
 from quell.domain._case import Subject as Subject
 from quell.domain._case import Survey as Survey
+from quell.domain._ending import ENDED_AS_ASKED as ENDED_AS_ASKED
+from quell.domain._ending import is_asked_for as is_asked_for
+from quell.domain._ending import is_starved as is_starved
 from quell.domain._errors import BoundExceededError as BoundExceededError
 from quell.domain._errors import ConfigError as ConfigError
 from quell.domain._errors import JournalError as JournalError
@@ -86,3 +89,4 @@ from quell.domain._signal import Question as Question
 from quell.domain._signal import QuestionKind as QuestionKind
 from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
+from quell.domain._units import seconds_of as seconds_of

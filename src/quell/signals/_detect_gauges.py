@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quell.domain import Severity, Symptom
+from quell.domain import Severity, Symptom, seconds_of
 from quell.signals._detect_signs import Floats, View
 from quell.signals._detect_state import GaugeHistory, Sign
-from quell.signals._reader_families import per_second
 from quell.signals._reader_text import escape_line
 from quell.signals._survey_lines import amount
 
@@ -81,7 +80,7 @@ def _per_rule_unit(gauge: GaugeHistory) -> float:
     """Return how many of the gauge's unit make one of what the rules count in: seconds, and parts of a core."""
     if gauge.limit is not None:
         return 1.0  # both are told in the same unit
-    return 100.0 if gauge.unit in {"%", "percent"} and "cpu" in gauge.metric.lower() else per_second(gauge.unit)
+    return 100.0 if gauge.unit in {"%", "percent"} and "cpu" in gauge.metric.lower() else 1 / seconds_of(gauge.unit)
 
 
 def _rules_of(gauge: GaugeHistory) -> list[tuple[Symptom, Rule]]:
@@ -164,7 +163,7 @@ def _depth(gauge: GaugeHistory, split: _Split) -> _Judged | None:
 
 def _above(gauge: GaugeHistory, split: _Split, *, threshold: float) -> _Judged | None:
     level, usual = float(split.now[-_POINTS_MIN:].min()), float(np.median(split.past))
-    unit = "s" if per_second(gauge.unit) > 1 else gauge.unit
+    unit = "s" if seconds_of(gauge.unit) != 1 else gauge.unit
     what = f"{amount(level, unit=unit)}, usually {amount(usual, unit=unit)}"
     return _Judged(strength=level / threshold, value=level, expected=usual, what=what)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from quell.domain import ENDED_AS_ASKED
 from quell.signals._detect_gauges import JUDGED_NAMES
 from quell.signals._detect_state import BUCKET_S, Buckets, GaugeHistory, Heartbeat, OperationHistory, PatternHistory
 from quell.signals._reader_families import Limits, Series
@@ -23,7 +24,7 @@ V = TypeVar("V")
 _PATTERNS_MAX = 2000
 _SERIES_POINTS_MAX = 2000
 _ROLLOUT_S = 60
-_EXIT_PLANNED = r"(?i)\b(stopped|completed|sigterm|replaced|drain(ed|ing)?|shutdown|scaled)\b|^0$"
+_EXIT_PLANNED = f"{ENDED_AS_ASKED}|^0$"
 """Reasons of ends of processes that somebody asked for; nothing but the exit code 0 says so too."""
 
 

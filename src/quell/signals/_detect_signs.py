@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quell.config import DetectionSettings
-from quell.domain import Severity, Symptom
+from quell.domain import Severity, Symptom, is_starved
 from quell.signals._detect_state import BUCKET_S, Heartbeat, OperationHistory, PatternHistory, Sign
 from quell.signals._reader_text import escape_line, quote
 from quell.signals._survey_score import two_shares_z
@@ -43,7 +42,6 @@ _SAME_WORDS = 0.7
 _CRITICAL_ERROR_SHARE = 0.2
 _FORGOTTEN_S = 600.0
 _EXIT_FRESH_S = 20.0
-_STARVED = re.compile(r"(?i)\boom|out.of.memory|memory.limit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +295,7 @@ def sign_of_exits(exits: Sequence[tuple[float, str]], *, service: str, now: floa
     recent = [(at, reason) for at, reason in exits if now - _EXIT_FRESH_S <= at <= now + 1]
     if not recent:
         return None
-    starved = [reason for _, reason in recent if _STARVED.search(reason)]
+    starved = [reason for _, reason in recent if is_starved(reason)]
     reason = escape_line(starved[-1] if starved else recent[-1][1], chars_max=80)
     times = f" {len(recent)} times" if len(recent) > 1 else ""
     return Sign(

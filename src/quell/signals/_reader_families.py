@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from quell.domain import seconds_of
+
 _MIB = 1024.0 * 1024.0
 _LIMIT_WORDS = frozenset({"limit", "max", "maximum", "size", "capacity", "quota"})
 _USAGE_WORDS = frozenset(
@@ -67,17 +69,11 @@ _BY_UNIT = {
     "By": Floor(absolute=4 * _MIB, relative=0.3),
     "By/s": Floor(absolute=16 * 1024.0, relative=0.6),
 }
-_PER_SECOND = {"ms": 1e3, "us": 1e6, "ns": 1e9}
 _DEFAULT = Floor(absolute=0.5, relative=0.5)
 _LIMIT_PART = 0.1
 _CLOCKWORK = re.compile(
     r"uptime|start\.time|timestamp|last\..*(time|seconds)$|created$|build\.info|^up$|scrape\.|scripts\.info"
 )
-
-
-def per_second(unit: str) -> float:
-    """Return how many of a unit of time make a second; 1 for everything else."""
-    return _PER_SECOND.get(unit, 1.0)
 
 
 def is_clockwork(metric: str) -> bool:
@@ -98,7 +94,7 @@ def _usual_floor(series: Series) -> Floor:
     for pattern, floor in _FLOORS:
         if pattern.search(name):
             # A duration in milliseconds is a thousand times the number that it is in seconds.
-            return Floor(absolute=floor.absolute * per_second(series.unit), relative=floor.relative)
+            return Floor(absolute=floor.absolute / seconds_of(series.unit), relative=floor.relative)
     return _BY_UNIT.get(series.unit, _DEFAULT)
 
 
