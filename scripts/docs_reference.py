@@ -44,12 +44,13 @@ def configuration() -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield f"## {'Top level' if not table.path else f'`[[{table.path}]]`' if table.is_list else f'`[{table.path}]`'}"
+    shown = table.path.replace("*", "NAME")
+    yield f"## {'Top level' if not table.path else f'`[[{shown}]]`' if table.kind == 'list' else f'`[{shown}]`'}"
     yield ""
-    yield f"{table.meaning}" + (" The table may be given many times." if table.is_list else "")
+    yield f"{table.meaning}" + ("" if table.kind == "one" else " The table may be given many times.")
     yield ""
     for key in table.keys:
-        yield f"### `{key.path}`"
+        yield f"### `{key.path.replace('*', 'NAME')}`"
         yield ""
         yield key.meaning
         yield ""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
-from quell.config._keys import Key, keys, tables
+from quell.config._keys import Key, keys, pattern_of, tables
+from quell.config._rules import Where, rules
 from quell.config._settings import Settings
 from quell.config._template import Missing, Toml
 from quell.domain import Problem
@@ -28,12 +27,7 @@ _TYPE_REASONS: Mapping[str, str] = {
     "dataclass_type": "must be a table",
     "dataclass_exact_type": "must be a table",
 }
-_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
-
 _PLAIN_VALUE = re.compile(r"[+-]?\d[\d_]*(\.\d+)?([eE][+-]?\d+)?|true|false")
-
-Where = Callable[[str], str]
-"""Names the source of a key."""
 
 
 def check_tree(tree: Mapping[str, Toml], *, where: Where, is_whole: bool) -> tuple[Settings | None, list[Problem]]:
@@ -51,12 +45,12 @@ def check_tree(tree: Mapping[str, Toml], *, where: Where, is_whole: bool) -> tup
             if each["type"] == "missing" and (not is_whole or path in holes):
                 continue
             problems.append(_problem_of(each["type"], each["msg"], path, tree=known, source=where(path)))
-    problems.extend(_rules(known, where=where))
+    problems.extend(rules(known, where=where))
     return settings, problems
 
 
 def _problem_of(kind: str, message: str, path: str, *, tree: Mapping[str, Toml], source: str) -> Problem:
-    found = keys().get(_without_numbers(path))
+    found = keys().get(pattern_of(path))
     if kind == "unexpected_keyword_argument":
         return Problem(path=path, reason="unknown key", hint=did_you_mean(path), source=source)
     if kind == "missing":
@@ -92,7 +86,7 @@ def _type_hint(key: Key | None, value: Toml) -> str:
 
 def did_you_mean(path: str) -> str:
     """Suggest the key that `path` was probably meant to be; empty when nothing is near."""
-    plain = _without_numbers(path)
+    plain = pattern_of(path)
     table, _, name = plain.rpartition(".")
     siblings = [key.path.rpartition(".")[2] for each in tables() if each.path == table for key in each.keys]
     if not table:
@@ -104,131 +98,6 @@ def did_you_mean(path: str) -> str:
         return f"did you mean `{elsewhere[0]}`?"
     near = difflib.get_close_matches(plain, list(keys()), n=1, cutoff=0.7)
     return f"did you mean `{near[0]}`?" if near else ""
-
-
-def _rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
-    for path, value in leaves(tree):
-        key = keys().get(_without_numbers(path))
-        if key is None:
-            continue
-        if key.range is not None and _is_number(value, key) and not key.range.has(float(str(value))):
-            hint = f"the default is {key.default}" if key.default is not None else ""
-            yield Problem(path=path, reason=f"must be {key.range}", hint=hint, source=where(path))
-        rule = _VALUE_RULES.get(key.path)
-        told = rule(value) if rule is not None and isinstance(value, str) else None
-        if told is not None:
-            yield Problem(path=path, reason=told[0], hint=told[1], source=where(path))
-    yield from _prometheus_rules(tree.get("prometheus"), where=where)
-
-
-def _prometheus_rules(sources: Toml, *, where: Where) -> Iterator[Problem]:
-    if not isinstance(sources, list):
-        return
-    first: dict[str, int] = {}
-    for index, source in enumerate(sources):
-        if not isinstance(source, dict):
-            continue
-        name, path = source.get("name"), f"prometheus.{index}.name"
-        if isinstance(name, str) and name in first:
-            reason = f"the name {name!r} is taken by prometheus.{first[name]}"
-            yield Problem(
-                path=path, reason=reason, hint="names appear in evidence: make them distinct", source=where(path)
-            )
-        elif isinstance(name, str):
-            first[name] = index
-        patterns = source.get("metrics")
-        for number, pattern in enumerate(patterns if isinstance(patterns, list) else ()):
-            try:
-                re.compile(pattern) if isinstance(pattern, str) else None
-            except re.error as error:
-                at = f"prometheus.{index}.metrics.{number}"
-                yield Problem(path=at, reason=f"not a regular expression: {error}", hint="", source=where(at))
-
-
-def _loopback(value: str) -> tuple[str, str] | None:
-    try:
-        is_loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
-    except ValueError:
-        is_loopback = False
-    if is_loopback:
-        return None
-    return (
-        "must be a loopback address: nobody is asked who they are yet",
-        'keep "127.0.0.1" and put a reverse proxy that knows its users in front',
-    )
-
-
-def _http_url(value: str) -> tuple[str, str] | None:
-    if value and not _is_url(value, schemes=("http", "https")):
-        return "must be a URL such as http://127.0.0.1:9090", "start it with http:// or https:// and name a host"
-    if "@" in urlsplit(value).netloc:
-        return "must not carry a user or a password: a URL is shown, a secret is not", "use the keys made for them"
-    return None
-
-
-def _needed_http_url(value: str) -> tuple[str, str] | None:
-    return _http_url(value or "-")
-
-
-def _journal_url(value: str) -> tuple[str, str] | None:
-    # The value is a secret: it is judged and never shown.
-    if value and not _is_url(value, schemes=("postgresql", "postgres", "postgresql+psycopg")):
-        return "must be a postgresql:// URL", "leave it out to keep the journal in SQLite in the state directory"
-    if urlsplit(value).netloc.count("@") > 1:
-        # The rest of such a password would be taken for the host, and hosts are shown.
-        return "the user or the password holds a bare `@`", "write %40 for it, and %3A for `:`, %2F for `/`"
-    return None
-
-
-def _source_name(value: str) -> tuple[str, str] | None:
-    if _SOURCE_NAME.fullmatch(value):
-        return None
-    return "must be 1 to 64 letters, digits, `_`, `.` or `-`", "it names the source in evidence and gaps"
-
-
-def _not_empty(value: str) -> tuple[str, str] | None:
-    if "\0" in value:
-        return "must not hold the character NUL", ""
-    return None if value.strip() else ("must not be empty", "")
-
-
-_VALUE_RULES: Mapping[str, Callable[[str], tuple[str, str] | None]] = {
-    "server.host": _loopback,
-    "store.url": _http_url,
-    "store.database": _not_empty,
-    "journal.url": _journal_url,
-    "prometheus.url": _needed_http_url,
-    "prometheus.name": _source_name,
-    "state_dir": _not_empty,
-}
-
-
-def _is_url(value: str, *, schemes: tuple[str, ...]) -> bool:
-    try:
-        parts = urlsplit(value)
-        return (
-            parts.scheme in schemes and bool(parts.hostname or parts.scheme.startswith("postgres")) and parts.port != 0
-        )
-    except ValueError:
-        return False
-
-
-def _is_number(value: Toml, key: Key) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value == value and (isinstance(value, int) or key.type_name == "number")  # noqa: PLR0124 - NaN has its own error
-
-
-def leaves(tree: Toml, prefix: str = "") -> Iterator[tuple[str, Toml]]:
-    """Yield every value of a tree with its path; items of a list of tables have their number in it."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        for index, value in enumerate(tree):
-            yield from leaves(value, f"{prefix}.{index}")
-    else:
-        yield prefix, tree
 
 
 def _without_missing(tree: Mapping[str, Toml]) -> tuple[dict[str, Toml], set[str]]:
@@ -277,7 +146,3 @@ def _kind_of(value: Toml) -> str:
 def _as_table(value: object) -> dict[str, str]:
     """Stand in for a TOML date: no setting is a date, and a table is refused everywhere with a clear type."""
     return {"date": str(value)}
-
-
-def _without_numbers(path: str) -> str:
-    return ".".join(part for part in path.split(".") if not part.isdigit())

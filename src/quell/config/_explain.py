@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import cast
 
-from quell.config._keys import Key, keys, tables
+from quell.config._keys import Key, Table, keys, pattern_of, tables
 from quell.config._load import Loaded
 from quell.config._settings import Secret, Settings
 from quell.domain import UsageError
@@ -37,7 +38,7 @@ class Explanation:
 
 def explain(key: str, *, loaded: Loaded) -> Explanation:
     """Explain one key. Raises UsageError with the nearest keys for one that does not exist."""
-    found = keys().get(_without_numbers(key))
+    found = keys().get(pattern_of(key))
     values = dict(_values(loaded.settings))
     if found is not None and (key in values or key == found.path):
         return _explained(key, found, values.get(key), loaded)
@@ -52,7 +53,7 @@ def explain(key: str, *, loaded: Loaded) -> Explanation:
 def explain_all(loaded: Loaded) -> list[Explanation]:
     """Explain every key that has a value, in the order of the file."""
     values = _values(loaded.settings)
-    return [_explained(path, keys()[_without_numbers(path)], value, loaded) for path, value in values]
+    return [_explained(path, keys()[pattern_of(path)], value, loaded) for path, value in values]
 
 
 def _explained(path: str, key: Key, value: object, loaded: Loaded) -> Explanation:
@@ -71,24 +72,31 @@ def _explained(path: str, key: Key, value: object, loaded: Loaded) -> Explanatio
 
 def schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of a `quell.toml`, for editors and for programs."""
-    properties: dict[str, object] = {}
+    top: dict[str, object] = {}
     for table in tables():
         entries: dict[str, object] = {key.path.rpartition(".")[2]: _schema_of(key) for key in table.keys}
         if not table.path:
-            properties |= entries
+            top = {"type": "object", "properties": entries, "additionalProperties": False}
             continue
         required = [key.path.rpartition(".")[2] for key in table.keys if key.is_required]
         one: dict[str, object] = {"type": "object", "properties": entries, "additionalProperties": False}
         one |= {"required": required} if required else {}
-        described = {"description": table.meaning}
-        properties[table.path] = described | ({"type": "array", "items": one} if table.is_list else one)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "quell.toml",
-        "type": "object",
-        "properties": properties,
-        "additionalProperties": False,
-    }
+        _properties_above(top, table)[table.path.removesuffix(".*").rpartition(".")[2]] = _repeated(one, table)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "quell.toml"} | top
+
+
+def _properties_above(top: dict[str, object], table: Table) -> dict[str, object]:
+    found = top
+    for part in table.path.removesuffix(".*").split(".")[:-1]:
+        found = cast("dict[str, dict[str, object]]", found["properties"])[part]
+    return cast("dict[str, object]", found["properties"])
+
+
+def _repeated(one: dict[str, object], table: Table) -> dict[str, object]:
+    described: dict[str, object] = {"description": table.meaning}
+    if table.kind == "list":
+        return described | {"type": "array", "items": one}
+    return described | ({"type": "object", "additionalProperties": one} if table.kind == "named" else one)
 
 
 def version_of(settings: Settings) -> str:
@@ -105,8 +113,11 @@ def _values(value: object, path: str = "", *, is_exact: bool = False) -> Iterato
     elif is_dataclass(value) and not isinstance(value, type):
         for each in fields(value):
             below = f"{path}.{each.name}" if path else each.name
-            if getattr(value, each.name) != () or below in keys() or _without_numbers(below) in keys():
+            if getattr(value, each.name) not in ((), {}) or pattern_of(below) in keys():
                 yield from _values(getattr(value, each.name), below, is_exact=is_exact)
+    elif isinstance(value, Mapping) and value and any(is_dataclass(item) for item in value.values()):
+        for name, item in sorted(value.items()):
+            yield from _values(item, f"{path}.{name}", is_exact=is_exact)
     else:
         yield path, (value if is_exact and isinstance(value, str) else _shown(value))
 
@@ -118,6 +129,8 @@ def _shown(value: object) -> object:
         return str(value)
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, Mapping):
+        return {name: _shown(item) for name, item in value.items()}
     return _URL_PASSWORD.sub(r"\1:(hidden)@", value) if isinstance(value, str) else value
 
 
@@ -130,6 +143,8 @@ def _schema_of(key: Key) -> Mapping[str, object]:
         "path": {"type": "string"},
         "secret": {"type": "string", "format": "password", "writeOnly": True},
         "list of text": {"type": "array", "items": {"type": "string"}},
+        "table of text": {"type": "object", "additionalProperties": {"type": "string"}},
+        "table of secrets": {"type": "object", "additionalProperties": {"type": "string", "writeOnly": True}},
     }
     entry: dict[str, object] = {"description": key.meaning}
     entry |= {"type": "string", "enum": list(key.choices)} if key.choices else types[key.type_name]
@@ -139,7 +154,3 @@ def _schema_of(key: Key) -> Mapping[str, object]:
     if not key.is_required and key.type_name != "secret":
         entry["default"] = _shown(key.default)
     return entry
-
-
-def _without_numbers(path: str) -> str:
-    return ".".join(part for part in path.split(".") if not part.isdigit())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from quell.config import _settings
 from quell.config._settings import Secret, Settings
@@ -78,6 +79,20 @@ RANGES: Mapping[str, Range] = {
     "investigation.budget_tokens": Range(low=50, high=1_000_000),
     "investigation.deadline_s": Range(low=1, high=86_400),
     "investigation.group_window_s": Range(low=0, high=86_400),
+    "governance.approval_minutes": _above(0, to=10_080),
+    "governance.body_retention_days": _above(0, to=3_650),
+    "identity.oidc.skew_s": Range(low=0, high=600),
+    "budgets.run_usd": Range(low=0, high=1_000_000),
+    "budgets.run_tokens": Range(low=0, high=1_000_000_000),
+    "budgets.run_calls": Range(low=0, high=1_000_000),
+    "budgets.run_minutes": Range(low=0, high=100_000),
+    "budgets.run_bytes": Range(low=0, high=1_000_000_000_000),
+    "budgets.run_units": Range(low=0, high=1_000_000),
+    "budgets.day_usd": Range(low=0, high=10_000_000),
+    "budgets.day_calls": Range(low=0, high=1_000_000_000),
+    "mcp.servers.*.connect_timeout_s": _above(0, to=600),
+    "mcp.servers.*.call_timeout_s": _above(0, to=3_600),
+    "tool.timeout_s": _above(0, to=3_600),
     "telemetry.log_file_max_mb": Range(low=0.01, high=10_240),
 }
 """One row for every number that can be configured."""
@@ -88,10 +103,11 @@ class Key:
     """One key of a `quell.toml`."""
 
     path: str
-    """Such as `server.port`; without a number for keys of a list of tables."""
+    """Such as `server.port`; without a number for keys of a list of tables, with `*` for the name of a named table."""
     meaning: str
     type_name: str
-    """For people: `text`, `whole number`, `number`, `true or false`, `one of a, b`, `secret`, `path`, `list of text`."""
+    """For people: `text`, `whole number`, `number`, `true or false`, `one of a, b`, `secret`, `path`, `list of text`,
+    `table of text`, `table of secrets`."""
     default: object
     """The default, or None when the key is required."""
     is_required: bool
@@ -99,14 +115,14 @@ class Key:
     """Empty when there is none."""
     range: Range | None
     choices: tuple[str, ...]
-    is_list: bool
-    """Of a list of tables."""
+    is_repeated: bool
+    """Of a table that may be given many times: it has no value of its own."""
     annotation: object
 
     @property
     def variable(self) -> str:
-        """Name of the environment variable that sets it; empty for keys of a list of tables."""
-        return "" if self.is_list else "QUELL_" + self.path.replace(".", "__").upper()
+        """Name of the environment variable that sets it; empty for keys of a table that may be given many times."""
+        return "" if self.is_repeated else "QUELL_" + self.path.replace(".", "__").upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,27 +130,16 @@ class Table:
     """One table of a `quell.toml`."""
 
     path: str
+    """With `*` for the name where `kind` is `named`."""
     meaning: str
-    is_list: bool
+    kind: Literal["one", "list", "named"]
     keys: tuple[Key, ...]
 
 
 @cache
 def tables() -> tuple[Table, ...]:
     """Return every table with its keys, the top level first, under the path ''."""
-    top: list[Key] = []
-    below: list[Table] = []
-    hints = typing.get_type_hints(Settings)
-    for each in fields(Settings):
-        hint = hints[each.name]
-        item = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-        if isinstance(item, type) and is_dataclass(item):
-            is_list = item is not hint
-            keys = tuple(_keys_of(item, prefix=each.name + ".", is_list=is_list))
-            below.append(Table(path=each.name, meaning=_first(inspect.getdoc(item)), is_list=is_list, keys=keys))
-        else:
-            top.append(_key_of(each, hint, owner=Settings, prefix="", is_list=False))
-    return (Table(path="", meaning=_first(inspect.getdoc(Settings)), is_list=False, keys=tuple(top)), *below)
+    return tuple(_tables_of(Settings, path="", kind="one", is_repeated=False))
 
 
 @cache
@@ -143,13 +148,48 @@ def keys() -> Mapping[str, Key]:
     return {key.path: key for table in tables() for key in table.keys}
 
 
-def _keys_of(owner: type, *, prefix: str, is_list: bool) -> Iterator[Key]:
+def pattern_of(path: str) -> str:
+    """Return the path of a value as a key has it: without numbers of lists, with `*` for names of named tables."""
+    parts = [part for part in path.split(".") if not part.isdigit()]
+    for table in tables():
+        above = table.path.split(".")
+        if table.kind == "named" and parts[: len(above) - 1] == above[:-1] and len(parts) >= len(above):
+            parts[len(above) - 1] = "*"
+    pattern = ".".join(parts)
+    parent = ".".join(parts[:-1])
+    # The entries of a table of text are values of the key that the table is.
+    return parent if parent in keys() and pattern not in keys() else pattern
+
+
+def _tables_of(owner: type, *, path: str, kind: Literal["one", "list", "named"], is_repeated: bool) -> Iterator[Table]:
+    prefix = f"{path}." if path else ""
     hints = typing.get_type_hints(owner)
+    own: list[Key] = []
+    below: list[Table] = []
     for each in fields(owner):
-        yield _key_of(each, hints[each.name], owner=owner, prefix=prefix, is_list=is_list)
+        hint = hints[each.name]
+        item, kind_below = _item_of(hint)
+        if not is_dataclass(item):
+            own.append(_key_of(each, hint, owner=owner, prefix=prefix, is_repeated=is_repeated))
+            continue
+        path_below = prefix + each.name + (".*" if kind_below == "named" else "")
+        repeated_below = is_repeated or kind_below != "one"
+        below += _tables_of(item, path=path_below, kind=kind_below, is_repeated=repeated_below)
+    yield Table(path=path, meaning=_first(inspect.getdoc(owner)), kind=kind, keys=tuple(own))
+    yield from below
 
 
-def _key_of(each: Field[object], hint: object, *, owner: type, prefix: str, is_list: bool) -> Key:
+def _item_of(hint: object) -> tuple[type, Literal["one", "list", "named"]]:
+    """Return what a table holds, and how often; a value's own type where it is no table."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and is_dataclass(inside[0]):
+        return typing.cast("type", inside[0]), "list"
+    if origin is Mapping and is_dataclass(inside[1]):
+        return typing.cast("type", inside[1]), "named"
+    return typing.cast("type", hint), "one"
+
+
+def _key_of(each: Field[object], hint: object, *, owner: type, prefix: str, is_repeated: bool) -> Key:
     path = prefix + each.name
     is_required = each.default is MISSING and each.default_factory is MISSING
     default = each.default if each.default is not MISSING else None
@@ -165,7 +205,7 @@ def _key_of(each: Field[object], hint: object, *, owner: type, prefix: str, is_l
         unit=next((unit for suffix, unit in _UNITS if each.name.endswith(suffix) and path in RANGES), ""),
         range=RANGES.get(path),
         choices=choices,
-        is_list=is_list,
+        is_repeated=is_repeated,
         annotation=hint,
     )
 
@@ -175,6 +215,8 @@ def _type_name(hint: object, choices: tuple[str, ...]) -> str:
         return "one of " + ", ".join(choices)
     if typing.get_origin(hint) is tuple:
         return "list of text"
+    if typing.get_origin(hint) is Mapping:
+        return "table of secrets" if typing.get_args(hint)[1] is Secret else "table of text"
     names = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", Secret: "secret"}
     assert isinstance(hint, type), f"no name for the type {hint!r}"
     return names[hint]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from quell.config._keys import Key, keys, tables
+from quell.config._keys import Key, keys, pattern_of, tables
+from quell.config._rules import leaves
 from quell.config._settings import Settings
 from quell.config._template import Toml
 from quell.config._toml import TomlFile, read_toml
@@ -54,7 +55,7 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     flags, by key. No file at all is a valid configuration.
     """
     # pydantic costs 50 ms of CPU: the settings classes are free of it, and only reading a configuration pays.
-    from quell.config._check import check_tree, leaves  # noqa: PLC0415
+    from quell.config._check import check_tree  # noqa: PLC0415
 
     files = [read_toml(file, env=env) for file in _files(path, env)]
     problems = [problem for file in files for problem in file.problems]
@@ -145,8 +146,8 @@ def _origin_of(path: str, winners: Mapping[str, str]) -> str:
 
 
 def _is_pattern(path: str) -> bool:
-    """Tell whether a key is one of a list of tables without its number: it has no value of its own."""
-    return path in keys() and keys()[path].is_list
+    """Tell whether a key is one of a table that may be given many times: it has no value of its own."""
+    return path in keys() and keys()[path].is_repeated
 
 
 def _at_home(path: Path, env: Mapping[str, str]) -> Path:
@@ -179,14 +180,18 @@ def _layer_of_texts(named: Mapping[str, tuple[str, str]], *, fallback: str) -> t
     tree: dict[str, Toml] = {}
     problems: list[Problem] = []
     for path, (source, text) in named.items():
-        key = keys().get(path)
+        key = keys().get(pattern_of(path))
         if key is None and path not in _lists():
             problems.append(Problem(path=path, reason="unknown key", hint=did_you_mean(path), source=source))
             continue
-        if key is not None and key.is_list:
+        if key is not None and key.is_repeated:
             table = path.partition(".")[0]
-            hint = f'set the whole list: {_PREFIX}{table.upper()}=[{{name = "…", url = "…"}}]'
-            problems.append(Problem(path=path, reason="one of a list of tables", hint=hint, source=source))
+            hint = (
+                f'set the whole list: {_PREFIX}{table.upper()}=[{{name = "…", url = "…"}}]'
+                if table in _lists()
+                else f"write it in quell.toml, under [{path.rpartition('.')[0]}]"
+            )
+            problems.append(Problem(path=path, reason="of a table that is given many times", hint=hint, source=source))
             continue
         _put(tree, path, _value_of_text(text, key=key))
     origins = {path: source for path, (source, _) in named.items()}
@@ -218,7 +223,7 @@ def _put(tree: dict[str, Toml], path: str, value: Toml) -> None:
 
 
 def _lists() -> set[str]:
-    return {table.path for table in tables() if table.is_list}
+    return {table.path for table in tables() if table.kind == "list"}
 
 
 def _refusal(problems: list[Problem], files: list[TomlFile]) -> ConfigError:

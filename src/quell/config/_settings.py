@@ -5,6 +5,7 @@ Every field is a key of the file; its docstring is what `quell config explain KE
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
@@ -73,7 +74,7 @@ class ServerSettings:
     __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     host: str = "127.0.0.1"
-    """Address to listen on. Only loopback is accepted until identities are configured."""
+    """Address to listen on. Anything but loopback needs an identity table: nobody is served unasked."""
     port: int = 7433
     """TCP port; 0 picks a free one and prints it."""
     body_max_mb: float = 16.0
@@ -213,6 +214,191 @@ class TelemetrySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GovernanceSettings:
+    """Who may do what: policy, approvals, and where the account of it is anchored."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    environment: str = "production"
+    """Environment that a call acts on where its arguments name none."""
+    pack: Literal["copilot", "reversible-auto", "dark-factory"] = "copilot"
+    """Policy pack: `copilot` asks before every effect; the others act by themselves within earned autonomy."""
+    policies: tuple[str, ...] = ()
+    """Cedar files of your own, beside the pack."""
+    watched_policies: tuple[str, ...] = ()
+    """Cedar files in log-only mode: what they would have refused is told, and nothing is refused."""
+    approval_minutes: float = 15.0
+    """An approval that nobody decided or used for this long is void."""
+    anchor_file: str = ""
+    """File on another disk or host to which signed checkpoints of the audit log are appended; empty: none."""
+    body_retention_days: float = 30.0
+    """Large bodies beside the audit log (prompts, results) older than this are deleted; the log itself is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OidcSettings:
+    """One identity provider whose signed tokens are believed."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    issuer: str
+    """Exactly what the claim `iss` must say."""
+    audience: str
+    """What the claim `aud` must hold."""
+    jwks_url: str
+    """Address of its public keys."""
+    tenant: str = "local"
+    """Tenant of every user of this issuer."""
+    user_claim: str = "sub"
+    """Claim that names the person."""
+    roles_claim: str = "roles"
+    """Claim that lists groups or roles."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Value of that claim = role that it gives: viewer, operator, approver or admin."""
+    skew_s: float = 60.0
+    """How far the two clocks may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """One proxy that authenticates people and names them in a header."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    networks: tuple[str, ...]
+    """Addresses that it may come from, such as "10.0.0.5/32"; the header is refused from anywhere else."""
+    user_header: str = "X-Forwarded-User"
+    """Header that holds the person."""
+    roles_header: str = ""
+    """Header that holds the groups, separated by commas; empty: none is read."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Group = role that it gives."""
+    default_roles: tuple[str, ...] = ()
+    """Roles of everybody whom the proxy lets through."""
+    tenant: str = "local"
+    """Tenant of everybody behind it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentitySettings:
+    """Who is asked who they are, and how. Without any of it one local owner is served, on loopback only."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    api_keys: bool = False
+    """Whether keys made by `quell key new` are accepted."""
+    tenants: tuple[str, ...] = ("local",)
+    """Tenants that are served; a credential of another one is refused."""
+    oidc: tuple[OidcSettings, ...] = ()
+    proxy: tuple[ProxySettings, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSettings:
+    """What one run, and one day, may spend; a cap of 0 permits nothing."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    run_usd: float = 5.0
+    """Money of one run, in US dollars."""
+    run_tokens: int = 2_000_000
+    """Tokens of one run, both ways."""
+    run_calls: int = 500
+    """Tool calls of one run."""
+    run_minutes: float = 60.0
+    """Time that the calls of one run may take together."""
+    run_bytes: int = 500_000_000
+    """Bytes that the tools of one run may bring."""
+    run_units: int = 50
+    """Units that one run may touch: its blast radius."""
+    day_usd: float = 100.0
+    """Money of one tenant in one day (UTC), in US dollars."""
+    day_calls: int = 50_000
+    """Tool calls of one tenant in one day (UTC)."""
+    unknown_price: Literal["refuse", "charge"] = "refuse"
+    """`refuse`: a model without a price is not called while money is capped; `charge`: it costs the dearest known price."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McpServerSettings:
+    """One MCP server whose tools may be used, once a person has pinned them."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    transport: Literal["stdio", "http_streamable", "sse"]
+    """How it is reached."""
+    cmd: tuple[str, ...] = ()
+    """Program of a stdio server, with its leading arguments."""
+    args: tuple[str, ...] = ()
+    """Further arguments of that program."""
+    env: Mapping[str, Secret] = field(default_factory=dict)
+    """Environment of that program; nothing of Quell's own environment is passed on."""
+    url: str = ""
+    """Address of an HTTP server."""
+    headers: Mapping[str, Secret] = field(default_factory=dict)
+    """Headers sent with every request."""
+    forward_headers: tuple[str, ...] = ()
+    """Headers of the caller that are passed on, such as `authorization`."""
+    tools: tuple[str, ...] = ("*",)
+    """Globs of its tools that are taken."""
+    catalogue: str = ""
+    """Section of Quell's catalogue that classes its tools; what nobody classed is irreversible and blind."""
+    connect_timeout_s: float = 30.0
+    """Deadline of connecting."""
+    call_timeout_s: float = 60.0
+    """Deadline of one call."""
+    sandbox: Literal["required", "best_effort", "off"] = "best_effort"
+    """Of a stdio server. `required`: not started where the machine cannot confine it; `best_effort`: told loudly."""
+    writable: tuple[str, ...] = ()
+    """Directories that a confined server may write."""
+    network: Literal["none", "host"] = "none"
+    """Whether a confined server reaches the network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McpSettings:
+    """Model Context Protocol: the servers whose tools may be used."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    servers: Mapping[str, McpServerSettings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSettings:
+    """What you say of a tool: its class and all that no server may decide."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    server: str
+    """MCP server that offers it."""
+    name: str
+    """Its name on the wire."""
+    effect: Literal["read", "egress", "reversible", "irreversible"]
+    """What it may do: `egress` is a read whose arguments can carry data out."""
+    recovery: Literal["keyed", "probeable", "natural", "blind"] = "blind"
+    """What may be done when nobody saw how a call ended; a blind tool is never automatic."""
+    kind: str = "Service"
+    """Kind of thing that it acts on."""
+    resource: str = ""
+    """JSON pointer to the thing's name in the arguments, such as `/service`; empty: the server as a whole."""
+    environment: str = ""
+    """JSON pointer to the environment; empty: governance.environment."""
+    units: str = ""
+    """JSON pointer to the number of units touched; empty: one."""
+    destination: str = ""
+    """JSON pointer to a URL or host that the call reaches; such a read is egress."""
+    key_argument: str = ""
+    """Argument that takes the idempotency key of a keyed tool."""
+    probe: str = ""
+    """Read tool that tells, given the same arguments, whether a probeable effect happened."""
+    revert: str = ""
+    """Tool that undoes it."""
+    timeout_s: float = 60.0
+    """Deadline of one call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that can be configured, with its defaults. No file at all is a valid configuration."""
 
@@ -227,3 +413,8 @@ class Settings:
     detection: DetectionSettings = DetectionSettings()
     investigation: InvestigationSettings = InvestigationSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    identity: IdentitySettings = IdentitySettings()
+    budgets: BudgetSettings = BudgetSettings()
+    mcp: McpSettings = field(default_factory=McpSettings)
+    tool: tuple[ToolSettings, ...] = ()
