@@ -286,7 +286,7 @@ class IdentitySettings:
     __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     api_keys: bool = False
-    """Whether keys made by `quell key new` are accepted."""
+    """Whether API keys are accepted."""
     tenants: tuple[str, ...] = ("local",)
     """Tenants that are served; a credential of another one is refused."""
     oidc: tuple[OidcSettings, ...] = ()
