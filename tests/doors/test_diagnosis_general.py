@@ -156,6 +156,24 @@ def test_a_spike_is_seen_at_an_entry_that_an_inner_service_calls_too(caller: str
     assert _diagnosed(survey).finding.category is Category.TRAFFIC_SPIKE
 
 
+@pytest.mark.parametrize("calls_of_the_rest", [0, 40_000])
+def test_one_route_that_is_called_more_is_no_spike_of_a_service_that_takes_far_more_calls(
+    calls_of_the_rest: int,
+) -> None:
+    story = Story()
+    story.now.rate = 60
+    story.now.own_ms = {name: 9 * ms for name, ms in story.now.own_ms.items()}
+
+    def counted(row: Observation) -> Observation:
+        if isinstance(row, OperationShift) and row.service == "web":
+            calls, before = row.calls + calls_of_the_rest, row.calls_before + 3 * calls_of_the_rest
+            return replace(row, service_calls=calls, service_calls_before=before)
+        return row
+
+    category = _diagnosed(_edited(story.survey(), counted)).finding.category
+    assert (category is Category.TRAFFIC_SPIKE) is (calls_of_the_rest == 0)
+
+
 def test_calls_of_a_service_to_itself_do_not_make_it_an_entry() -> None:
     story = Story()
     story.now.own_ms["search"] = 13

@@ -137,6 +137,19 @@ def test_error_rates_name_what_fails_and_since_when(shop: tuple[LiveStore, World
     assert ("stock", "SELECT items") not in shown
 
 
+def test_an_operation_that_moved_tells_the_calls_of_its_whole_service(shop: tuple[LiveStore, World]) -> None:
+    rows = [row for row in _ask(shop, QuestionKind.ERROR_RATES).rows if isinstance(row, OperationShift)]
+    totals = {(row.service, row.service_calls, row.service_calls_before) for row in rows}
+    assert len(totals) == len({row.service for row in rows}), "one total per service"
+    row = next(row for row in rows if (row.service, row.operation) == ("front", "GET /item"))
+    assert row.service_calls is not None
+    assert row.service_calls_before is not None
+    assert row.service_calls >= row.calls
+    assert row.service_calls_before >= row.calls_before
+    sent = next(row for row in rows if row.span_kind == "client")
+    assert sent.service_calls == row.service_calls, "calls that it makes are none that it takes"
+
+
 def test_failures_of_the_last_moments_of_a_long_window_are_not_diluted(shop: tuple[LiveStore, World]) -> None:
     world = shop[1]
     begin, end = world.fault_at - timedelta(seconds=200), world.fault_at + timedelta(seconds=20)

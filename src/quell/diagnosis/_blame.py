@@ -112,8 +112,7 @@ def _explained_ms(scene: Scene, edge: EdgeFact) -> float:
 
 def fanout_of(scene: Scene, edge: EdgeFact) -> float:
     """Return calls on an edge per incoming call of its caller, relative to the baseline; 0 when unknown."""
-    taken = sum(o.row.calls for o in scene.operations.get(edge.row.caller, []))
-    taken_before = sum(o.row.calls_before for o in scene.operations.get(edge.row.caller, []))
+    taken, taken_before = scene.taken_by(edge.row.caller)
     if not taken or not taken_before or not edge.row.calls_before:
         return 0.0
     return (edge.row.calls / taken) / (edge.row.calls_before / taken_before)

@@ -279,7 +279,7 @@ class Scene:
         callers = [e.row for e in self.into(service) if e.row.callee_kind != "queue"]
         if not rows or not any(r.caller in self.operations for r in callers):
             return bool(rows)
-        taken = sum(r.calls + r.calls_before for r in rows)
+        taken = sum(self.taken_by(service))
         inner = sum(r.calls + r.calls_before for r in callers) + self.loops.get(service, 0)
         return taken - inner >= max(THRESHOLDS.calls_min, THRESHOLDS.entry_share_min * taken)
 
@@ -289,8 +289,18 @@ class Scene:
 
     def calls_of(self, service: str) -> tuple[int, float]:
         """Return calls taken in the window, and what the baseline's rate predicts for it."""
+        calls, before = self.taken_by(service)
+        return calls, before * self.pace
+
+    def taken_by(self, service: str) -> tuple[int, int]:
+        """Return calls taken in the window and in the baseline: over all operations where that was counted."""
         rows = [o.row for o in self.operations.get(service, [])]
-        return sum(r.calls for r in rows), sum(r.calls_before for r in rows) * self.pace
+        counted = [r for r in rows if r.service_calls is not None and r.service_calls_before is not None]
+        calls, before = sum(r.calls for r in rows), sum(r.calls_before for r in rows)
+        return (
+            max([calls, *(r.service_calls or 0 for r in counted)]),
+            max([before, *(r.service_calls_before or 0 for r in counted)]),
+        )
 
     def changes_of(self, *kinds: ChangeKind, service: str | None = None) -> list[ChangeFact]:
         """Return the changes of some kinds, of one service or of all."""

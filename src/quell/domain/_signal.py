@@ -94,6 +94,9 @@ class OperationShift:
     """Calls from `since` to the end of the window; None when it was not counted."""
     errors_since: int | None = None
     """Failed ones among them."""
+    service_calls: int | None = None
+    """Calls that the service took over all its operations, those that did not move included; None when not counted."""
+    service_calls_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,15 +57,28 @@ SETTINGS max_threads = 1"""
     if not found:
         raise asking.empty("no spans from anybody that was asked about", sql)
     scored = []
+    taken = _taken(found)
     for row in found:
         shift, score = _shift(row, question.kind, stretch_seconds=(stretch.seconds, stretch.seconds_before))
         if not score and not (row.errors and question.kind is QuestionKind.ERROR_RATES):
             continue
         shift, late = _dated(shift, row, question.kind, stretch=stretch)
         if score or late:
+            calls, calls_before = taken.get(row.service, (0, 0))
+            shift = replace(shift, service_calls=calls, service_calls_before=calls_before)
             scored.append((-max(score, late), shift))
     scored.sort(key=lambda item: (item[0], item[1].service, item[1].operation, item[1].span_kind))
     return Asked(rows=tuple(shift for _, shift in scored), query=sql)
+
+
+def _taken(rows: list[_Row]) -> dict[str, tuple[int, int]]:
+    """Return the calls that each service took, now and before: what did not move is left out of the answer, not here."""
+    taken: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        if row.span_kind in _COUNTED_KINDS:
+            calls, before = taken.get(row.service, (0, 0))
+            taken[row.service] = (calls + row.calls, before + row.calls_before)
+    return taken
 
 
 def _shift(row: _Row, kind: QuestionKind, *, stretch_seconds: tuple[float, float]) -> tuple[OperationShift, float]:
