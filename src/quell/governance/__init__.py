@@ -7,3 +7,5 @@ Never: performs an action, opens a socket, starts a process, reads a clock it wa
 from quell.governance._arguments import freeze as freeze
 from quell.governance._arguments import pin_of as pin_of
 from quell.governance._policy import PolicySet as PolicySet
+from quell.governance._audit import Audit as Audit
+from quell.governance._redact import Redactor as Redactor
