@@ -9,3 +9,5 @@ from quell.governance._arguments import pin_of as pin_of
 from quell.governance._policy import PolicySet as PolicySet
 from quell.governance._audit import Audit as Audit
 from quell.governance._redact import Redactor as Redactor
+from quell.governance._approvals import Approvals as Approvals
+from quell.governance._switches import Switches as Switches
