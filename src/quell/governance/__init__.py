@@ -11,3 +11,5 @@ from quell.governance._audit import Audit as Audit
 from quell.governance._redact import Redactor as Redactor
 from quell.governance._approvals import Approvals as Approvals
 from quell.governance._switches import Switches as Switches
+from quell.governance._autonomy import Autonomy as Autonomy
+from quell.governance._identity import Identities as Identities
