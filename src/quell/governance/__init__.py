@@ -13,3 +13,4 @@ from quell.governance._approvals import Approvals as Approvals
 from quell.governance._switches import Switches as Switches
 from quell.governance._autonomy import Autonomy as Autonomy
 from quell.governance._identity import Identities as Identities
+from quell.governance._budgets import Budgets as Budgets

@@ -7,3 +7,5 @@ Never: decides whether a call may happen, holds an approval, lets a model's word
 from quell.tools._mcp import Servers as Servers
 from quell.tools._resilience import Resilience as Resilience
 from quell.tools._scratchpad import Scratchpad as Scratchpad
+from quell.tools._code import CodeTool as CodeTool
+from quell.tools._sandbox import Sandbox as Sandbox
