@@ -33,7 +33,7 @@ from quell.domain import (
 )
 from quell.runs import _effect_table as table
 from quell.runs._database import Connection, Database, Durability
-from quell.runs._effect import after_attempt, after_look, key_of, is_too_late, next_move, quiet_left_s
+from quell.runs._effect import after_attempt, after_look, is_too_late, key_of, next_move, quiet_left_s
 from quell.runs._journal import SupersededError
 from quell.runs._outbox import telling
 

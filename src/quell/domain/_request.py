@@ -1,0 +1,50 @@
+"""The words of a tool call on its way: who asks, within which bounds, and what is decided about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quell.domain._guard import FrozenCall, Principal, Tool
+from quell.domain._ledger import Fence
+from quell.domain._resilience import Priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCaller:
+    """On whose behalf tools are called, and within which bounds."""
+
+    principal: Principal
+    run: str
+    fence: Fence | None = None
+    """Proof that the run is held; without it nothing is changed in the world."""
+    session: str = ""
+    """Whose large results these are; empty: the run's own."""
+    deadline_s: float = 60.0
+    """Longest that one call may take, retries included."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The caller's own request headers, for servers that are told to pass some on."""
+    feature: str = ""
+    """What the spending is for, such as `investigation`."""
+    priority: Priority = "normal"
+    evidence_digest: str = ""
+    """Digest of the evidence that led here; approvals are bound to it."""
+    approval: str = ""
+    """Id of the approved plan that is being carried out; empty: the calls stand for themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRequest:
+    """One frozen call with everything that is decided about."""
+
+    call: FrozenCall
+    tool: Tool
+    caller: ToolCaller
+    diff: str = ""
+    """What a dry run said would change; shown to approvers and bound."""
+    revert: str = "[]"
+    """JSON of the calls that undo it; kept with the intent."""
+    explanation: str = ""
+    """The model's own words: shown apart, never believed."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """What the inventory knows of the resource, as people are shown it."""

@@ -1,0 +1,398 @@
+"""The guard: one verdict per call, and one transaction that binds it to everything that rests on it.
+
+What is decided before an effect is decided again in the transaction that writes its intent, and once more in the one that
+lets it go: between a verdict and its use nothing can change unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Literal
+
+from quell.domain import (
+    ApprovalRequest,
+    AskedCall,
+    AuditEntry,
+    AuditKind,
+    CallRequest,
+    Charge,
+    Clock,
+    Consumption,
+    Effect,
+    EffectState,
+    Facts,
+    Intent,
+    Parked,
+    Presented,
+    RefusedError,
+    Reservation,
+    Spender,
+    SwitchState,
+    ToolOutcome,
+    Verdict,
+)
+from quell.governance import _approval_rows as approval_rows
+from quell.governance._approvals import Approvals
+from quell.governance._audit import Audit
+from quell.governance._budgets import Budgets
+from quell.governance._policy import PolicySet
+from quell.governance._switches import Switches
+from quell.runs import Connection, Database, Ledger
+
+_HISTORY = timedelta(hours=1)
+_GRACE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ruling:
+    """A verdict, the facts it rests on, and the approval that made it a permit."""
+
+    verdict: Verdict
+    facts: Facts
+    presented: Presented | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A read that was let through: what it holds until it has ended."""
+
+    reservation: Reservation
+    spender: Spender
+    ids: Mapping[str, str]
+
+
+class Guard:
+    """Decides about every call of a process, and keeps the account of each."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        policy: PolicySet,
+        approvals: Approvals,
+        switches: Switches,
+        budgets: Budgets,
+        audit: Audit,
+        ledger: Ledger,
+        clock: Clock,
+        services: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Join the organs; `services` tells how many services are known, for the share that a call touches."""
+        self._database = database
+        self.policy = policy
+        """The policies in force; a reload replaces them whole."""
+        self.approvals = approvals
+        self.switches = switches
+        self.budgets = budgets
+        self.audit = audit
+        self.ledger = ledger
+        self._clock = clock
+        self._services = services
+
+    def admit(self, request: CallRequest) -> Verdict:
+        """Decide about a call as things stand. Raises JournalError when they cannot be read: then nothing is admitted."""
+        if not request.tool.tool_class.is_effect:
+            ruling = self._read_ruling(request)
+            if ruling.verdict.decision != "ask":
+                return ruling.verdict
+        with self._database.reading() as connection:
+            return self._decide(connection, request, lock="none").verdict
+
+    def refuse(self, request: CallRequest, verdict: Verdict) -> None:
+        """Keep the account of a call that was not admitted."""
+        self.audit.note(self._entry(AuditKind.DECISION, request, {"verdict": asdict(verdict)}))
+
+    def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
+        """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
+        digest = hashlib.sha256(tool.encode("utf-8", "replace")).hexdigest()
+        body = {"tool": tool[:200], "tool_digest": digest, "reason": reason[:2000]}
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=run, principal=principal, body=body))
+
+    def park(self, request: CallRequest, verdict: Verdict) -> Parked:
+        """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
+        entry = self._entry(AuditKind.DECISION, request, {"verdict": asdict(verdict)})
+        asked = AskedCall(
+            call=request.call,
+            tool_class=request.tool.tool_class,
+            diff=request.diff,
+            revert_plan=_plan_of(request),
+            facts=request.facts,
+        )
+        wish = ApprovalRequest(
+            principal=request.caller.principal,
+            calls=(asked,),
+            verdict=verdict,
+            evidence_digest=request.caller.evidence_digest,
+            explanation=request.explanation,
+        )
+        with self._database.writing() as connection:
+            approval = self.approvals.ask(connection, wish)
+            body = {"approval": approval.id, "digest": approval.digest, "call": request.call.digest}
+            told = self.audit.entry(
+                AuditKind.APPROVAL, run=request.call.run, principal=request.caller.principal.user, body=body
+            )
+            self.audit.append(connection, entry, told)
+        return Parked(
+            call=request.call.id,
+            approval=approval.id,
+            digest=approval.digest,
+            expires_at=approval.terms.expires_at,
+            quorum=approval.terms.quorum,
+            approver_roles=approval.terms.approver_roles,
+        )
+
+    # -- reads: let through, and counted when they have ended ------------------------------------------------------
+
+    def begin_read(self, request: CallRequest) -> Passage:
+        """Let a read through: decide again, use its approval up if it needed one, reserve, and keep the account.
+
+        Raises:
+            RefusedError: what was permitted is so no more.
+            BoundExceededError: a cap would be passed.
+        """
+        ruling = self._read_ruling(request)
+        needs_people = ruling.verdict.decision != "permit"
+        entry = self._entry(AuditKind.DECISION, request, {"facts": asdict(ruling.facts)})
+        with self._database.writing(durability="flushed" if needs_people else "written") as connection:
+            if needs_people:
+                ruling = self._decide(connection, request, lock="share")
+            used = self._use(connection, request, ruling)
+            reservation = self._reserve(connection, request)
+            (record,) = self.audit.append(connection, entry)
+        ids = {"audit": str(record.number)} | ({"approval": used.approval} if used else {})
+        return Passage(reservation=reservation, spender=_spender(request), ids=ids)
+
+    def end_read(self, request: CallRequest, passage: Passage, outcome: ToolOutcome) -> None:
+        """Settle what a read reserved, and keep the account of how it ended."""
+        entry = self._entry(AuditKind.OUTCOME, request, _outcome_body(outcome))
+        with self._database.writing(durability="written") as connection:
+            self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
+            self.audit.append(connection, entry)
+
+    # -- effects: joined into the three transactions of the ledger -------------------------------------------------
+
+    def intent(self, request: CallRequest) -> Intent:
+        """Return what the ledger is to bring about, with the approval that it will use up if there is one."""
+        call, caller = request.call, request.caller
+        with self._database.reading() as connection:
+            ruling = self._decide(connection, request, lock="none")
+            approval = self._approval_of(connection, request) if ruling.presented is not None else ""
+        return Intent(
+            call=call,
+            recovery=request.tool.recovery,
+            user=caller.principal.user,
+            tenant=caller.principal.tenant,
+            workflow_digest=caller.principal.workflow_digest,
+            revert=_plan_of(request),
+            approval=approval,
+            timeout_s=request.tool.timeout_s,
+            quiet_s=request.tool.timeout_s,
+        )
+
+    def on_intent(self, connection: Connection, request: CallRequest) -> None:
+        """Decide again, use the approval up, reserve and keep the account, all with the intent or not at all."""
+        ruling = self._decide(connection, request, lock="share")
+        used = self._use(connection, request, ruling)
+        self._reserve(connection, request)
+        body = {"verdict": asdict(ruling.verdict), "facts": asdict(ruling.facts), "revert": _plan_of(request)}
+        body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
+        self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
+
+    def on_start(self, connection: Connection, request: CallRequest, effect: Effect) -> None:
+        """Decide a last time, in the transaction that lets it go. Raises RefusedError when it may not."""
+        stops = self.switches.state(connection, lock="share")
+        facts = self._facts(connection, request, stops)
+        people = self._people_of(connection, effect) if effect.approval else 0
+        verdict = self.policy.admit(
+            request.call,
+            tool=request.tool,
+            principal=request.caller.principal,
+            facts=replace(facts, approvals=people),
+        )
+        if verdict.decision != "permit":
+            raise RefusedError(f"it may not go now: {verdict.reason}", hint="nothing was sent by this attempt")
+
+    def on_end(self, connection: Connection, request: CallRequest, effect: Effect, outcome: ToolOutcome | None) -> None:
+        """Settle and keep the account, in the transaction that writes what became of it."""
+        reservation = self._reserve(connection, request)
+        spent = _spent(request, outcome) if outcome is not None else None
+        self.budgets.settle(connection, reservation, spent, spender=_spender(request))
+        if effect.approval and (used := self._used_of(connection, effect)) is not None:
+            ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
+            self.approvals.step_ended(connection, used, ended=ended)
+        body = {"state": effect.state.value, "reason": effect.reason, "detail": effect.detail, "effect": effect.key}
+        body |= {"attempts": str(effect.attempts), "result_digest": effect.result_digest}
+        self.audit.append(connection, self._entry(AuditKind.OUTCOME, request, body))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _read_ruling(self, request: CallRequest) -> _Ruling:
+        """Decide about a read from memory: nothing about it has a history, and stops are known well enough."""
+        stops = self.switches.glance()
+        facts = _stop_facts(request, stops, is_emergency=False)
+        verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
+        return _Ruling(verdict=verdict, facts=facts)
+
+    def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
+        """Decide in a transaction: without people first, then with those who approved exactly this."""
+        stops = self.switches.state(connection, lock=lock)
+        facts = self._facts(connection, request, stops)
+        verdict = self._verdict(request, facts)
+        if verdict.decision != "ask":
+            return _Ruling(verdict=verdict, facts=facts)
+        presented = _presented(request, verdict)
+        people = self.approvals.valid(connection, presented)
+        if people:
+            counted = replace(facts, approvals=people)
+            again = self._verdict(request, counted)
+            if again.decision == "permit":
+                return _Ruling(verdict=again, facts=counted, presented=presented)
+        return _Ruling(verdict=verdict, facts=facts)
+
+    def _verdict(self, request: CallRequest, facts: Facts) -> Verdict:
+        return self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
+
+    def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
+        """Use up what made it a permit. Raises RefusedError when it is none."""
+        if ruling.verdict.decision != "permit":
+            raise RefusedError(
+                f"`{request.call.tool}` is not permitted now: {ruling.verdict.reason}",
+                hint="things changed since it was admitted; nothing was done",
+            )
+        return None if ruling.presented is None else self.approvals.consume(connection, ruling.presented)
+
+    def _facts(self, connection: Connection, request: CallRequest, stops: SwitchState) -> Facts:
+        call, principal = request.call, request.caller.principal
+        emergency = self.approvals.break_glass.covers(connection, principal, run=call.run)
+        stopped = _stop_facts(request, stops, is_emergency=bool(emergency))
+        if not request.tool.tool_class.is_effect:
+            return stopped
+        past = self.ledger.facts(
+            connection, call=call, workflow_digest=principal.workflow_digest, since=self._clock() - _HISTORY
+        )
+        known = self._services()
+        return replace(
+            stopped,
+            calls_1h=past.calls,
+            services_1h=past.resources,
+            units_1h=past.units,
+            failures_1h=past.failures,
+            in_flight=past.in_flight,
+            blast_percent=min(100, -(-100 // known)) if known else 0,
+        )
+
+    def _reserve(self, connection: Connection, request: CallRequest) -> Reservation:
+        """Reserve the most that a call can take; the same call again takes nothing more."""
+        tool, call = request.tool, request.call
+        charge = Charge(
+            calls=1,
+            wall_ms=int(tool.timeout_s * 1000),
+            size_bytes=tool.result_max_bytes,
+            blast_units=call.resource.units if tool.tool_class.is_effect else 0,
+        )
+        return self.budgets.reserve(
+            connection, charge, spender=_spender(request), key=call.id, lifetime_s=tool.timeout_s + _GRACE_S
+        )
+
+    def _approval_of(self, connection: Connection, request: CallRequest) -> str:
+        call = request.call
+        return request.caller.approval or approval_rows.find_of_call(connection, run=call.run, call=call.id) or ""
+
+    def _people_of(self, connection: Connection, effect: Effect) -> int:
+        approval = self.approvals.find(connection, effect.approval, tenant=effect.tenant)
+        return len(approval_rows.approvers(approval.votes)) if approval is not None else 0
+
+    def _used_of(self, connection: Connection, effect: Effect) -> Consumption | None:
+        """Find which call of its approval an effect was; after a crash nobody remembers."""
+        approval = self.approvals.find(connection, effect.approval, tenant=effect.tenant)
+        if approval is None:
+            return None
+        ids = [asked.call.id for asked in approval.terms.calls]
+        if effect.call.id not in ids:
+            return None
+        return Consumption(
+            approval=approval.id,
+            digest=approval.digest,
+            position=ids.index(effect.call.id),
+            of=len(ids),
+            voters=approval_rows.approvers(approval.votes),
+        )
+
+    def _entry(self, kind: AuditKind, request: CallRequest, body: Mapping[str, object]) -> AuditEntry:
+        call, principal = request.call, request.caller.principal
+        told = {
+            "call": call.id,
+            "tool": call.tool,
+            "pin": call.pin,
+            "digest": call.digest,
+            "arguments": call.arguments,
+            "resource": asdict(call.resource),
+            "workflow_digest": principal.workflow_digest,
+            "evidence_digest": request.caller.evidence_digest,
+            "policy_digest": self.policy.digest,
+            "principal": json.loads(json.dumps(asdict(principal))),
+        }
+        return self.audit.entry(kind, run=call.run, principal=principal.user, body=told | _plain(body))
+
+
+def _plain(body: Mapping[str, object]) -> dict[str, object]:
+    """Write tuples as lists, as JSON has them."""
+    plain: dict[str, object] = json.loads(json.dumps(dict(body)))
+    return plain
+
+
+def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
+    principal = request.caller.principal
+    return Facts(
+        is_killed=bool(stops.stops(request.call, principal=principal, kind="kill")),
+        is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
+        is_break_glass=is_emergency,
+    )
+
+
+def _presented(request: CallRequest, verdict: Verdict) -> Presented:
+    return Presented(
+        principal=request.caller.principal,
+        call=request.call,
+        policy_digest=verdict.policy_digest,
+        evidence_digest=request.caller.evidence_digest,
+        diff=request.diff,
+        revert_plan=_plan_of(request),
+        approval=request.caller.approval,
+    )
+
+
+def _plan_of(request: CallRequest) -> str:
+    """Return the calls that undo an effect: what the caller prepared, else the tool's own way back."""
+    if request.revert != "[]" or not request.tool.revert:
+        return request.revert
+    call = {"tool": request.tool.revert, "arguments": json.loads(request.call.arguments)}
+    return json.dumps([call], sort_keys=True, separators=(",", ":"))
+
+
+def _spender(request: CallRequest) -> Spender:
+    principal = request.caller.principal
+    return Spender(run=request.call.run, agent=principal.agent, feature=request.caller.feature, tenant=principal.tenant)
+
+
+def _spent(request: CallRequest, outcome: ToolOutcome) -> Charge:
+    return Charge(
+        calls=1,
+        wall_ms=max(0, int(outcome.elapsed_ms)),
+        size_bytes=outcome.size_bytes,
+        blast_units=request.call.resource.units if request.tool.tool_class.is_effect else 0,
+    )
+
+
+def _outcome_body(outcome: ToolOutcome) -> dict[str, object]:
+    return {
+        "kind": outcome.kind.value,
+        "detail": outcome.detail,
+        "result_digest": outcome.digest,
+        "size_bytes": outcome.size_bytes,
+        "attempts": outcome.attempts,
+    }

@@ -1,0 +1,211 @@
+"""The registry: which tools there are, what each may do, and the hand that does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
+
+from quell.domain import (
+    CallRequest,
+    OutcomeKind,
+    PadOwner,
+    RefusedError,
+    ServerAnswer,
+    ServerUnavailable,
+    Tool,
+    ToolOutcome,
+    ToolPin,
+    ToolServer,
+)
+from quell.governance import pin_of
+from quell.tools._mcp import Servers
+from quell.tools._naming import model_names
+from quell.tools._scratchpad import Scratchpad
+
+
+class Hand(Protocol):
+    """Does what a tool does, once; it is only ever called by the toolbox."""
+
+    dependency: str
+    """What it rests on, for retries and breakers: a server's name, or its own."""
+
+    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+        """Do it. `key` is the idempotency key of an effect, empty for a read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A tool that may be called, and who does it."""
+
+    tool: Tool
+    hand: Hand
+
+
+class Registry:
+    """The tools of one process by name; what is not in here does not exist."""
+
+    def __init__(self, builtin: Iterable[tuple[Tool, Hand]] = ()) -> None:
+        self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in builtin}
+        self._served: Mapping[str, Entry] = {}
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """Every tool, by name."""
+        return tuple(entry.tool for _, entry in sorted((dict(self._builtin) | dict(self._served)).items()))
+
+    def find(self, name: str) -> Entry:
+        """Return a tool by exactly its name. Raises RefusedError when there is none: names are never guessed."""
+        entry = self._builtin.get(name) or self._served.get(name)
+        if entry is None:
+            raise RefusedError(
+                "there is no such tool", hint="use a name of the catalogue as it stands there", code="unknown"
+            )
+        return entry
+
+    def serve(self, pins: Iterable[ToolPin], *, servers: Servers, settings: Mapping[str, ToolServer]) -> None:
+        """Take the pinned tools of these servers, in the place of those that were taken before."""
+        kept = [pin for pin in pins if pin.server in settings]
+        names = model_names([(pin.server, pin.original) for pin in kept], taken=frozenset(self._builtin))
+        by_wire = {(pin.server, pin.original): names[pin.server, pin.original] for pin in kept}
+        served = {}
+        for pin in kept:
+            tool = tool_of(pin, name=names[pin.server, pin.original], names=by_wire)
+            served[tool.name] = Entry(tool=tool, hand=ServerHand(servers, pin))
+        self._served = served
+
+
+def tool_of(pin: ToolPin, *, name: str, names: Mapping[tuple[str, str], str]) -> Tool:
+    """Make the tool that a person pinned: its schema from the definition, everything else from people."""
+    definition = json.loads(pin.definition)
+    terms = pin.terms
+    unpinned = Tool(
+        name=name,
+        server=pin.server,
+        original=pin.original,
+        description=str(definition.get("description") or ""),
+        input_schema=_canonical(definition.get("inputSchema") or {"type": "object"}),
+        output_schema=_canonical(definition["outputSchema"]) if definition.get("outputSchema") else "",
+        tool_class=terms.tool_class,
+        recovery=terms.recovery,
+        resource=terms.resource,
+        key_argument=terms.key_argument,
+        probe=names.get((pin.server, terms.probe), terms.probe),
+        revert=names.get((pin.server, terms.revert), terms.revert),
+        timeout_s=terms.timeout_s,
+        result_max_bytes=terms.result_max_bytes,
+        pin="",
+    )
+    identity = {"digest": pin.digest, "server": pin.server}
+    return replace(unpinned, pin=pin_of(definition, tool=unpinned, server=identity))
+
+
+class ServerHand:
+    """A tool of an MCP server, called only while its definition is what was pinned."""
+
+    def __init__(self, servers: Servers, pin: ToolPin) -> None:
+        self._servers = servers
+        self._pin = pin
+        self.dependency = f"mcp:{pin.server}"
+
+    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+        """Call the server; a connection that is not there is an outcome, not an error."""
+        arguments = json.loads(request.call.arguments)
+        terms = self._pin.terms
+        if terms.key_argument and key:
+            arguments[terms.key_argument] = key
+        try:
+            answer = await self._servers.call(
+                self._pin.server,
+                self._pin.original,
+                arguments,
+                digest=self._pin.digest,
+                timeout_s=terms.timeout_s,
+                headers=request.caller.headers,
+                key=key,
+                answers=terms.answers,
+                as_of=terms.as_of,
+                result_max_bytes=terms.result_max_bytes,
+            )
+        except ServerUnavailable as error:
+            kind = OutcomeKind.TRANSPORT_ERROR
+            sent = {"sent": "perhaps" if error.was_sent else "no"}
+            return outcome(request, kind, detail=f"{error}", evidence=sent)
+        return _of_answer(request, answer)
+
+
+def _of_answer(request: CallRequest, answer: ServerAnswer) -> ToolOutcome:
+    if answer.needs is not None:
+        asked = "; ".join(ask.message for ask in answer.needs.asks)
+        told = f"the server asks people before it goes on, and nobody answered: {asked[:500]!a}"
+        return outcome(request, OutcomeKind.DENIED, detail=told, evidence={"sent": "asked"})
+    return ToolOutcome(
+        call=request.call.id,
+        tool=request.call.tool,
+        kind=answer.kind,
+        content=answer.content,
+        is_json=answer.is_json,
+        detail=answer.detail,
+        digest=answer.digest,
+        size_bytes=answer.size_bytes,
+        as_of=answer.as_of,
+    )
+
+
+Local: TypeAlias = Callable[[CallRequest, str], Awaitable[ToolOutcome]]
+"""A tool of our own: the request and the idempotency key; it gives an outcome and never raises for the world's sake."""
+
+
+class LocalHand:
+    """A built-in tool."""
+
+    def __init__(self, name: str, work: Local) -> None:
+        self.dependency = f"builtin:{name}"
+        self._work = work
+
+    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+        """Do it."""
+        return await self._work(request, key)
+
+
+def pad_tools(pad: Scratchpad) -> Iterable[tuple[Tool, Hand]]:
+    """Return the eight tools that read results which were put aside."""
+    readers = pad.readers
+
+    def reading(name: str) -> Local:
+        async def read(request: CallRequest, _key: str) -> ToolOutcome:
+            caller = request.caller
+            owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
+            found = await readers[name](owner, json.loads(request.call.arguments))
+            return outcome(request, found.kind, content=found.content, is_json=found.is_json, detail=found.detail)
+
+        return read
+
+    return [(tool, LocalHand("scratchpad", reading(tool.name))) for tool in pad.tools]
+
+
+def outcome(
+    request: CallRequest,
+    kind: OutcomeKind,
+    *,
+    content: str = "",
+    is_json: bool = False,
+    detail: str = "",
+    evidence: Mapping[str, str] | None = None,
+) -> ToolOutcome:
+    """Make an outcome of a call."""
+    return ToolOutcome(
+        call=request.call.id,
+        tool=request.call.tool,
+        kind=kind,
+        content=content,
+        is_json=is_json,
+        detail=detail,
+        size_bytes=len(content.encode("utf-8", "replace")),
+        evidence=evidence or {},
+    )
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,328 @@
+"""The one path: whoever wants anything of the world, and whatever it is, it goes through `Toolbox.call`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import msgspec
+
+from quell.domain import (
+    BoundExceededError,
+    CallRequest,
+    Effect,
+    EffectState,
+    Ending,
+    Happened,
+    NotHappened,
+    OutcomeKind,
+    OverloadError,
+    PadOwner,
+    Parked,
+    QuellError,
+    Recovery,
+    RefusedError,
+    Tool,
+    ToolCall,
+    ToolCaller,
+    ToolOutcome,
+    Unclear,
+    Verdict,
+)
+from quell.governance import Guard, Redactor, freeze
+from quell.runs import Connection, Ledger
+from quell.tools._registry import Entry, Registry
+from quell.tools._resilience import Resilience
+from quell.tools._scratchpad import Scratchpad
+
+_TOLD_MAX_CHARS = 4_000
+_CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
+"""Answers that say that an effect happened, whatever else they lack."""
+
+
+class Toolbox:
+    """Every effect and every outside read of a process."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        guard: Guard,
+        ledger: Ledger,
+        resilience: Resilience,
+        scratchpad: Scratchpad,
+        redactor: Redactor,
+        monotonic: Callable[[], float],
+        environment: str,
+    ) -> None:
+        """Join the organs; `environment` is that of calls whose arguments name none."""
+        self._registry = registry
+        self._guard = guard
+        self._ledger = ledger
+        self._resilience = resilience
+        self._scratchpad = scratchpad
+        self._redactor = redactor
+        self._monotonic = monotonic
+        self._environment = environment
+
+    def catalog(self) -> tuple[Tool, ...]:
+        """Return the tools that may be asked for; whether a call may happen is decided call by call."""
+        return self._registry.tools
+
+    async def call(
+        self,
+        wanted: ToolCall,
+        *,
+        caller: ToolCaller,
+        diff: str = "",
+        revert: str = "[]",
+        explanation: str = "",
+        facts: tuple[tuple[str, str], ...] = (),
+    ) -> ToolOutcome | Parked:
+        """Do what is wanted if it may be done, once; say how it ended, or that people are asked.
+
+        Pin, schema and frozen bytes; then the verdict; then, for an effect, the ledger, in whose transactions it is
+        decided again, approvals are used up, budgets reserved and the account kept. The same call again after a crash
+        or an approval goes on where it stood. The outcome is typed; nothing raises for what the world or policy does.
+
+        Raises JournalError when the account cannot be kept: then nothing was done.
+        """
+        try:
+            entry = self._registry.find(wanted.tool)
+            frozen = freeze(
+                entry.tool,
+                run=caller.run,
+                call=wanted.id,
+                arguments=wanted.arguments,
+                environment=self._environment,
+            )
+        except RefusedError as refusal:
+            return await self._turned_away(wanted, caller, refusal)
+        request = CallRequest(
+            call=frozen,
+            tool=entry.tool,
+            caller=caller,
+            diff=diff,
+            revert=revert,
+            explanation=explanation,
+            facts=facts,
+        )
+        try:
+            verdict = await asyncio.to_thread(self._guard.admit, request)
+            if verdict.decision == "deny":
+                return await self._denied(request, verdict)
+            if verdict.decision == "ask":
+                return await asyncio.to_thread(self._guard.park, request, verdict)
+            outcome = await (
+                self._act(request, entry) if entry.tool.tool_class.is_effect else self._read(request, entry)
+            )
+            return await self._handed_over(request, outcome)
+        except (RefusedError, BoundExceededError) as refusal:
+            return self._outcome(request, OutcomeKind.DENIED, refusal)
+        except OverloadError as shed:
+            return self._outcome(request, OutcomeKind.TRANSPORT_ERROR, shed)
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, request: CallRequest, entry: Entry) -> ToolOutcome:
+        passage = await asyncio.to_thread(self._guard.begin_read, request)
+        outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up")
+        try:
+            outcome = await self._sent(request, entry, key="", retryable="read")
+        except QuellError as error:
+            outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, error)
+        finally:
+            await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, passage, outcome))
+        return replace(outcome, evidence={**outcome.evidence, **passage.ids})
+
+    async def _sent(self, request: CallRequest, entry: Entry, *, key: str, retryable: str) -> ToolOutcome:
+        """Have the hand do it, under the limits of what it rests on."""
+        began_s = self._monotonic()
+
+        async def work() -> ToolOutcome:
+            return await entry.hand.use(request, key=key)
+
+        outcome = await self._resilience.call(
+            entry.hand.dependency,
+            work,
+            deadline_s=min(request.caller.deadline_s, request.tool.timeout_s),
+            retryable="read" if retryable == "read" else "effect",
+            priority=request.caller.priority,
+            call=request.call.id,
+            tool=request.call.tool,
+        )
+        return replace(outcome, elapsed_ms=(self._monotonic() - began_s) * 1000)
+
+    # -- effects ------------------------------------------------------------------------------------------------------
+
+    async def _act(self, request: CallRequest, entry: Entry) -> ToolOutcome:
+        fence = request.caller.fence
+        if fence is None:
+            raise RefusedError("only a run may change something", hint="start a run; a person's command is one too")
+        last: list[ToolOutcome] = []
+
+        async def send(key: str, attempt: int) -> Ending:
+            try:
+                outcome = await self._sent(request, entry, key=key, retryable="effect")
+            except (OverloadError, RefusedError) as error:
+                return NotHappened(detail=str(error))
+            last[:] = [replace(outcome, attempts=attempt)]
+            return _ending(request, outcome)
+
+        def on_intent(connection: Connection, _effect: Effect) -> None:
+            self._guard.on_intent(connection, request)
+
+        def on_start(connection: Connection, effect: Effect) -> None:
+            self._guard.on_start(connection, request, effect)
+
+        def on_end(connection: Connection, effect: Effect) -> None:
+            self._guard.on_end(connection, request, effect, last[0] if last else None)
+
+        with self._guard.approvals.voiding():
+            effect = await self._ledger.perform(
+                await asyncio.to_thread(self._guard.intent, request),
+                send=send,
+                probe=self._probe(request),
+                fence=fence,
+                on_intent=on_intent,
+                on_start=on_start,
+                on_end=on_end,
+            )
+        return _outcome_of(request, effect, last[0] if last else None)
+
+    def _probe(self, request: CallRequest) -> Callable[[], Awaitable[Ending]] | None:
+        """Return what looks whether an effect happened: a read through this same path, named by the tool's terms."""
+        tool = request.tool
+        if tool.recovery is not Recovery.PROBEABLE or not tool.probe:
+            return None
+        looks = 0
+
+        async def look() -> Ending:
+            nonlocal looks
+            looks += 1
+            asked = ToolCall(id=f"{request.call.id}.look{looks}", tool=tool.probe, arguments=request.call.arguments)
+            seen = await self.call(asked, caller=request.caller)
+            if isinstance(seen, Parked) or not seen.is_citable:
+                return Unclear(detail="the look itself brought nothing that can be believed")
+            return _seen(seen)
+
+        return look
+
+    # -- what the caller gets -----------------------------------------------------------------------------------------
+
+    async def _handed_over(self, request: CallRequest, outcome: ToolOutcome) -> ToolOutcome:
+        """Take out secrets, and put aside what is too large to be given whole."""
+        content = self._redactor.text(outcome.content)
+        clean = replace(
+            outcome,
+            content=content,
+            detail=self._redactor.text(outcome.detail)[:_TOLD_MAX_CHARS],
+            digest=outcome.digest or hashlib.sha256(content.encode("utf-8", "replace")).hexdigest(),
+        )
+        if request.tool.server == "" or not self._scratchpad.is_large(content):
+            return clean
+        caller = request.caller
+        owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
+        try:
+            spilled = await self._scratchpad.put(owner, content)
+        except QuellError as error:
+            return replace(clean, kind=OutcomeKind.TRUNCATED, content="", detail=f"the result was not kept: {error}")
+        return replace(clean, content=spilled.head, is_json=False, handle=spilled.handle)
+
+    async def _denied(self, request: CallRequest, verdict: Verdict) -> ToolOutcome:
+        await asyncio.to_thread(self._guard.refuse, request, verdict)
+        told = f"denied by {', '.join(verdict.policies) or 'default'}: {verdict.reason}"
+        return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
+
+    async def _turned_away(self, wanted: ToolCall, caller: ToolCaller, refusal: RefusedError) -> ToolOutcome:
+        told = self._redactor.text(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))[:_TOLD_MAX_CHARS]
+        await asyncio.to_thread(
+            self._guard.turn_away,
+            run=caller.run,
+            principal=caller.principal.user,
+            tool=wanted.tool,
+            reason=told,
+        )
+        return ToolOutcome(call=wanted.id, tool=wanted.tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
+
+    @staticmethod
+    def _outcome(request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = "") -> ToolOutcome:
+        told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
+        return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _ending(request: CallRequest, outcome: ToolOutcome) -> Ending:
+    """Say what an answer tells about an effect: whether it happened, did not, or nobody knows."""
+    kept = msgspec.json.encode(replace(outcome, evidence={})).decode()
+    match outcome.kind:
+        case kind if kind in _CAME:
+            return Happened(result=kept)
+        case OutcomeKind.DENIED:
+            return NotHappened(detail=outcome.detail)
+        case OutcomeKind.TRANSPORT_ERROR | OutcomeKind.TIMEOUT if _was_not_sent(outcome):
+            return NotHappened(detail=outcome.detail)
+        case OutcomeKind.TOOL_ERROR if request.tool.recovery is not Recovery.PROBEABLE:
+            return NotHappened(detail=f"the tool said that it failed: {outcome.detail}")
+        case _:
+            return Unclear(detail=f"{outcome.kind}: {outcome.detail}")
+
+
+def _was_not_sent(outcome: ToolOutcome) -> bool:
+    return outcome.attempts == 0 or outcome.evidence.get("sent") == "no"
+
+
+def _seen(outcome: ToolOutcome) -> Ending:
+    """Read what a look found: an object with `happened` true or false, and perhaps `result`."""
+    found: object = None
+    with suppress(ValueError):
+        found = json.loads(outcome.content)
+    happened = found.get("happened") if isinstance(found, dict) else None
+    if happened is True:
+        assert isinstance(found, dict)
+        return Happened(result=json.dumps(found.get("result")))
+    if happened is False:
+        return NotHappened(detail="a look found that it did not happen")
+    return Unclear(detail="the look does not say whether it happened")
+
+
+def _outcome_of(request: CallRequest, effect: Effect, last: ToolOutcome | None) -> ToolOutcome:
+    """Say what the ledger knows of an effect, in the words of an outcome."""
+    ids = {"effect": effect.key} | ({"approval": effect.approval} if effect.approval else {})
+    if effect.state is EffectState.DONE:
+        kept = last or _kept(request, effect)
+        return replace(kept, call=request.call.id, evidence={**kept.evidence, **ids})
+    failed = OutcomeKind.TOOL_ERROR if last is None else last.kind
+    kind = {
+        EffectState.FAILED: OutcomeKind.DENIED if effect.reason == "refused" else failed,
+        EffectState.UNKNOWN: OutcomeKind.TIMEOUT,
+    }.get(effect.state, OutcomeKind.TRANSPORT_ERROR)
+    told = effect.detail
+    if effect.state is EffectState.UNKNOWN:
+        told = f"nobody knows whether it happened; a person decides: {effect.detail}"
+    return ToolOutcome(
+        call=request.call.id,
+        tool=request.call.tool,
+        kind=kind,
+        detail=told,
+        attempts=effect.attempts,
+        evidence=ids,
+    )
+
+
+def _kept(request: CallRequest, effect: Effect) -> ToolOutcome:
+    """Return the outcome as the ledger kept it, from this or an earlier life."""
+    with suppress(msgspec.DecodeError, msgspec.ValidationError):
+        return msgspec.json.decode(effect.result, type=ToolOutcome)
+    return ToolOutcome(
+        call=request.call.id,
+        tool=request.call.tool,
+        kind=OutcomeKind.OK,
+        content=effect.result,
+        digest=effect.result_digest,
+        size_bytes=effect.result_bytes,
+        attempts=effect.attempts,
+    )
