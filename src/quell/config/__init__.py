@@ -11,12 +11,16 @@ from quell.config._explain import schema as schema
 from quell.config._explain import version_of as version_of
 from quell.config._load import Loaded as Loaded
 from quell.config._load import load as load
+from quell.config._settings import BudgetSettings as BudgetSettings
 from quell.config._settings import DetectionSettings as DetectionSettings
+from quell.config._settings import GovernanceSettings as GovernanceSettings
 from quell.config._settings import InvestigationSettings as InvestigationSettings
 from quell.config._settings import JournalSettings as JournalSettings
+from quell.config._settings import McpServerSettings as McpServerSettings
 from quell.config._settings import PrometheusSettings as PrometheusSettings
 from quell.config._settings import Secret as Secret
 from quell.config._settings import ServerSettings as ServerSettings
 from quell.config._settings import Settings as Settings
 from quell.config._settings import StoreSettings as StoreSettings
 from quell.config._settings import TelemetrySettings as TelemetrySettings
+from quell.config._settings import ToolSettings as ToolSettings

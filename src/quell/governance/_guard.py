@@ -94,12 +94,22 @@ class Guard:
         self._services = services
 
     def admit(self, request: CallRequest) -> Verdict:
-        """Decide about a call as things stand. Raises JournalError when they cannot be read: then nothing is admitted."""
+        """Decide about a call as things stand. Raises JournalError when they cannot be read: then nothing is admitted.
+
+        An effect that the ledger knows already was admitted once: it goes on from there, where each attempt is decided.
+        """
         if not request.tool.tool_class.is_effect:
             ruling = self._read_ruling(request)
             if ruling.verdict.decision != "ask":
                 return ruling.verdict
         with self._database.reading() as connection:
+            if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
+                return Verdict(
+                    decision="permit",
+                    policies=("quell.known",),
+                    reason="the ledger has it: it goes on where it stood",
+                    policy_digest=self.policy.digest,
+                )
             return self._decide(connection, request, lock="none").verdict
 
     def refuse(self, request: CallRequest, verdict: Verdict) -> None:

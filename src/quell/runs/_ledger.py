@@ -67,6 +67,9 @@ class Ledger:
     TABLES: ClassVar[tuple[str, ...]] = table.EFFECT_TABLES
     """For `Connection.make_tables`."""
 
+    key_of = staticmethod(key_of)
+    """Names the entry that a call has, or would have."""
+
     def __init__(
         self,
         database: Database,

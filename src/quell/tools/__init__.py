@@ -6,6 +6,8 @@ Never: decides whether a call may happen, holds an approval, lets a model's word
 
 from quell.tools._code import CodeTool as CodeTool
 from quell.tools._mcp import Servers as Servers
+from quell.tools._pin_book import Pins as Pins
+from quell.tools._registry import Hand as Hand
 from quell.tools._registry import LocalHand as LocalHand
 from quell.tools._registry import Registry as Registry
 from quell.tools._resilience import Resilience as Resilience

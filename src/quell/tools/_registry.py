@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -17,7 +17,6 @@ from quell.domain import (
     Tool,
     ToolOutcome,
     ToolPin,
-    ToolServer,
 )
 from quell.governance import pin_of
 from quell.tools._mcp import Servers
@@ -46,14 +45,16 @@ class Entry:
 class Registry:
     """The tools of one process by name; what is not in here does not exist."""
 
-    def __init__(self, builtin: Iterable[tuple[Tool, Hand]] = ()) -> None:
-        self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in builtin}
+    def __init__(self, builtin: Iterable[tuple[Tool, Hand]] = (), *, scratchpad: Scratchpad | None = None) -> None:
+        """Take our own tools, those that read a scratchpad among them."""
+        own = [*builtin, *(_pad_tools(scratchpad) if scratchpad is not None else ())]
+        self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in own}
         self._served: Mapping[str, Entry] = {}
 
     @property
     def tools(self) -> tuple[Tool, ...]:
         """Every tool, by name."""
-        return tuple(entry.tool for _, entry in sorted((dict(self._builtin) | dict(self._served)).items()))
+        return self.tools_with(self._served)
 
     def find(self, name: str) -> Entry:
         """Return a tool by exactly its name. Raises RefusedError when there is none: names are never guessed."""
@@ -64,16 +65,24 @@ class Registry:
             )
         return entry
 
-    def serve(self, pins: Iterable[ToolPin], *, servers: Servers, settings: Mapping[str, ToolServer]) -> None:
-        """Take the pinned tools of these servers, in the place of those that were taken before."""
-        kept = [pin for pin in pins if pin.server in settings]
+    def with_served(self, pins: Iterable[ToolPin], *, servers: Servers, known: Container[str]) -> Mapping[str, Entry]:
+        """Return what `serve` would take: the pinned tools of known servers, named so that no two look alike."""
+        kept = [pin for pin in pins if pin.server in known]
         names = model_names([(pin.server, pin.original) for pin in kept], taken=frozenset(self._builtin))
         by_wire = {(pin.server, pin.original): names[pin.server, pin.original] for pin in kept}
         served = {}
         for pin in kept:
             tool = tool_of(pin, name=names[pin.server, pin.original], names=by_wire)
             served[tool.name] = Entry(tool=tool, hand=ServerHand(servers, pin))
-        self._served = served
+        return served
+
+    def serve(self, served: Mapping[str, Entry]) -> None:
+        """Take pinned tools in the place of those that were taken before."""
+        self._served = dict(served)
+
+    def tools_with(self, served: Mapping[str, Entry]) -> tuple[Tool, ...]:
+        """Return every tool there would be."""
+        return tuple(entry.tool for _, entry in sorted({**served, **self._builtin}.items()))
 
 
 def tool_of(pin: ToolPin, *, name: str, names: Mapping[tuple[str, str], str]) -> Tool:
@@ -169,7 +178,7 @@ class LocalHand:
         return await self._work(request, key)
 
 
-def pad_tools(pad: Scratchpad) -> Iterable[tuple[Tool, Hand]]:
+def _pad_tools(pad: Scratchpad) -> Iterable[tuple[Tool, Hand]]:
     """Return the eight tools that read results which were put aside."""
     readers = pad.readers
 

@@ -1,0 +1,54 @@
+"""Pins as they are kept: which definitions people accepted, and what they are shown before they do."""
+
+from __future__ import annotations
+
+from quell.domain import Clock, Offer, Principal, RefusedError, ToolPin, ToolServer, ToolTerms
+from quell.runs import Connection
+from quell.tools import _pins as pins
+
+
+class Pins:
+    """The accepted definitions of one journal."""
+
+    TABLES = pins.TABLES
+    """What `Connection.make_tables` makes."""
+
+    terms_for = staticmethod(pins.terms_for)
+    """Says what is to be pinned of a tool: the operator's word, or the catalogue's, which hints may only tighten."""
+    show = staticmethod(pins.show_offer)
+    """Writes a definition for a person, every invisible character made visible."""
+    show_change = staticmethod(pins.show_change)
+    """Writes the difference between what was accepted and what is offered."""
+    judge = staticmethod(pins.judge_offer)
+    """Says what an offer is to the pin of that name: pinned, changed or unknown."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+
+    def accept(self, connection: Connection, offer: Offer, terms: ToolTerms, *, by: Principal) -> ToolPin:
+        """Pin an offer in a person's name. Raises RefusedError for anybody else."""
+        if by.agent or by.agent_tools is not None or by.workflow or not {"operator", "admin"} & set(by.roles):
+            raise RefusedError("only a person with the role operator or admin pins tools", hint="do it yourself")
+        pin = pins.pin_offer(offer, terms, pinned_by=by.user, at=self._clock())
+        pins.keep_pin(connection, pin)
+        return pin
+
+    @staticmethod
+    def drop(connection: Connection, server: str, original: str) -> bool:
+        """Take a pin back; False when there was none."""
+        return pins.drop_pin(connection, server, original)
+
+    @staticmethod
+    def find(connection: Connection, server: str, original: str) -> ToolPin | None:
+        """Return the pin of a tool, if there is one."""
+        return pins.find_pin(connection, server, original)
+
+    @staticmethod
+    def listed(connection: Connection) -> tuple[ToolPin, ...]:
+        """Return every pin, by server and name."""
+        return pins.list_pins(connection)
+
+    @staticmethod
+    def check(server: ToolServer) -> None:
+        """Check what the settings say of a server. Raises ConfigError when the catalogue has no such section."""
+        pins.check_catalogue(server.catalogue)
