@@ -215,10 +215,10 @@ class Room:
         )
 
     async def call(
-        self, tool: str, *, id: str = "", caller: ToolCaller | None = None, **arguments: object
+        self, tool: str, *, call: str = "", caller: ToolCaller | None = None, **arguments: object
     ) -> ToolOutcome | Parked:
         self.calls += 1
-        wanted = ToolCall(id=id or f"call-{self.calls}", tool=tool, arguments=json.dumps(arguments))
+        wanted = ToolCall(id=call or f"call-{self.calls}", tool=tool, arguments=json.dumps(arguments))
         return await self.authority.toolbox.call(wanted, caller=caller or self.caller())
 
     def decide(self, parked: Parked, by: Principal, *, verdict: str = "approve", reason: str = "") -> None:
@@ -271,9 +271,7 @@ async def hand_room(
         governance=GovernanceSettings(pack=pack, policies=tuple(files)),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
     )
-    runs = await Runs.open(
-        settings.journal, state_dir=state_dir, clock=clock, entropy=os.urandom, version="v1"
-    )
+    runs = await Runs.open(settings.journal, state_dir=state_dir, clock=clock, entropy=os.urandom, version="v1")
     runs.register("heal", _nothing)
     world = SmallWorld()
     try:

@@ -25,16 +25,16 @@ def test_a_read_goes_through_at_once_and_is_on_record(tmp_path: Path) -> None:
 def test_an_effect_waits_for_another_person_and_then_happens_once(tmp_path: Path) -> None:
     async def tell() -> None:
         async with hand_room(tmp_path) as room:
-            first = await room.call("scale", id="s1", service="web", environment="production", replicas=6)
+            first = await room.call("scale", call="s1", service="web", environment="production", replicas=6)
             assert isinstance(first, Parked)
-            again = await room.call("scale", id="s1", service="web", environment="production", replicas=6)
+            again = await room.call("scale", call="s1", service="web", environment="production", replicas=6)
             assert isinstance(again, Parked)
             assert (again.approval, room.world.done) == (first.approval, [])
             room.decide(first, person("bob", "approver"))
-            outcome = await room.call("scale", id="s1", service="web", environment="production", replicas=6)
+            outcome = await room.call("scale", call="s1", service="web", environment="production", replicas=6)
             assert isinstance(outcome, ToolOutcome)
             assert outcome.kind is OutcomeKind.OK, outcome
-            repeated = await room.call("scale", id="s1", service="web", environment="production", replicas=6)
+            repeated = await room.call("scale", call="s1", service="web", environment="production", replicas=6)
             assert isinstance(repeated, ToolOutcome)
             assert len(room.world.done) == 1
 

@@ -11,6 +11,7 @@ from quell.governance._audit import Audit as Audit
 from quell.governance._autonomy import Autonomy as Autonomy
 from quell.governance._budgets import Budgets as Budgets
 from quell.governance._guard import Guard as Guard
+from quell.governance._guard import Passage as Passage
 from quell.governance._identity import Identities as Identities
 from quell.governance._policy import PolicySet as PolicySet
 from quell.governance._redact import Redactor as Redactor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
@@ -26,6 +26,7 @@ from quell.domain import (
     EffectState,
     Facts,
     Intent,
+    Level,
     Parked,
     Presented,
     RefusedError,
@@ -58,11 +59,12 @@ class _Ruling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
-    """A read that was let through: what it holds until it has ended."""
+    """A call that was let through: what it holds until it has ended."""
 
-    reservation: Reservation
     spender: Spender
-    ids: Mapping[str, str]
+    reservation: Reservation | None = None
+    """Of a read; an effect reserves with its intent."""
+    ids: Mapping[str, str] = field(default_factory=dict)
 
 
 class Guard:
@@ -93,28 +95,34 @@ class Guard:
         self._clock = clock
         self._services = services
 
-    def admit(self, request: CallRequest) -> Verdict:
-        """Decide about a call as things stand. Raises JournalError when they cannot be read: then nothing is admitted.
+    def enter(self, request: CallRequest) -> Passage | Parked | Verdict:
+        """Decide about a call: let it through, ask people, or say no; each is on record before this returns.
 
-        An effect that the ledger knows already was admitted once: it goes on from there, where each attempt is decided.
+        An effect that the ledger knows already was let through once: it goes on from there, where every attempt is
+        decided again.
+
+        Raises:
+            RefusedError: people rejected exactly this, or an approval can not be used.
+            BoundExceededError: a cap would be passed.
+            JournalError: the account cannot be kept; then nothing is let through.
         """
         if not request.tool.tool_class.is_effect:
             ruling = self._read_ruling(request)
-            if ruling.verdict.decision != "ask":
-                return ruling.verdict
+            if ruling.verdict.decision == "permit":
+                return self._begin_read(request, ruling)
         with self._database.reading() as connection:
             if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
-                return Verdict(
-                    decision="permit",
-                    policies=("quell.known",),
-                    reason="the ledger has it: it goes on where it stood",
-                    policy_digest=self.policy.digest,
-                )
-            return self._decide(connection, request, lock="none").verdict
-
-    def refuse(self, request: CallRequest, verdict: Verdict) -> None:
-        """Keep the account of a call that was not admitted."""
-        self.audit.note(self._entry(AuditKind.DECISION, request, {"verdict": asdict(verdict)}))
+                return Passage(spender=_spender(request))
+            ruling = self._decide(connection, request, lock="none")
+        match ruling.verdict.decision:
+            case "ask":
+                return self._park(request, ruling.verdict)
+            case "permit":
+                is_effect = request.tool.tool_class.is_effect
+                return Passage(spender=_spender(request)) if is_effect else self._begin_read(request, ruling)
+            case "deny":
+                self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
+                return ruling.verdict
 
     def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
         """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
@@ -122,9 +130,9 @@ class Guard:
         body = {"tool": tool[:200], "tool_digest": digest, "reason": reason[:2000]}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=run, principal=principal, body=body))
 
-    def park(self, request: CallRequest, verdict: Verdict) -> Parked:
+    def _park(self, request: CallRequest, verdict: Verdict) -> Parked:
         """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
-        entry = self._entry(AuditKind.DECISION, request, {"verdict": asdict(verdict)})
+        entry = self._entry(AuditKind.DECISION, request, {"verdict": _flat(verdict)})
         asked = AskedCall(
             call=request.call,
             tool_class=request.tool.tool_class,
@@ -157,16 +165,10 @@ class Guard:
 
     # -- reads: let through, and counted when they have ended ------------------------------------------------------
 
-    def begin_read(self, request: CallRequest) -> Passage:
-        """Let a read through: decide again, use its approval up if it needed one, reserve, and keep the account.
-
-        Raises:
-            RefusedError: what was permitted is so no more.
-            BoundExceededError: a cap would be passed.
-        """
-        ruling = self._read_ruling(request)
-        needs_people = ruling.verdict.decision != "permit"
-        entry = self._entry(AuditKind.DECISION, request, {"facts": asdict(ruling.facts)})
+    def _begin_read(self, request: CallRequest, ruling: _Ruling) -> Passage:
+        """Let a read through: use its approval up if it needed one, reserve, and keep the account, together."""
+        needs_people = ruling.presented is not None
+        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
         with self._database.writing(durability="flushed" if needs_people else "written") as connection:
             if needs_people:
                 ruling = self._decide(connection, request, lock="share")
@@ -178,7 +180,8 @@ class Guard:
 
     def end_read(self, request: CallRequest, passage: Passage, outcome: ToolOutcome) -> None:
         """Settle what a read reserved, and keep the account of how it ended."""
-        entry = self._entry(AuditKind.OUTCOME, request, _outcome_body(outcome))
+        assert passage.reservation is not None, "a read reserves"
+        entry = self._ended(request, _outcome_body(outcome))
         with self._database.writing(durability="written") as connection:
             self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
             self.audit.append(connection, entry)
@@ -208,7 +211,7 @@ class Guard:
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
         self._reserve(connection, request)
-        body = {"verdict": asdict(ruling.verdict), "facts": asdict(ruling.facts), "revert": _plan_of(request)}
+        body = {**_reasons(ruling), "revert": _plan_of(request)}
         body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
 
@@ -234,9 +237,14 @@ class Guard:
         if effect.approval and (used := self._used_of(connection, effect)) is not None:
             ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
             self.approvals.step_ended(connection, used, ended=ended)
-        body = {"state": effect.state.value, "reason": effect.reason, "detail": effect.detail, "effect": effect.key}
-        body |= {"attempts": str(effect.attempts), "result_digest": effect.result_digest}
-        self.audit.append(connection, self._entry(AuditKind.OUTCOME, request, body))
+        body: dict[str, object] = {
+            "state": effect.state.value,
+            "reason": effect.reason,
+            "detail": effect.detail,
+            "effect": effect.key,
+        }
+        body |= {"attempts": effect.attempts, "result_digest": effect.result_digest}
+        self.audit.append(connection, self._ended(request, body))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -333,6 +341,7 @@ class Guard:
         )
 
     def _entry(self, kind: AuditKind, request: CallRequest, body: Mapping[str, object]) -> AuditEntry:
+        """Write down a call whole, so that the decision can be taken again from its record."""
         call, principal = request.call, request.caller.principal
         told = {
             "call": call.id,
@@ -340,19 +349,33 @@ class Guard:
             "pin": call.pin,
             "digest": call.digest,
             "arguments": call.arguments,
-            "resource": asdict(call.resource),
-            "workflow_digest": principal.workflow_digest,
+            "resource": _flat(call.resource),
             "evidence_digest": request.caller.evidence_digest,
-            "policy_digest": self.policy.digest,
-            "principal": json.loads(json.dumps(asdict(principal))),
+            "principal": _flat(principal),
         }
-        return self.audit.entry(kind, run=call.run, principal=principal.user, body=told | _plain(body))
+        return self.audit.entry(kind, run=call.run, principal=principal.user, body={**told, **body})
+
+    def _ended(self, request: CallRequest, body: Mapping[str, object]) -> AuditEntry:
+        """Write down how a call ended; what it was stands in its decision, under the same digest."""
+        call = request.call
+        told = {"call": call.id, "tool": call.tool, "digest": call.digest}
+        return self.audit.entry(
+            AuditKind.OUTCOME, run=call.run, principal=request.caller.principal.user, body={**told, **body}
+        )
 
 
-def _plain(body: Mapping[str, object]) -> dict[str, object]:
-    """Write tuples as lists, as JSON has them."""
-    plain: dict[str, object] = json.loads(json.dumps(dict(body)))
-    return plain
+def _flat(value: object) -> dict[str, object]:
+    """Write a flat dataclass as JSON has it: tuples as lists, numbers that are names as numbers."""
+    assert is_dataclass(value)
+    found: dict[str, object] = {}
+    for each in fields(value):
+        held = getattr(value, each.name)
+        found[each.name] = list(held) if isinstance(held, tuple) else int(held) if isinstance(held, Level) else held
+    return found
+
+
+def _reasons(ruling: _Ruling) -> dict[str, object]:
+    return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts)}
 
 
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:

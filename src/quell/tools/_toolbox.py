@@ -33,7 +33,7 @@ from quell.domain import (
     Unclear,
     Verdict,
 )
-from quell.governance import Guard, Redactor, freeze
+from quell.governance import Guard, Passage, Redactor, freeze
 from quell.runs import Connection, Ledger
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
@@ -112,14 +112,14 @@ class Toolbox:
             facts=facts,
         )
         try:
-            verdict = await asyncio.to_thread(self._guard.admit, request)
-            if verdict.decision == "deny":
-                return await self._denied(request, verdict)
-            if verdict.decision == "ask":
-                return await asyncio.to_thread(self._guard.park, request, verdict)
-            outcome = await (
-                self._act(request, entry) if entry.tool.tool_class.is_effect else self._read(request, entry)
-            )
+            way = await asyncio.to_thread(self._guard.enter, request)
+            match way:
+                case Parked():
+                    return way
+                case Verdict():
+                    return _denied(request, way)
+            effect = entry.tool.tool_class.is_effect
+            outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
             return await self._handed_over(request, outcome)
         except (RefusedError, BoundExceededError) as refusal:
             return self._outcome(request, OutcomeKind.DENIED, refusal)
@@ -128,8 +128,7 @@ class Toolbox:
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
-    async def _read(self, request: CallRequest, entry: Entry) -> ToolOutcome:
-        passage = await asyncio.to_thread(self._guard.begin_read, request)
+    async def _read(self, request: CallRequest, entry: Entry, passage: Passage) -> ToolOutcome:
         outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up")
         try:
             outcome = await self._sent(request, entry, key="", retryable="read")
@@ -233,11 +232,6 @@ class Toolbox:
             return replace(clean, kind=OutcomeKind.TRUNCATED, content="", detail=f"the result was not kept: {error}")
         return replace(clean, content=spilled.head, is_json=False, handle=spilled.handle)
 
-    async def _denied(self, request: CallRequest, verdict: Verdict) -> ToolOutcome:
-        await asyncio.to_thread(self._guard.refuse, request, verdict)
-        told = f"denied by {', '.join(verdict.policies) or 'default'}: {verdict.reason}"
-        return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
-
     async def _turned_away(self, wanted: ToolCall, caller: ToolCaller, refusal: RefusedError) -> ToolOutcome:
         told = self._redactor.text(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))[:_TOLD_MAX_CHARS]
         await asyncio.to_thread(
@@ -253,6 +247,11 @@ class Toolbox:
     def _outcome(request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = "") -> ToolOutcome:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _denied(request: CallRequest, verdict: Verdict) -> ToolOutcome:
+    told = f"denied by {', '.join(verdict.policies) or 'default'}: {verdict.reason}"
+    return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
 
 
 def _ending(request: CallRequest, outcome: ToolOutcome) -> Ending:
