@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import Literal
@@ -29,6 +30,7 @@ from quell.domain import (
     Level,
     Parked,
     Presented,
+    QuellError,
     RefusedError,
     Reservation,
     Spender,
@@ -231,9 +233,10 @@ class Guard:
 
     def on_end(self, connection: Connection, request: CallRequest, effect: Effect, outcome: ToolOutcome | None) -> None:
         """Settle and keep the account, in the transaction that writes what became of it."""
-        reservation = self._reserve(connection, request)
-        spent = _spent(request, outcome) if outcome is not None else None
-        self.budgets.settle(connection, reservation, spent, spender=_spender(request))
+        with suppress(QuellError):  # what cannot be settled is charged as reserved when its time is over
+            reservation = self._reserve(connection, request)
+            spent = _spent(request, outcome) if outcome is not None else None
+            self.budgets.settle(connection, reservation, spent, spender=_spender(request))
         if effect.approval and (used := self._used_of(connection, effect)) is not None:
             ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
             self.approvals.step_ended(connection, used, ended=ended)
@@ -321,8 +324,13 @@ class Guard:
         return request.caller.approval or approval_rows.find_of_call(connection, run=call.run, call=call.id) or ""
 
     def _people_of(self, connection: Connection, effect: Effect) -> int:
+        """Count who approved an effect. Raises RefusedError when its time is over: a crash makes no old yes a new one."""
         approval = self.approvals.find(connection, effect.approval, tenant=effect.tenant)
-        return len(approval_rows.approvers(approval.votes)) if approval is not None else 0
+        if approval is None:
+            return 0
+        if self._clock() >= approval.terms.expires_at:
+            raise RefusedError(f"approval {approval.id} has expired by now", hint="ask people again, in a new call")
+        return len(approval_rows.approvers(approval.votes))
 
     def _used_of(self, connection: Connection, effect: Effect) -> Consumption | None:
         """Find which call of its approval an effect was; after a crash nobody remembers."""
