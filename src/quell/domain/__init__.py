@@ -4,6 +4,21 @@ Owns:  the words of the glossary as frozen types, the tables of what may follow 
 Never: imports a third-party package, reads a clock, opens a file or a socket.
 """
 
+from quell.domain._approval import Approval as Approval
+from quell.domain._approval import ApprovalRequest as ApprovalRequest
+from quell.domain._approval import ApprovalTerms as ApprovalTerms
+from quell.domain._approval import ApproverHabit as ApproverHabit
+from quell.domain._approval import AskedCall as AskedCall
+from quell.domain._approval import BreakGlass as BreakGlass
+from quell.domain._approval import Consumption as Consumption
+from quell.domain._approval import Decided as Decided
+from quell.domain._approval import Killed as Killed
+from quell.domain._approval import Presented as Presented
+from quell.domain._approval import Signer as Signer
+from quell.domain._approval import StepState as StepState
+from quell.domain._approval import Switch as Switch
+from quell.domain._approval import SwitchState as SwitchState
+from quell.domain._approval import Vote as Vote
 from quell.domain._case import Briefing as Briefing
 from quell.domain._case import Category as Category
 from quell.domain._case import Citation as Citation
@@ -21,10 +36,12 @@ from quell.domain._ending import is_asked_for as is_asked_for
 from quell.domain._ending import is_starved as is_starved
 from quell.domain._errors import BoundExceededError as BoundExceededError
 from quell.domain._errors import ConfigError as ConfigError
+from quell.domain._errors import DriftError as DriftError
 from quell.domain._errors import JournalError as JournalError
 from quell.domain._errors import OverloadError as OverloadError
 from quell.domain._errors import Problem as Problem
 from quell.domain._errors import QuellError as QuellError
+from quell.domain._errors import RefusalCode as RefusalCode
 from quell.domain._errors import RefusedError as RefusedError
 from quell.domain._errors import SourceError as SourceError
 from quell.domain._errors import StateHeldError as StateHeldError
@@ -48,7 +65,6 @@ from quell.domain._guard import Verdict as Verdict
 from quell.domain._ids import new_id as new_id
 from quell.domain._ids import time_of_id as time_of_id
 from quell.domain._incident import Alert as Alert
-from quell.domain._incident import Approval as Approval
 from quell.domain._incident import Change as Change
 from quell.domain._incident import Event as Event
 from quell.domain._incident import Incident as Incident

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+RefusalCode: TypeAlias = Literal["forbidden", "unauthenticated", "unknown", "mismatch", "gone"]
+"""Why something was refused, for machines: not allowed (HTTP 403), nobody knows who asks (401), not there for this caller
+(404), not what was seen or approved (409), too late because it expired or was settled (410)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +34,7 @@ class QuellError(Exception):
     ├── ConfigError        the operator wrote something that cannot be accepted (exit 2)
     ├── UsageError         the caller asked for something that does not exist (exit 2)
     ├── RefusedError       policy, identity or a life-cycle table said no (exit 4)
+    │   └── DriftError     an approved plan was left; the rest of it is void
     ├── WorldError         a system we depend on failed or lied (exit 3)
     │   ├── StoreError     the telemetry store
     │   ├── SourceError    a reader's backend
@@ -68,6 +74,19 @@ class RefusedError(QuellError):
     """Policy, identity or a life-cycle table said no."""
 
     exit_code = 4
+
+    def __init__(self, message: str, *, hint: str = "", code: RefusalCode = "forbidden") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class DriftError(RefusedError):
+    """What came next is not what an approved plan says; the rest of the plan is void."""
+
+    def __init__(self, message: str, *, approval: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint, code="mismatch")
+        self.approval = approval
+        """Id of the approval of the plan that was left."""
 
 
 class WorldError(QuellError):

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from quell.domain._case import Category, Subject
-from quell.domain._lifecycle import ApprovalStatus, ChangeStatus, RunStatus, Stage
+from quell.domain._lifecycle import ChangeStatus, RunStatus, Stage
 
 
 class Symptom(StrEnum):
@@ -131,20 +131,6 @@ class Proposal:
     """Services touched."""
     verification: str
     rollback: tuple[ToolCall, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approval:
-    """A request for a human decision, bound to a digest of the exact calls."""
-
-    id: str
-    proposal: str
-    digest: str
-    status: ApprovalStatus
-    requested_at: datetime
-    expires_at: datetime
-    decided_by: str | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,3 +3,6 @@
 Owns:  frozen calls, policy and verdicts, identities, approvals, budgets, autonomy, the audit log, redaction.
 Never: performs an action, opens a socket, starts a process, reads a clock it was not handed.
 """
+
+from quell.governance._approvals import Approvals as Approvals
+from quell.governance._switches import Switches as Switches

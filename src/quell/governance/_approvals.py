@@ -1,0 +1,446 @@
+"""Approvals: people decide about exactly these calls, once, in time, and never about their own.
+
+Every function that writes takes the caller's transaction, so that an approval is used up together with what rests on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from statistics import median
+from typing import Literal
+
+from quell.domain import (
+    Approval,
+    ApprovalRequest,
+    ApprovalStatus,
+    ApprovalTerms,
+    ApproverHabit,
+    BoundExceededError,
+    Clock,
+    Consumption,
+    Decided,
+    DriftError,
+    Entropy,
+    Presented,
+    Principal,
+    RefusedError,
+    Signer,
+    UsageError,
+    Vote,
+    new_id,
+)
+from quell.governance import _approval_rows as rows
+from quell.governance import _break_glass, _plan, _question, _signing
+from quell.governance._approval_rows import approvers, stamp
+from quell.governance._break_glass import BreakGlassRows, check_person, given_reason
+from quell.runs import Connection, Database
+
+_ASK_LOCK = 0x5155454C4C44
+_SCOPE = "approval.decide"
+"""What a credential with scopes must allow, to answer requests."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EXPIRES_MAX_S = 86_400.0
+_REPLAY_KEPT = timedelta(days=2)
+_REPLAYS = (
+    "CREATE TABLE IF NOT EXISTS quell_approval_replays (signature TEXT PRIMARY KEY, at TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS quell_approval_replays_at ON quell_approval_replays (at)",
+)
+
+
+class Approvals:
+    """The approvals of one database."""
+
+    TABLES: tuple[str, ...] = (*rows.TABLES, *_REPLAYS, *_break_glass.TABLES)
+    """What `Connection.make_tables` makes."""
+
+    signer = staticmethod(_signing.signer)
+    """Builds what signs votes, from a key that stands outside the database."""
+    webhook = _signing.Webhook
+    """Builds one approver's service: its requests, and what its answers are worth."""
+    show = staticmethod(_question.shown)
+    """Renders the question of an approval: whole, or a link where it does not fit."""
+    visible = staticmethod(_question.visible)
+    """Names every character of a text that does not show itself."""
+    approval_id_of = staticmethod(_signing.approval_id_of)
+    """Reads the id of an approval from AURA's decision id."""
+    decision_id_of = staticmethod(_signing.decision_id_of)
+    """Writes the id of an approval as AURA's decision id."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        signers: Sequence[Signer],
+        expires_s: float = 900.0,
+        open_max: int = 256,
+    ) -> None:
+        """Take what it needs; the first signer signs, and all of them verify, so that keys can be rotated."""
+        assert signers, "a key that signs votes"
+        self._database = database
+        self._clock = clock
+        self._entropy = entropy
+        self._signers = tuple(signers)
+        self._expires_s = expires_s
+        self._open_max = open_max
+        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy)
+        """Authority taken in emergencies."""
+
+    def ask(self, connection: Connection, request: ApprovalRequest, *, expires_s: float | None = None) -> Approval:
+        """Write a request for decision, or return the same one that is asked or given already.
+
+        Raises:
+            RefusedError: nobody may approve it, or people rejected exactly this in this run.
+            BoundExceededError: too many requests of the tenant wait for people.
+            UsageError: it is no plan.
+        """
+        return self._ask(connection, request, expires_s=expires_s, barred=(request.principal.user,), supersedes="")
+
+    def edit(self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal) -> Approval:
+        """Replace a request by one with other calls; who edits it may not approve it any more than who asked.
+
+        Raises RefusedError when the old one is settled, is another's, or may not be decided by this person.
+        """
+        old = self._held(connection, identifier, tenant=by.tenant)
+        self._check_eligible(old.terms, by)
+        asker = (request.principal.tenant, request.principal.user, request.calls[0].call.run if request.calls else "")
+        if asker != (old.terms.tenant, old.terms.requester, old.terms.run):
+            raise RefusedError("an edit is of the same run for the same person", hint="ask anew instead")
+        if old.status not in rows.LIVE:
+            raise _gone(old)
+        barred = (*old.terms.barred, by.user)
+        new = self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
+        if (again := self.find(connection, old.id, tenant=by.tenant)) and again.status in rows.LIVE:
+            self._settle(connection, again, to=ApprovalStatus.SUPERSEDED, by=by.user, reason=f"edited: {new.id}")
+        return new
+
+    def decide(
+        self,
+        connection: Connection,
+        identifier: str,
+        *,
+        by: Principal,
+        verdict: Literal["approve", "reject"],
+        digest_seen: str,
+        reason: str = "",
+    ) -> Decided:
+        """Count one person's answer; the quorum decides, one rejection too.
+
+        Raises:
+            RefusedError: `unknown` here, `forbidden` to this person, not what was seen (`mismatch`), or too late (`gone`).
+            UsageError: a rejection without a reason, or less of the digest than identifies it.
+        """
+        told = given_reason(reason, why="a rejection") if verdict == "reject" or reason else ""
+        approval = self._held(connection, identifier, tenant=by.tenant)
+        self._check_eligible(approval.terms, by)
+        if not _plan.is_seen(approval.digest, seen=digest_seen):
+            raise RefusedError(
+                f"you saw something else than what approval {identifier} asks now",
+                hint=f"read it again: quell approval show {identifier}",
+                code="mismatch",
+            )
+        if any((_plan.person(vote.voter), vote.verdict) == (_plan.person(by.user), verdict) for vote in approval.votes):
+            return Decided(approval=approval, change="none", told=f"you said so already; it {_is(approval)}")
+        if approval.status is not ApprovalStatus.REQUESTED:
+            raise _gone(approval)
+        self._vote(connection, approval, by=by, verdict=verdict, reason=told)
+        after = self._held(connection, identifier, tenant=by.tenant)
+        if verdict == "reject":
+            self._settle(connection, after, to=ApprovalStatus.REJECTED, by=by.user, reason=told)
+        elif len(approvers(after.votes)) >= after.terms.quorum:
+            self._settle(connection, after, to=ApprovalStatus.APPROVED, by=by.user, reason="")
+        done = self._held(connection, identifier, tenant=by.tenant)
+        is_settled = done.status is not ApprovalStatus.REQUESTED
+        return Decided(approval=done, change="settled" if is_settled else "counted", told=f"it {_is(done)}")
+
+    def void(self, connection: Connection, identifier: str, *, reason: str) -> bool:
+        """Take back a request, or what is left of a plan; False when there was nothing left of it."""
+        approval = self._load(connection, identifier, lock=self._database.for_update)
+        if approval is None or approval.status not in rows.LIVE:
+            return False
+        self._settle(connection, approval, to=ApprovalStatus.SUPERSEDED, by="", reason=reason)
+        return True
+
+    def valid(self, connection: Connection, presented: Presented) -> int:
+        """Count the people who approved exactly what stands ready, for the facts of policy; 0 when anything differs."""
+        try:
+            approval, _ = self._standing(connection, presented, lock="")
+        except RefusedError:
+            return 0
+        return len(approvers(approval.votes))
+
+    def consume(self, connection: Connection, presented: Presented) -> Consumption:
+        """Use up the approval of a call, in the transaction that writes the intent of its effect.
+
+        Time is judged here, after the row is held. Raises RefusedError when there is none of exactly this, in time and by
+        enough people, and DriftError when a plan was left: nothing may run, and `voiding` voids the rest.
+        """
+        approval, position = self._standing(connection, presented, lock=self._database.for_update)
+        terms, now = approval.terms, self._clock()
+        people = approvers(approval.votes)
+        if approval.status is not ApprovalStatus.APPROVED or len(people) < terms.quorum:
+            raise RefusedError(f"approval {terms.id} {_is(approval)}", hint="wait for people, then call again")
+        if not rows.use_step(connection, terms.id, position=position, at=now):
+            raise RefusedError(f"approval {terms.id} was already used", hint="ask for a new approval", code="gone")
+        if position == len(terms.calls) - 1:
+            self._settle(connection, approval, to=ApprovalStatus.CONSUMED, by=presented.principal.user, reason="")
+        return Consumption(
+            approval=terms.id, digest=approval.digest, position=position, of=len(terms.calls), voters=people
+        )
+
+    def step_ended(self, connection: Connection, used: Consumption, *, ended: Literal["done", "failed"]) -> None:
+        """Write how a used call ended. The next call of a plan waits for it; a failed one voids the rest."""
+        if used.of == 1 or not rows.end_step(
+            connection, used.approval, position=used.position, state=ended, at=self._clock()
+        ):
+            return
+        if ended == "failed":
+            self.void(connection, used.approval, reason=f"call {used.position + 1} of the plan failed")
+
+    @contextmanager
+    def voiding(self) -> Iterator[None]:
+        """Void the rest of a plan, durably, when what runs inside was refused because the plan was left."""
+        try:
+            yield
+        except DriftError as error:
+            # The transaction that found out is undone by now, and what it would have written with it.
+            with self._database.writing() as connection:
+                self.void(connection, error.approval, reason=str(error))
+            raise
+
+    def find(self, connection: Connection, identifier: str, *, tenant: str) -> Approval | None:
+        """Return an approval of a tenant, as of now."""
+        approval = self._load(connection, identifier, lock="")
+        return approval if approval is not None and approval.terms.tenant == tenant else None
+
+    def listed(
+        self,
+        connection: Connection,
+        *,
+        tenant: str,
+        status: ApprovalStatus | None = None,
+        run: str = "",
+        items_max: int = 100,
+    ) -> tuple[Approval, ...]:
+        """Return the approvals of a tenant, newest first, as of now."""
+        at = self._clock()
+        ids = rows.listed(connection, tenant=tenant, status=status, run=run, at=at, items_max=items_max)
+        found = (rows.load(connection, identifier, at=at, signers=self._signers) for identifier in ids)
+        return tuple(approval for approval in found if approval is not None)
+
+    def expire(self, connection: Connection) -> int:
+        """Write down what has passed its time, and forget old signatures; what is expired was so without it."""
+        now = self._clock()
+        connection.run("DELETE FROM quell_approval_replays WHERE at < :at", at=stamp(now - _REPLAY_KEPT))
+        return rows.expire(connection, at=now)
+
+    def take_signature(self, connection: Connection, signature: str) -> None:
+        """Take a webhook's signature, once, in the transaction that decides. Raises RefusedError for a repetition."""
+        taken = connection.run(
+            "INSERT INTO quell_approval_replays (signature, at) VALUES (:signature, :at) ON CONFLICT DO NOTHING",
+            signature=hashlib.sha256(signature.encode()).hexdigest(),
+            at=stamp(self._clock()),
+        )
+        if taken != 1:
+            raise _signing.unsigned()
+
+    def habits(self, connection: Connection, *, tenant: str, since: datetime) -> tuple[ApproverHabit, ...]:
+        """Say how each person decides: how much, how often yes, and how fast."""
+        votes = connection.all(
+            "SELECT voter, verdict, took_ms FROM quell_approval_votes WHERE tenant = :tenant AND at >= :since"
+            " ORDER BY voter",
+            tenant=tenant,
+            since=stamp(since),
+        )
+        by_voter: dict[str, list[tuple[str, int]]] = {}
+        for vote in votes:
+            by_voter.setdefault(vote.voter, []).append((vote.verdict, vote.took_ms))
+        return tuple(
+            ApproverHabit(
+                approver=voter,
+                decisions=len(given),
+                approved=sum(verdict == "approve" for verdict, _ in given),
+                median_s=median(took_ms for _, took_ms in given) / 1000,
+                under_3s=sum(took_ms < 3000 for _, took_ms in given),
+            )
+            for voter, given in by_voter.items()
+        )
+
+    def _ask(
+        self,
+        connection: Connection,
+        request: ApprovalRequest,
+        *,
+        expires_s: float | None,
+        barred: tuple[str, ...],
+        supersedes: str,
+    ) -> Approval:
+        terms = self._terms(request, expires_s=expires_s, barred=barred, supersedes=supersedes)
+        sameness = _sameness(terms)
+        if self._database.dialect == "postgresql":
+            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_ASK_LOCK)
+        if same := self._asked_before(connection, terms, sameness=sameness):
+            return same
+        calls = {asked.call.id for asked in terms.calls}
+        for identifier in rows.live_of_run(connection, terms.run):
+            old = self._load(connection, identifier, lock=self._database.for_update)
+            if old and old.status in rows.LIVE and not calls.isdisjoint(asked.call.id for asked in old.terms.calls):
+                self._settle(
+                    connection, old, to=ApprovalStatus.SUPERSEDED, by="", reason=f"asked again otherwise: {terms.id}"
+                )
+        if rows.count_open(connection, terms.tenant, at=terms.requested_at) >= self._open_max:
+            raise BoundExceededError(
+                f"open approval requests of tenant {terms.tenant}", limit=self._open_max, hint="answer or void some"
+            )
+        rows.insert(connection, terms, sameness=sameness)
+        return self._held(connection, terms.id, tenant=terms.tenant)
+
+    def _asked_before(self, connection: Connection, terms: ApprovalTerms, *, sameness: str) -> Approval | None:
+        """Return the live request of exactly this. Raises RefusedError when people rejected the same calls in this run.
+
+        Other words of the model make no other request: it cannot ask until somebody is tired.
+        """
+        query = "SELECT id FROM quell_approvals WHERE run = :run AND sameness = :sameness ORDER BY requested_at DESC, id DESC"
+        for row in connection.all(query, run=terms.run, sameness=sameness):
+            old = self._load(connection, row.id, lock="")
+            if old is not None and old.status is ApprovalStatus.REJECTED:
+                raise RefusedError(
+                    f"approval {old.id} {_is(old)}", hint="do something else, or ask a person", code="gone"
+                )
+            if old is not None and old.status in rows.LIVE and _unmoved(old.terms) == _unmoved(terms):
+                return old
+        return None
+
+    def _terms(
+        self, request: ApprovalRequest, *, expires_s: float | None, barred: tuple[str, ...], supersedes: str
+    ) -> ApprovalTerms:
+        quorum = _plan.check_request(request)
+        lasts_s = self._expires_s if expires_s is None else expires_s
+        if not 0 < lasts_s <= _EXPIRES_MAX_S:
+            raise UsageError(f"an approval lasts up to {_EXPIRES_MAX_S:g} seconds", hint="900 is usual")
+        principal, verdict, now = request.principal, request.verdict, self._clock()
+        return ApprovalTerms(
+            id=new_id("apr", at=now, entropy=_signing.uuid_entropy(self._entropy(10))),
+            tenant=principal.tenant,
+            run=request.calls[0].call.run,
+            requester=principal.user,
+            barred=tuple(dict.fromkeys(barred)),
+            agent=principal.agent,
+            workflow=principal.workflow,
+            workflow_digest=principal.workflow_digest,
+            policy_digest=verdict.policy_digest,
+            policies=verdict.policies,
+            reason=verdict.reason,
+            evidence_digest=request.evidence_digest,
+            approver_roles=verdict.approver_roles,
+            quorum=quorum,
+            calls=request.calls,
+            explanation=request.explanation.encode(errors="replace").decode(),
+            supersedes=supersedes,
+            requested_at=now,
+            expires_at=now + timedelta(seconds=lasts_s),
+        )
+
+    def _standing(self, connection: Connection, presented: Presented, *, lock: str) -> tuple[Approval, int]:
+        """Return the approval of what stands ready, and which of its calls that is, when nothing differs."""
+        run, principal = presented.call.run, presented.principal
+        identifier = presented.approval or rows.find_of_call(connection, run=run, call=presented.call.id)
+        approval = self._load(connection, identifier, lock=lock) if identifier else None
+        if approval is None or approval.terms.tenant != principal.tenant or approval.terms.run != run:
+            raise self._unasked(connection, presented)
+        terms = approval.terms
+        position = _plan.find_position(terms, call=presented.call.id)
+        if approval.status not in rows.LIVE:
+            raise _gone(approval)
+        if position is None:
+            raise _plan.refuse_drift(terms, ("the call itself",))
+        if differences := _plan.drifted(terms, presented, position=position, digest=approval.digest):
+            raise _plan.refuse_drift(terms, differences)
+        _plan.check_turn(terms, approval.steps, position=position)
+        return approval, position
+
+    def _unasked(self, connection: Connection, presented: Presented) -> RefusedError:
+        """Return the refusal of a call that nobody was asked about; in the middle of a plan it is a drift."""
+        for identifier in rows.live_of_run(connection, presented.call.run):
+            plan = self._load(connection, identifier, lock="")
+            is_plan = plan is not None and len(plan.terms.calls) > 1 and plan.status is ApprovalStatus.APPROVED
+            if plan is not None and is_plan:
+                return _plan.refuse_drift(plan.terms, ("the call itself",))
+        return RefusedError("nobody was asked about this call", hint="ask for approval first", code="unknown")
+
+    def _check_eligible(self, terms: ApprovalTerms, by: Principal) -> None:
+        check_person(by, what="decide about approvals")
+        if _plan.person(by.user) in {_plan.person(subject) for subject in terms.barred}:
+            who = "who asked for it" if _plan.person(by.user) == _plan.person(terms.requester) else "who edited it"
+            raise RefusedError(f"{by.user} is {who} and may not decide about it", hint="ask somebody else")
+        if set(by.roles).isdisjoint(terms.approver_roles):
+            raise RefusedError(
+                f"{by.user} has none of the roles that may decide", hint=f"roles: {', '.join(terms.approver_roles)}"
+            )
+        if by.scopes and not any(fnmatchcase(_SCOPE, scope) for scope in by.scopes):
+            raise RefusedError("this credential may not decide about approvals", hint=f"give it the scope {_SCOPE}")
+
+    def _vote(
+        self,
+        connection: Connection,
+        approval: Approval,
+        *,
+        by: Principal,
+        verdict: Literal["approve", "reject"],
+        reason: str,
+    ) -> None:
+        now = self._clock()
+        vote = Vote(
+            approval=approval.id,
+            digest=approval.digest,
+            verdict=verdict,
+            voter=by.user,
+            tenant=by.tenant,
+            roles=tuple(sorted(set(by.roles) & set(approval.terms.approver_roles))),
+            reason=reason,
+            at=now,
+        )
+        took_ms = int((now - approval.terms.requested_at) / timedelta(milliseconds=1))
+        signature = self._signers[0].sign(_plan.vote_bytes(vote))
+        rows.insert_vote(connection, vote, signature=signature, took_ms=max(0, took_ms))
+
+    def _held(self, connection: Connection, identifier: str, *, tenant: str) -> Approval:
+        """Read an approval and hold its row; another tenant's is as unknown as none."""
+        approval = self._load(connection, identifier, lock=self._database.for_update)
+        if approval is None or approval.terms.tenant != tenant:
+            raise RefusedError(f"there is no approval {identifier!r}", hint="quell approval list", code="unknown")
+        return approval
+
+    def _load(self, connection: Connection, identifier: str, *, lock: str) -> Approval | None:
+        # The clock is read when the row is held: whoever waited for it may have waited too long.
+        if lock:
+            connection.all(f"SELECT id FROM quell_approvals WHERE id = :id{lock}", id=identifier)
+        return rows.load(connection, identifier, at=self._clock(), signers=self._signers)
+
+    def _settle(self, connection: Connection, approval: Approval, *, to: ApprovalStatus, by: str, reason: str) -> None:
+        rows.settle(connection, approval, to=to, at=self._clock(), by=by, reason=reason)
+
+
+def _sameness(terms: ApprovalTerms) -> str:
+    """Name what would happen, whoever's words and whichever ids it comes under."""
+    calls = [(asked.call.tool, asked.call.pin, asked.call.arguments, asked.call.resource) for asked in terms.calls]
+    return hashlib.sha256(repr(calls).encode()).hexdigest()
+
+
+def _unmoved(terms: ApprovalTerms) -> ApprovalTerms:
+    """Return terms without their id, their times and the model's words."""
+    return replace(terms, id="", requested_at=_EPOCH, expires_at=_EPOCH, explanation="")
+
+
+def _gone(approval: Approval) -> RefusedError:
+    return RefusedError(f"approval {approval.id} {_is(approval)}", hint="ask for a new one", code="gone")
+
+
+def _is(approval: Approval) -> str:
+    return approval.told if approval.told.startswith(("waits", "expired")) else f"is {approval.told}"
