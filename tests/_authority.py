@@ -44,7 +44,9 @@ ASK = Verdict(
 
 
 @contextmanager
-def database(directory: Path, *, url: str = "", tables: Sequence[str] = (*Approvals.TABLES, *Switches.TABLES)) -> Iterator[Database]:
+def database(
+    directory: Path, *, url: str = "", tables: Sequence[str] = (*Approvals.TABLES, *Switches.TABLES)
+) -> Iterator[Database]:
     """Open a database with the tables of human authority in it."""
     opened = open_database(Secret(url), state_dir=directory)
     try:
@@ -55,15 +57,25 @@ def database(directory: Path, *, url: str = "", tables: Sequence[str] = (*Approv
         opened.close()
 
 
-def frozen(number: int = 1, *, run: str = "run_1", tool: str = "scale", arguments: str = '{"replicas":6}') -> FrozenCall:
+def frozen(
+    number: int = 1, *, run: str = "run_1", tool: str = "scale", arguments: str = '{"replicas":6}'
+) -> FrozenCall:
     """Return a call that no longer changes."""
     resource = Resource(kind="Service", name="payments", environment="prod", units=6, host="")
     return FrozenCall(
-        run=run, id=f"call_{number}", tool=tool, pin="sha256:pin", arguments=arguments, resource=resource, digest=f"d{number}"
+        run=run,
+        id=f"call_{number}",
+        tool=tool,
+        pin="sha256:pin",
+        arguments=arguments,
+        resource=resource,
+        digest=f"d{number}",
     )
 
 
-def asked(number: int = 1, *, tool_class: ToolClass = ToolClass.REVERSIBLE, call: FrozenCall | None = None) -> AskedCall:
+def asked(
+    number: int = 1, *, tool_class: ToolClass = ToolClass.REVERSIBLE, call: FrozenCall | None = None
+) -> AskedCall:
     """Return a call to ask people about."""
     return AskedCall(
         call=call or frozen(number),
@@ -74,7 +86,9 @@ def asked(number: int = 1, *, tool_class: ToolClass = ToolClass.REVERSIBLE, call
     )
 
 
-def request(*calls: AskedCall, verdict: Verdict = ASK, principal: Principal = RUN, explanation: str = "") -> ApprovalRequest:
+def request(
+    *calls: AskedCall, verdict: Verdict = ASK, principal: Principal = RUN, explanation: str = ""
+) -> ApprovalRequest:
     """Return a request for one call, or for a plan."""
     return ApprovalRequest(
         principal=principal,
@@ -111,7 +125,9 @@ class Desk:
         with self.database.writing(durability="written") as connection:
             return self.approvals.ask(connection, request(*calls, **more), expires_s=expires_s)  # type: ignore[arg-type]
 
-    def say(self, approval: Approval, by: Principal, *, verdict: str = "approve", seen: str | None = None, reason: str = "") -> str:
+    def say(
+        self, approval: Approval, by: Principal, *, verdict: str = "approve", seen: str | None = None, reason: str = ""
+    ) -> str:
         with self.database.writing(durability="written") as connection:
             return self.approvals.decide(
                 connection,

@@ -30,7 +30,10 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> It
         with a.desk(tmp_path, clock=clock) as opened:
             yield opened
         return
-    with fresh_database(request.getfixturevalue("postgres_url")) as url, a.desk(tmp_path, clock=clock, url=url) as opened:
+    with (
+        fresh_database(request.getfixturevalue("postgres_url")) as url,
+        a.desk(tmp_path, clock=clock, url=url) as opened,
+    ):
         yield opened
 
 
@@ -146,7 +149,9 @@ def test_one_rejection_ends_it_and_needs_a_reason(tmp_path: Path, clock: FakeClo
             desk.say(approval, a.ADA)
 
 
-def test_what_people_rejected_is_not_asked_again_in_other_words_or_under_another_id(tmp_path: Path, clock: FakeClock) -> None:
+def test_what_people_rejected_is_not_asked_again_in_other_words_or_under_another_id(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
         desk.say(desk.ask(), a.BO, verdict="reject", reason="payday")
         with pytest.raises(RefusedError, match="payday"):
@@ -156,7 +161,9 @@ def test_what_people_rejected_is_not_asked_again_in_other_words_or_under_another
         assert desk.ask(a.asked(call=a.frozen(arguments='{"replicas":5}'))).status is ApprovalStatus.REQUESTED
 
 
-def test_asking_the_same_again_gives_the_same_request_and_something_else_replaces_it(tmp_path: Path, clock: FakeClock) -> None:
+def test_asking_the_same_again_gives_the_same_request_and_something_else_replaces_it(
+    tmp_path: Path, clock: FakeClock
+) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
         first = desk.ask()
         clock.forward(seconds=5)

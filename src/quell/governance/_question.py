@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from quell.domain import Approval, AskedCall
@@ -74,11 +74,11 @@ def _as_text(approval: Approval) -> str:
     lines = [f"APPROVAL {approval.id}", *(f"  {name:<13} {_line(value)}" for name, value in _head(approval))]
     for title, parts in _calls(approval):
         lines += ["", _line(title)]
-        for name, text in parts:
-            lines += [f"  {name}", *_barred(text, "  | ")]
+        for name, said in parts:
+            lines += [f"  {name}", *_barred(said, "  | ")]
     lines += ["", "WARNINGS", *(f"  - {text}" for text in _warnings(approval) or ("none",))]
     if approval.terms.explanation:
-        lines += ["", UNVERIFIED, *_barred(approval.terms.explanation, "  > ")]
+        lines += ["", UNVERIFIED, *_barred(approval.terms.explanation.split("\n"), "  > ")]
     return "\n".join([*lines, "", "TO ANSWER", *(f"  {text}" for text in _answers(approval))])
 
 
@@ -86,11 +86,11 @@ def _as_markdown(approval: Approval) -> str:
     lines = [f"**Approval {approval.id}**", *_fenced("\n".join(f"{n:<13} {_line(v)}" for n, v in _head(approval)))]
     for title, parts in _calls(approval):
         lines += ["**Call**", *_fenced(_line(title))]
-        for name, text in parts:
-            lines += [f"{name}:", *_fenced("\n".join(_barred(text, "| ")))]
+        for name, said in parts:
+            lines += [f"{name}:", *_fenced("\n".join(_barred(said, "| ")))]
     lines += ["**Warnings**", *_fenced("\n".join(_warnings(approval) or ("none",)))]
     if approval.terms.explanation:
-        lines += [f"**{UNVERIFIED}**", *_fenced("\n".join(_barred(approval.terms.explanation, "> ")))]
+        lines += [f"**{UNVERIFIED}**", *_fenced("\n".join(_barred(approval.terms.explanation.split("\n"), "> ")))]
     return "\n".join([*lines, "**To answer**", *_fenced("\n".join(_answers(approval)))])
 
 
@@ -163,7 +163,8 @@ def _head(approval: Approval) -> Iterator[tuple[str, str]]:
         yield "edited from", terms.supersedes
 
 
-def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """Give each call with its parts, each as lines; a line break within a line is named."""
     calls = approval.terms.calls
     for number, asked in enumerate(calls, start=1):
         call, resource = asked.call, asked.call.resource
@@ -171,12 +172,12 @@ def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         yield (
             f"CALL {number} of {len(calls)}: {call.tool} ({asked.tool_class})",
             [
-                ("acts on", acts_on + (f", reaches {resource.host}" if resource.host else "")),
-                ("arguments", _laid_out(call.arguments)),
-                ("what the inventory knows", "\n".join(f"{n}: {_line(v)}" for n, v in asked.facts) or "nothing"),
-                ("what a dry run says", asked.diff or "there was no dry run"),
-                ("how it would be undone", asked.revert_plan or "nothing undoes it"),
-                ("definition of the tool", call.pin),
+                ("acts on", [acts_on + (f", reaches {resource.host}" if resource.host else "")]),
+                ("arguments", _laid_out(call.arguments).split("\n")),
+                ("what the inventory knows", [f"{name}: {value}" for name, value in asked.facts] or ["nothing"]),
+                ("what a dry run says", (asked.diff or "there was no dry run").split("\n")),
+                ("how it would be undone", (asked.revert_plan or "nothing undoes it").split("\n")),
+                ("definition of the tool", [call.pin]),
             ],
         )
 
@@ -236,8 +237,8 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _barred(text: str, bar: str) -> list[str]:
-    return [bar + line for line in visible(text).split("\n")]
+def _barred(lines: Iterable[str], bar: str) -> list[str]:
+    return [bar + _line(line) for line in lines]
 
 
 def _line(text: str) -> str:
