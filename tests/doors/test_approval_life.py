@@ -71,7 +71,7 @@ def test_two_different_people_approve_what_cannot_be_undone(desk: a.Desk) -> Non
 
 HOSTILE = {
     "who asked": (a.ANA, "forbidden"),
-    "who asked, spelt otherwise": (replace(a.ANA, user="ＡNA"), "forbidden"),
+    "who asked, spelt otherwise": (replace(a.ANA, user="\uff21NA"), "forbidden"),
     "without the role": (a.DEE, "forbidden"),
     "of another tenant": (a.EVE, "unknown"),
     "an agent on behalf of one who may": (replace(a.BO, agent="bot", agent_tools=("*",)), "forbidden"),
@@ -217,9 +217,7 @@ def test_nobody_is_asked_when_policy_does_not_ask_or_names_nobody(tmp_path: Path
 
 def test_a_model_cannot_bury_people_under_requests(tmp_path: Path, clock: FakeClock) -> None:
     with a.database(tmp_path) as database:
-        approvals = Approvals(
-            database, clock=clock, entropy=lambda size: bytes(size), signers=(Approvals.signer(a.KEY),), open_max=3
-        )
+        approvals = Approvals(database, clock=clock, entropy=bytes, signers=(Approvals.signer(a.KEY),), open_max=3)
         desk = a.Desk(database=database, clock=clock, approvals=approvals)
         for number in range(3):
             clock.forward(seconds=1)

@@ -91,7 +91,12 @@ def test_a_failed_call_voids_the_rest(tmp_path: Path, clock: FakeClock) -> None:
 def test_what_was_used_and_then_undone_with_its_transaction_is_not_used(tmp_path: Path, clock: FakeClock) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
         approved(desk)
-        with pytest.raises(ConnectionError), desk.database.writing() as connection:
-            desk.approvals.consume(connection, a.presented(STEPS[0]))
-            raise ConnectionError("the budget is out of reach")
+        with pytest.raises(ConnectionError):
+            use_and_fail(desk)
         assert desk.use(a.presented(STEPS[0])) == 0
+
+
+def use_and_fail(desk: a.Desk) -> None:
+    with desk.database.writing() as connection:
+        desk.approvals.consume(connection, a.presented(STEPS[0]))
+        raise ConnectionError("the budget is out of reach")

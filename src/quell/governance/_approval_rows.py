@@ -45,6 +45,7 @@ TABLES: tuple[str, ...] = (
 )
 
 LIVE = (ApprovalStatus.REQUESTED, ApprovalStatus.APPROVED)
+_STATUSES = frozenset(status.value for status in ApprovalStatus)
 _LIVE_SQL = "('requested', 'approved')"
 
 
@@ -185,19 +186,14 @@ def load(
     row = connection.first(f"SELECT * FROM quell_approvals WHERE id = :id{lock}", id=identifier)
     if row is None:
         return None
-    terms = read(row.body)
-    if digest_of(row.body) != row.digest or terms.id != row.id:
-        raise RefusedError(
-            f"approval {row.id} was changed in the database", hint="see `quell audit verify`", code="mismatch"
-        )
+    steps = connection.all(
+        "SELECT state FROM quell_approval_calls WHERE approval = :approval ORDER BY position", approval=row.id
+    )
+    terms = _sound_terms(row.id, row.body, digest=row.digest, calls=len(steps), status=row.status)
     status = ApprovalStatus(row.status)
     if status in LIVE and terms.expires_at <= at:
         status = step_to(APPROVAL_NEXT, status, ApprovalStatus.EXPIRED)
     votes = _votes(connection, terms, digest=row.digest, signers=signers)
-    steps = connection.all(
-        "SELECT state FROM quell_approval_calls WHERE approval = :approval ORDER BY position", approval=row.id
-    )
-    assert len(steps) == len(terms.calls), "a row for each call of an approval"
     settled_at = datetime.fromisoformat(row.settled_at) if row.settled_at else None
     return Approval(
         terms=terms,
@@ -247,18 +243,39 @@ def _status_sql(status: ApprovalStatus) -> str:
     return "status = :status" + (" AND expires_at > :at" if status in LIVE else "")
 
 
+def _sound_terms(identifier: str, body: str, *, digest: str, calls: int, status: str) -> ApprovalTerms:
+    """Read terms that nobody has changed since they were written. Raises RefusedError otherwise."""
+    try:
+        terms = read(body) if digest_of(body) == digest else None
+    except msgspec.MsgspecError:
+        terms = None
+    if terms is None or terms.id != identifier or len(terms.calls) != calls or status not in _STATUSES:
+        raise RefusedError(
+            f"approval {identifier} was changed in the database", hint="see `quell audit verify`", code="mismatch"
+        )
+    return terms
+
+
 def _votes(connection: Connection, terms: ApprovalTerms, *, digest: str, signers: Sequence[Signer]) -> tuple[Vote, ...]:
     rows = connection.all(
         "SELECT body, signature FROM quell_approval_votes WHERE approval = :approval ORDER BY at, person",
         approval=terms.id,
     )
-    found = [(msgspec.json.decode(row.body, type=Vote), row.signature) for row in rows]
+    found = [(_vote(row.body), row.signature) for row in rows]
     return tuple(
         vote
         for vote, signature in found
-        if _is_sound(vote, terms, digest=digest)
+        if vote is not None
+        and _is_sound(vote, terms, digest=digest)
         and any(signer.verify(vote_bytes(vote), signature=signature) for signer in signers)
     )
+
+
+def _vote(body: str) -> Vote | None:
+    try:
+        return msgspec.json.decode(body, type=Vote)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _is_sound(vote: Vote, terms: ApprovalTerms, *, digest: str) -> bool:

@@ -184,7 +184,9 @@ class Approvals:
         approval, position = self._standing(connection, presented, lock=self._database.for_update)
         terms, now = approval.terms, self._clock()
         people = approvers(approval.votes)
-        if approval.status is not ApprovalStatus.APPROVED or len(people) < terms.quorum:
+        if approval.status is not ApprovalStatus.APPROVED or len(people) < max(
+            terms.quorum, _plan.least_quorum(terms.calls)
+        ):
             raise RefusedError(f"approval {terms.id} {_is(approval)}", hint="wait for people, then call again")
         if not rows.use_step(connection, terms.id, position=position, at=now):
             raise RefusedError(f"approval {terms.id} was already used", hint="ask for a new approval", code="gone")

@@ -84,8 +84,12 @@ def check_request(request: ApprovalRequest) -> int:
         raise UsageError(f"a plan has 1 to {_CALLS_MAX} calls, not {len(calls)}", hint="split it")
     if len({call.run for call in calls}) != 1 or len({call.id for call in calls}) != len(calls):
         raise UsageError("the calls of a plan are of one run, each under its own id", hint="give each call a new id")
-    is_final = any(asked.tool_class is ToolClass.IRREVERSIBLE for asked in request.calls)
-    return max(verdict.quorum, _QUORUM_IRREVERSIBLE if is_final else 1)
+    return max(verdict.quorum, least_quorum(request.calls))
+
+
+def least_quorum(calls: Sequence[AskedCall]) -> int:
+    """Return how many people it takes at least, whatever anybody wrote: two for what cannot be undone."""
+    return _QUORUM_IRREVERSIBLE if any(asked.tool_class is ToolClass.IRREVERSIBLE for asked in calls) else 1
 
 
 def is_seen(digest: str, *, seen: str) -> bool:
