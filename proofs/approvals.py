@@ -215,7 +215,7 @@ def _other_terms(terms: ApprovalTerms) -> Iterator[tuple[str, ApprovalTerms]]:
     for name in ("requested_at", "expires_at"):
         for moved_s in (-3600.0, -1.0, -1e-6, 1e-6, 1.0, 3600.0):
             moved = getattr(terms, name) + timedelta(seconds=moved_s)
-            yield f"stored {name} moved by {moved_s} s", replace(terms, **{name: moved})  # type: ignore[arg-type]
+            yield f"stored {name} moved by {moved_s} s", replace(terms, **{name: moved})
     for changed in (
         replace(ASKED, tool_class=ToolClass.REVERSIBLE),
         replace(ASKED, facts=()),
@@ -249,6 +249,23 @@ def stored_cases(at: Bench) -> None:
         "UPDATE quell_approval_votes SET body = (SELECT MIN(body) FROM quell_approval_votes)",
     ):
         at.expect(runs=False, ready=READY, told=sql, tampered=lambda connection, sql=sql: connection.run(sql))  # type: ignore[misc]
+
+
+def rejected_cases(at: Bench) -> None:
+    """Let two approve and a third reject in time, and somebody set the row back to approved."""
+    asked = replace(REQUEST, verdict=replace(ASK, quorum=3))
+    approval = at.approved(asked)
+    with at.database.writing(durability="written") as connection:
+        at.approvals.decide(
+            connection, approval.id, by=PEOPLE[2], verdict="reject", digest_seen=approval.digest, reason="no"
+        )
+    for sql in (
+        "UPDATE quell_approvals SET status = 'rejected'",
+        "UPDATE quell_approvals SET status = 'requested'",
+        "UPDATE quell_approvals SET status = 'approved'",
+        "UPDATE quell_approvals SET status = 'APPROVED'",
+    ):
+        at.expect(runs=False, ready=READY, told=f"rejected, then {sql}", tampered=lambda c, sql=sql: c.run(sql))  # type: ignore[misc]
 
 
 def _ready_for(terms: ApprovalTerms) -> Presented:
@@ -379,7 +396,7 @@ def a_postgres() -> Iterator[str]:
 def sequential(*, kind: type[Approvals], seed: int) -> tuple[int, list[str]]:
     """Try everything that one thread can try."""
     cases, failures = 0, []
-    for attempt in (field_cases, stored_cases, people_cases, time_cases):
+    for attempt in (field_cases, stored_cases, rejected_cases, people_cases, time_cases):
         with bench(kind=kind, seed=seed) as at:
             attempt(at)
             cases += at.cases

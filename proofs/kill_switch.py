@@ -98,7 +98,7 @@ class Model:
 
     def kill(self, scope: dict[str, str]) -> Killed:
         with self.database.writing(durability="written") as connection:
-            self.killed = self.switches.kill(connection, by=ADMIN, reason="stop", **scope)  # type: ignore[arg-type]
+            self.killed = self.switches.kill(connection, by=ADMIN, reason="stop", **scope)
         return self.killed
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -295,3 +296,64 @@ def test_how_people_decide_is_counted(tmp_path: Path, clock: FakeClock) -> None:
             assert desk.approvals.habits(connection, tenant="acme", since=clock.at + timedelta(days=1)) == ()
         assert (habit.approver, habit.decisions, habit.median_s, habit.under_3s) == ("bo", 3, 2.5, 2)
         assert habit.approve_share == pytest.approx(2 / 3)
+
+
+def many_votes(desk: a.Desk, approval: Approval, voters: list[Principal]) -> list[str]:
+    """Let everybody answer at the same moment; return what each answer did."""
+    gate = threading.Barrier(len(voters))
+    said: list[str] = []
+
+    def vote(by: Principal) -> None:
+        gate.wait()
+        try:
+            said.append(desk.say(approval, by))
+        except RefusedError as error:
+            said.append(error.code)
+
+    threads = [threading.Thread(target=vote, args=(by,)) for by in voters]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(said)
+
+
+@pytest.mark.timeout(60)
+def test_answers_at_the_same_moment_count_once_each(desk: a.Desk) -> None:
+    approval = desk.ask(a.asked(tool_class=ToolClass.IRREVERSIBLE))
+    assert many_votes(desk, approval, [a.BO] * 6) == ["counted", *["none"] * 5]
+    assert many_votes(desk, approval, [a.CY, a.ADA, a.CY]) in (
+        ["gone", "none", "settled"],
+        ["gone", "gone", "settled"],
+    )
+    assert desk.get(approval).status is ApprovalStatus.APPROVED
+
+
+@pytest.mark.timeout(60)
+def test_the_same_wish_at_the_same_moment_is_one_request(desk: a.Desk) -> None:
+    gate = threading.Barrier(6)
+    asked: set[str] = set()
+
+    def ask() -> None:
+        gate.wait()
+        asked.add(desk.ask().id)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("identifier", ["", "call\x00", "call\n", "\ud800"])
+def test_an_id_that_no_id_is_finds_nothing_and_breaks_nothing(desk: a.Desk, identifier: str) -> None:
+    one = a.asked(call=a.other(a.frozen(), id=identifier))
+    with refusal("forbidden"):
+        desk.ask(one)
+    assert desk.valid(a.presented(one)) == 0
+    with desk.database.reading() as connection:
+        assert desk.approvals.find(connection, identifier, tenant="acme") is None
+    with refusal("unknown"):
+        desk.use(a.presented(approval=identifier or "apr_0"))

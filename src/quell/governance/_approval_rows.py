@@ -86,7 +86,10 @@ def insert_vote(connection: Connection, vote: Vote, *, signature: str, took_ms: 
     """Write a signed vote."""
     connection.run(
         "INSERT INTO quell_approval_votes (approval, person, verdict, tenant, voter, body, signature, at, took_ms)"
-        " VALUES (:approval, :person, :verdict, :tenant, :voter, :body, :signature, :at, :took_ms)",
+        " VALUES (:approval, :person, :verdict, :tenant, :voter, :body, :signature, :at, :took_ms)"
+        # What is there already and did not count: signed by a key that is no more, or by nobody.
+        " ON CONFLICT (approval, person, verdict) DO UPDATE SET tenant = excluded.tenant, voter = excluded.voter,"
+        " body = excluded.body, signature = excluded.signature, at = excluded.at, took_ms = excluded.took_ms",
         approval=vote.approval,
         person=person(vote.voter),
         verdict=vote.verdict,

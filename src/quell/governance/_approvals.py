@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
 from statistics import median
 from typing import Literal
 
@@ -41,8 +40,6 @@ from quell.governance._break_glass import BreakGlassRows, check_person, given_re
 from quell.runs import Connection, Database
 
 _ASK_LOCK = 0x5155454C4C44
-_SCOPE = "approval.decide"
-"""What a credential with scopes must allow, to answer requests."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXPIRES_MAX_S = 86_400.0
 _REPLAY_KEPT = timedelta(days=2)
@@ -188,6 +185,8 @@ class Approvals:
             terms.quorum, _plan.least_quorum(terms.calls)
         ):
             raise RefusedError(f"approval {terms.id} {_is(approval)}", hint="wait for people, then call again")
+        if any(vote.verdict == "reject" for vote in approval.votes):
+            raise RefusedError(f"approval {terms.id} was rejected", hint="ask for a new one", code="gone")
         if not rows.use_step(connection, terms.id, position=position, at=now):
             raise RefusedError(f"approval {terms.id} was already used", hint="ask for a new approval", code="gone")
         if position == len(terms.calls) - 1:
@@ -352,6 +351,8 @@ class Approvals:
     def _standing(self, connection: Connection, presented: Presented, *, lock: str) -> tuple[Approval, int]:
         """Return the approval of what stands ready, and which of its calls that is, when nothing differs."""
         run, principal = presented.call.run, presented.principal
+        if not (_plan.is_plain(run) and _plan.is_plain(presented.call.id)):
+            raise RefusedError("the id of a call holds what no id holds", hint="use letters, digits, `_`, `-`")
         identifier = presented.approval or rows.find_of_call(connection, run=run, call=presented.call.id)
         approval = self._load(connection, identifier, lock=lock) if identifier else None
         if approval is None or approval.terms.tenant != principal.tenant or approval.terms.run != run:
@@ -377,7 +378,7 @@ class Approvals:
         return RefusedError("nobody was asked about this call", hint="ask for approval first", code="unknown")
 
     def _check_eligible(self, terms: ApprovalTerms, by: Principal) -> None:
-        check_person(by, what="decide about approvals")
+        check_person(by, what="decide about approvals", scope="approval.decide")
         if _plan.person(by.user) in {_plan.person(subject) for subject in terms.barred}:
             who = "who asked for it" if _plan.person(by.user) == _plan.person(terms.requester) else "who edited it"
             raise RefusedError(f"{by.user} is {who} and may not decide about it", hint="ask somebody else")
@@ -385,8 +386,6 @@ class Approvals:
             raise RefusedError(
                 f"{by.user} has none of the roles that may decide", hint=f"roles: {', '.join(terms.approver_roles)}"
             )
-        if by.scopes and not any(fnmatchcase(_SCOPE, scope) for scope in by.scopes):
-            raise RefusedError("this credential may not decide about approvals", hint=f"give it the scope {_SCOPE}")
 
     def _vote(
         self,
@@ -420,6 +419,8 @@ class Approvals:
         return approval
 
     def _load(self, connection: Connection, identifier: str, *, lock: str) -> Approval | None:
+        if not _plan.is_plain(identifier):
+            return None
         # The clock is read when the row is held: whoever waited for it may have waited too long.
         if lock:
             connection.all(f"SELECT id FROM quell_approvals WHERE id = :id{lock}", id=identifier)

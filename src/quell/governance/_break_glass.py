@@ -6,6 +6,7 @@ It lifts what policies say that it lifts, and nothing else: what is done under i
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 
 from quell.domain import BreakGlass, Clock, Entropy, Principal, RefusedError, UsageError, new_id
 from quell.governance._approval_rows import stamp
@@ -37,10 +38,12 @@ def given_reason(reason: str, *, why: str) -> str:
     return told
 
 
-def check_person(by: Principal, *, what: str) -> None:
-    """Check that a person acts, and no agent for them. Raises RefusedError."""
+def check_person(by: Principal, *, what: str, scope: str) -> None:
+    """Check that a person acts, no agent for them, with a credential for this. Raises RefusedError."""
     if not by.user or by.agent or by.workflow or by.agent_tools is not None or by.workflow_tools is not None:
         raise RefusedError(f"only a person may {what}, not an agent", hint="do it yourself, under your own login")
+    if by.scopes and not any(fnmatchcase(scope, given) for given in by.scopes):
+        raise RefusedError(f"this credential may not {what}", hint=f"give it the scope {scope}")
 
 
 class BreakGlassRows:
@@ -57,7 +60,7 @@ class BreakGlassRows:
             RefusedError: no person, or without the role.
             UsageError: no reason.
         """
-        check_person(by, what="break the glass")
+        check_person(by, what="break the glass", scope="break-glass.open")
         if OPEN_ROLE not in by.roles:
             raise RefusedError(f"{by.user} has not the role {OPEN_ROLE}", hint="ask somebody who has it")
         now = self._clock()
@@ -109,7 +112,7 @@ class BreakGlassRows:
 
     def review(self, connection: Connection, identifier: str, *, by: Principal, review: str) -> BreakGlass:
         """Write down what another person makes of an emergency. Raises RefusedError when it may not be this one."""
-        check_person(by, what="review an emergency")
+        check_person(by, what="review an emergency", scope="break-glass.review")
         found = self._find(connection, identifier, tenant=by.tenant)
         if REVIEW_ROLES.isdisjoint(by.roles):
             raise RefusedError(f"{by.user} may not review", hint=f"roles that may: {', '.join(sorted(REVIEW_ROLES))}")

@@ -82,6 +82,8 @@ def check_request(request: ApprovalRequest) -> int:
     calls = [asked.call for asked in request.calls]
     if not 1 <= len(calls) <= _CALLS_MAX:
         raise UsageError(f"a plan has 1 to {_CALLS_MAX} calls, not {len(calls)}", hint="split it")
+    if not all(is_plain(call.run) and is_plain(call.id) for call in calls):
+        raise RefusedError("the id of a call holds what no id holds", hint="use letters, digits, `_`, `-`")
     if len({call.run for call in calls}) != 1 or len({call.id for call in calls}) != len(calls):
         raise UsageError("the calls of a plan are of one run, each under its own id", hint="give each call a new id")
     return max(verdict.quorum, least_quorum(request.calls))
@@ -90,6 +92,11 @@ def check_request(request: ApprovalRequest) -> int:
 def least_quorum(calls: Sequence[AskedCall]) -> int:
     """Return how many people it takes at least, whatever anybody wrote: two for what cannot be undone."""
     return _QUORUM_IRREVERSIBLE if any(asked.tool_class is ToolClass.IRREVERSIBLE for asked in calls) else 1
+
+
+def is_plain(identifier: str) -> bool:
+    """Tell whether a text can be an id at all: models write them too, and a database refuses some characters."""
+    return bool(identifier) and identifier.isprintable()
 
 
 def is_seen(digest: str, *, seen: str) -> bool:

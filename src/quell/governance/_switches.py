@@ -1,8 +1,9 @@
 """The kill switch and freezes: rows that every start reads in its own transaction.
 
 A change of the rows and a start cannot pass each other. On SQLite there is one writer at a time. On Postgres a start
-holds the head row shared until it commits, and a change takes it alone: what started before is counted by the change, and
-what comes after reads the change.
+shares an advisory lock until it commits, and a change takes it alone: what started before is counted by the change, and
+what comes after reads the change. A row lock would do the same but is not fair: starts that overlap could keep a kill
+waiting for ever, while here they queue behind it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from quell.runs import Connection, Database
 
 KILL_ROLES = frozenset({"operator", "approver", "admin"})
 LIFT_ROLES = frozenset({"admin"})
+_LOCK = 0x5155454C4C53
 _GLOB_MAX_CHARS = 200
 _DRAIN_STEP_S = 0.2
 
@@ -62,6 +64,7 @@ class Switches:
     ) -> None:
         """Take what it needs; `in_flight` returns the keys of effects that a switch covers and that have not ended."""
         self._database = database
+        self._is_postgres = database.dialect == "postgresql"
         self._clock = clock
         self._monotonic = monotonic
         self._entropy = entropy
@@ -76,9 +79,10 @@ class Switches:
 
         With `share` nothing can be stopped between this and the end of the transaction without being counted as started.
         """
-        held = " FOR SHARE" if lock == "share" and self._database.dialect == "postgresql" else ""
-        # Two statements on purpose: after waiting for the head, a join would still show the old rows of the other table.
-        head = connection.one(f"SELECT version FROM quell_switch_head WHERE name = 'head'{held}")
+        if lock == "share" and self._is_postgres:
+            connection.all("SELECT pg_advisory_xact_lock_shared(:lock)", lock=_LOCK)
+        # A statement of its own: what waited for the lock still sees the rows as they were when it began to wait.
+        head = connection.one("SELECT version FROM quell_switch_head WHERE name = 'head'")
         known = self._known
         if known is None or known[0] != head.version:
             known = self._known = (head.version, _read(connection))
@@ -145,7 +149,7 @@ class Switches:
 
     def lift(self, connection: Connection, identifier: str, *, by: Principal, reason: str) -> None:
         """End a stop. Raises RefusedError when there is none, when it has ended, or when this person may not."""
-        check_person(by, what="lift a stop")
+        check_person(by, what="lift a stop", scope="switch.lift")
         told = given_reason(reason, why="lifting a stop")
         self._hold(connection)
         row = connection.first("SELECT * FROM quell_switches WHERE id = :id", id=identifier)
@@ -237,14 +241,15 @@ class Switches:
         The version is a new random word each time and never a count: a count could come again after a rollback, and
         what was read under it before would pass for what is there now.
         """
-        connection.all(f"SELECT version FROM quell_switch_head WHERE name = 'head'{self._database.for_update}")
+        if self._is_postgres:
+            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_LOCK)
         connection.run(
             "UPDATE quell_switch_head SET version = :version WHERE name = 'head'", version=self._entropy(10).hex()
         )
 
 
 def _check_may_stop(by: Principal, *, tenant: str, scope: tuple[str, str, str, str]) -> None:
-    check_person(by, what="stop things")
+    check_person(by, what="stop things", scope="switch.set")
     if KILL_ROLES.isdisjoint(by.roles):
         raise RefusedError(f"{by.user} may not stop things", hint=f"roles that may: {', '.join(sorted(KILL_ROLES))}")
     if tenant != by.tenant and "admin" not in by.roles:
