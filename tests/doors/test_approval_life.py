@@ -211,6 +211,8 @@ def test_nobody_is_asked_when_policy_does_not_ask_or_names_nobody(tmp_path: Path
             desk.ask(principal=Principal(user=""))
         with pytest.raises(RefusedError, match="surrogate"):
             desk.ask(a.asked(call=a.frozen(arguments='{"x":"\ud800"}')))
+        with pytest.raises(BoundExceededError, match="bytes of an approval"):
+            desk.ask(explanation="x" * 4_000_000)
         for plan in ([a.asked(1), a.asked(1)], [a.asked(1), a.asked(call=a.frozen(2, run="run_2"))]):
             with pytest.raises(UsageError, match="one run"):
                 desk.ask(*plan)
