@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quell.domain import FrozenCall, Principal, RefusedError, Switch, UsageError
+from quell.domain import FrozenCall, Killed, Principal, RefusedError, Switch, UsageError
 from quell.governance import Switches
 from quell.runs import Connection, Database
 from tests import _authority as a
@@ -168,6 +168,43 @@ def kill_and_fail(small: Bench) -> None:
         small.switches.kill(connection, by=a.ADA, reason="it runs away")
         assert small.switches.state(connection, lock="share").switches
         raise ConnectionError("the audit log is out of reach")
+
+
+def test_a_kill_in_a_hurry_stops_this_process_before_its_turn_comes(small: Bench) -> None:
+    seen: list[object] = []
+    with small.database.writing() as connection:
+        killer = threading.Thread(
+            target=lambda: small.switches.kill_now(
+                by=a.ADA, reason="it runs away", tool="sc*", and_then=lambda _, killed: seen.append(killed.switch.tool)
+            )
+        )
+        killer.start()
+        for _ in range(20_000):
+            state = small.switches.state(connection, lock="share")
+            if state.switches:
+                break
+        assert seen == []
+        assert state.stops(a.frozen(), principal=a.RUN)
+        assert small.switches.glance().stops(a.frozen(), principal=a.RUN)
+        assert not state.stops(a.frozen(tool="restart"), principal=a.RUN)
+        assert connection.all("SELECT id FROM quell_switches") == []
+    killer.join()
+    assert seen == ["sc*"]
+    assert small.stopped() == ["kill"]
+    assert [switch.tool for switch in small.switches.glance().switches] == ["sc*"]
+
+
+def test_a_kill_in_a_hurry_that_fails_leaves_nothing_stopped(small: Bench) -> None:
+    def fail(connection: Connection, killed: Killed) -> None:
+        raise ConnectionError("the audit log is out of reach")
+
+    with pytest.raises(ConnectionError):
+        small.switches.kill_now(by=a.ADA, reason="it runs away", and_then=fail)
+    for by, reason in ((a.DEE, "no"), (a.ADA, "")):
+        with pytest.raises((RefusedError, UsageError)):
+            small.switches.kill_now(by=by, reason=reason)
+    assert small.stopped() == []
+    assert small.switches.glance().switches == ()
 
 
 def test_a_glance_is_no_older_than_it_says(small: Bench) -> None:
