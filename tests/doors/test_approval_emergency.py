@@ -20,7 +20,7 @@ def test_an_emergency_lasts_half_an_hour_and_covers_what_the_person_named(tmp_pa
     with a.desk(tmp_path, clock=clock) as desk:
         glass = desk.approvals.break_glass
         agent = replace(GUS, agent="bot", agent_tools=("*",))
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             direct = glass.open(connection, by=GUS, reason="payments are down")
             assert glass.covers(connection, GUS, run="run_1") == direct.id
             assert glass.covers(connection, agent, run="run_1") == ""
@@ -36,7 +36,7 @@ def test_an_emergency_lasts_half_an_hour_and_covers_what_the_person_named(tmp_pa
 
 
 def test_only_a_person_with_the_role_and_a_reason_breaks_the_glass(tmp_path: Path, clock: FakeClock) -> None:
-    with a.desk(tmp_path, clock=clock) as desk, desk.database.writing() as connection:
+    with a.desk(tmp_path, clock=clock) as desk, desk.database.writing(durability="written") as connection:
         glass = desk.approvals.break_glass
         for by in (a.ADA, replace(GUS, agent="bot"), replace(GUS, user="")):
             with pytest.raises(RefusedError):
@@ -48,7 +48,7 @@ def test_only_a_person_with_the_role_and_a_reason_breaks_the_glass(tmp_path: Pat
 
 
 def test_an_emergency_waits_for_the_review_of_another(tmp_path: Path, clock: FakeClock) -> None:
-    with a.desk(tmp_path, clock=clock) as desk, desk.database.writing() as connection:
+    with a.desk(tmp_path, clock=clock) as desk, desk.database.writing(durability="written") as connection:
         glass = desk.approvals.break_glass
         opened = glass.open(connection, by=GUS, reason="payments are down")
         assert glass.unreviewed(connection, tenant="acme") == (opened,)

@@ -180,7 +180,7 @@ def test_an_edit_is_a_new_request_that_its_editor_may_not_approve(tmp_path: Path
     with a.desk(tmp_path, clock=clock) as desk:
         old = desk.ask()
         other = a.asked(call=a.frozen(arguments='{"replicas":5}'))
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             new = desk.approvals.edit(connection, old.id, a.request(other), by=a.BO)
         assert (new.terms.supersedes, desk.get(old).status) == (old.id, ApprovalStatus.SUPERSEDED)
         for principal in (a.BO, a.ANA):
@@ -190,7 +190,7 @@ def test_an_edit_is_a_new_request_that_its_editor_may_not_approve(tmp_path: Path
         with refusal("gone"):
             desk.use(a.presented(approval=old.id))
         assert desk.use(a.presented(other)) == 0
-        with desk.database.writing() as connection, refusal("gone"):
+        with desk.database.writing(durability="written") as connection, refusal("gone"):
             desk.approvals.edit(connection, old.id, a.request(other), by=a.BO)
 
 
@@ -198,7 +198,7 @@ def test_an_edit_does_not_move_to_another_run(tmp_path: Path, clock: FakeClock) 
     with a.desk(tmp_path, clock=clock) as desk:
         old = desk.ask()
         elsewhere = a.request(a.asked(call=a.frozen(run="run_2")))
-        with desk.database.writing() as connection, refusal("forbidden"):
+        with desk.database.writing(durability="written") as connection, refusal("forbidden"):
             desk.approvals.edit(connection, old.id, elsewhere, by=a.BO)
 
 
@@ -211,6 +211,8 @@ def test_nobody_is_asked_when_policy_does_not_ask_or_names_nobody(tmp_path: Path
             desk.ask(principal=Principal(user=""))
         with pytest.raises(RefusedError, match="surrogate"):
             desk.ask(a.asked(call=a.frozen(arguments='{"x":"\ud800"}')))
+        with pytest.raises(BoundExceededError, match="bytes of an approval"):
+            desk.ask(explanation="x" * 4_000_000)
         for plan in ([a.asked(1), a.asked(1)], [a.asked(1), a.asked(call=a.frozen(2, run="run_2"))]):
             with pytest.raises(UsageError, match="one run"):
                 desk.ask(*plan)
@@ -232,19 +234,19 @@ def test_a_model_cannot_bury_people_under_requests(tmp_path: Path, clock: FakeCl
 def test_a_row_that_somebody_changed_in_the_database_is_no_approval(tmp_path: Path, clock: FakeClock) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
         approval = desk.ask()
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             connection.run("UPDATE quell_approvals SET status = 'approved'")
         with refusal("forbidden"):
             desk.use(a.presented())
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             connection.run("UPDATE quell_approvals SET status = 'requested'")
         desk.say(approval, a.BO)
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             connection.run("UPDATE quell_approval_votes SET body = replace(body, 'bo', 'cy')")
         assert desk.valid(a.presented()) == 0
         with refusal("forbidden"):
             desk.use(a.presented())
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             connection.run("UPDATE quell_approvals SET body = replace(body, 'payments', 'checkout')")
         with refusal("mismatch"):
             desk.use(a.presented())
@@ -278,7 +280,7 @@ def test_lists_say_how_things_stand_now(tmp_path: Path, clock: FakeClock) -> Non
         clock.forward(seconds=60)
         assert ids(ApprovalStatus.REQUESTED) == set()
         assert ids(ApprovalStatus.EXPIRED) == {second.id}
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             assert desk.approvals.expire(connection) == 1
         assert ids(ApprovalStatus.EXPIRED) == {second.id}
         assert ids(None) == {first.id, second.id}

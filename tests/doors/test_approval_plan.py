@@ -77,9 +77,9 @@ def test_a_call_waits_for_the_end_of_the_one_before_it(tmp_path: Path, clock: Fa
 def test_a_failed_call_voids_the_rest(tmp_path: Path, clock: FakeClock) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
         approval = approved(desk)
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             used = desk.approvals.consume(connection, a.presented(STEPS[0]))
-        with desk.database.writing() as connection:
+        with desk.database.writing(durability="written") as connection:
             desk.approvals.step_ended(connection, used, ended="failed")
             desk.approvals.step_ended(connection, used, ended="done")
         assert desk.get(approval).steps[0] == "failed"
@@ -97,6 +97,6 @@ def test_what_was_used_and_then_undone_with_its_transaction_is_not_used(tmp_path
 
 
 def use_and_fail(desk: a.Desk) -> None:
-    with desk.database.writing() as connection:
+    with desk.database.writing(durability="written") as connection:
         desk.approvals.consume(connection, a.presented(STEPS[0]))
         raise ConnectionError("the budget is out of reach")

@@ -152,6 +152,7 @@ MARKS = {
     "unassigned": "\U0003fffe",
     "grapheme joiner": "\u034f",
     "our own mark": "⟦U+0041⟧",
+    "accent on a blank": " \u0301",
 }
 
 
@@ -166,6 +167,10 @@ def test_what_does_not_show_itself_is_named(name: str) -> None:
         assert told.replace(f"⟦U+{ord(letter):04X}⟧", "").count(letter) == 0 or letter in "⟦⟧"
 
 
+def test_a_heap_of_accents_is_named_from_the_third_on() -> None:
+    assert Approvals.visible("a" + "\u0301" * 4) == "a\u0301\u0301⟦U+0301⟧⟦U+0301⟧"
+
+
 @given(text=st.text(max_size=60))
 def test_naming_loses_nothing_and_two_texts_never_look_the_same(text: str) -> None:
     parts = Approvals.visible(text).split("⟦")
@@ -176,6 +181,19 @@ def test_naming_loses_nothing_and_two_texts_never_look_the_same(text: str) -> No
     assert back == text
 
 
-@pytest.mark.parametrize("text", ["naïve café", "Ωμέγα", "Платежи", "支払い", "über-straße", "plain words 123"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "naïve café",
+        "Ωμέγα",
+        "Платежи",
+        "支払い",
+        "über-straße",
+        "ที่นี่",
+        "हिन्दी",
+        "tie\u0302\u0301ng Vie\u0323\u0302t",
+        "plain words 123",
+    ],
+)
 def test_honest_words_of_any_language_stay_as_they_are(text: str) -> None:
     assert Approvals.visible(text) == text

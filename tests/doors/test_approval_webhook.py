@@ -129,13 +129,13 @@ def test_every_signature_that_does_not_hold_is_refused_in_the_same_words(
 def test_a_signature_is_taken_once(desk: a.Desk, approval: Approval, clock: FakeClock) -> None:
     hook = Approvals.webhook("https://approve.example/hook", secret=SECRET)
     told = hook.answer(YES, headers=signed(approval, clock), approval=approval.id, at=clock.at)
-    with desk.database.writing() as connection:
+    with desk.database.writing(durability="written") as connection:
         desk.approvals.take_signature(connection, told.signature)
-    with pytest.raises(RefusedError) as again, desk.database.writing() as connection:
+    with pytest.raises(RefusedError) as again, desk.database.writing(durability="written") as connection:
         desk.approvals.take_signature(connection, told.signature)
     assert again.value.code == "unauthenticated"
     clock.forward(seconds=timedelta(days=3).total_seconds())
-    with desk.database.writing() as connection:
+    with desk.database.writing(durability="written") as connection:
         desk.approvals.expire(connection)
         assert connection.one("SELECT COUNT(*) AS number FROM quell_approval_replays").number == 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quell.domain import FrozenCall, Principal, RefusedError, Switch, UsageError
+from quell.domain import FrozenCall, Killed, Principal, RefusedError, Switch, UsageError
 from quell.governance import Switches
 from quell.runs import Connection, Database
 from tests import _authority as a
@@ -119,7 +119,7 @@ def test_who_may_stop_and_who_may_lift(small: Bench) -> None:
         small.kill(by=a.BO, tenant="*")
     with pytest.raises(UsageError, match="covers nothing"):
         small.kill(tool="")
-    with pytest.raises(UsageError, match="reason"), small.database.writing() as connection:
+    with pytest.raises(UsageError, match="reason"), small.database.writing(durability="written") as connection:
         small.switches.kill(connection, by=a.ADA, reason=" ")
     assert small.stopped() == []
     switch = small.kill()
@@ -132,7 +132,7 @@ def test_who_may_stop_and_who_may_lift(small: Bench) -> None:
 
 def test_a_freeze_holds_in_its_window(small: Bench) -> None:
     start = small.clock.at + timedelta(hours=1)
-    with small.database.writing() as connection:
+    with small.database.writing(durability="written") as connection:
         small.switches.freeze(
             connection,
             by=a.ADA,
@@ -149,7 +149,7 @@ def test_a_freeze_holds_in_its_window(small: Bench) -> None:
     stage = replace(stage, resource=replace(stage.resource, environment="stage"))
     assert small.stopped(stage) == []
     for ends_at in (start, start - timedelta(hours=1), (start + timedelta(hours=1)).replace(tzinfo=None)):
-        with pytest.raises(UsageError), small.database.writing() as connection:
+        with pytest.raises(UsageError), small.database.writing(durability="written") as connection:
             small.switches.freeze(connection, by=a.ADA, reason="payday", starts_at=start, ends_at=ends_at)
 
 
@@ -164,10 +164,47 @@ def test_a_kill_that_was_undone_with_its_transaction_leaves_nothing_behind(small
 
 
 def kill_and_fail(small: Bench) -> None:
-    with small.database.writing() as connection:
+    with small.database.writing(durability="written") as connection:
         small.switches.kill(connection, by=a.ADA, reason="it runs away")
         assert small.switches.state(connection, lock="share").switches
         raise ConnectionError("the audit log is out of reach")
+
+
+def test_a_kill_in_a_hurry_stops_this_process_before_its_turn_comes(small: Bench) -> None:
+    seen: list[object] = []
+    with small.database.writing(durability="written") as connection:
+        killer = threading.Thread(
+            target=lambda: small.switches.kill_now(
+                by=a.ADA, reason="it runs away", tool="sc*", and_then=lambda _, killed: seen.append(killed.switch.tool)
+            )
+        )
+        killer.start()
+        for _ in range(20_000):
+            state = small.switches.state(connection, lock="share")
+            if state.switches:
+                break
+        assert seen == []
+        assert state.stops(a.frozen(), principal=a.RUN)
+        assert small.switches.glance().stops(a.frozen(), principal=a.RUN)
+        assert not state.stops(a.frozen(tool="restart"), principal=a.RUN)
+        assert connection.all("SELECT id FROM quell_switches") == []
+    killer.join()
+    assert seen == ["sc*"]
+    assert small.stopped() == ["kill"]
+    assert [switch.tool for switch in small.switches.glance().switches] == ["sc*"]
+
+
+def test_a_kill_in_a_hurry_that_fails_leaves_nothing_stopped(small: Bench) -> None:
+    def fail(connection: Connection, killed: Killed) -> None:
+        raise ConnectionError("the audit log is out of reach")
+
+    with pytest.raises(ConnectionError):
+        small.switches.kill_now(by=a.ADA, reason="it runs away", and_then=fail)
+    for by, reason in ((a.DEE, "no"), (a.ADA, "")):
+        with pytest.raises((RefusedError, UsageError)):
+            small.switches.kill_now(by=by, reason=reason)
+    assert small.stopped() == []
+    assert small.switches.glance().switches == ()
 
 
 def test_a_glance_is_no_older_than_it_says(small: Bench) -> None:
@@ -182,7 +219,7 @@ def test_a_glance_is_no_older_than_it_says(small: Bench) -> None:
 
 def test_a_kill_tells_what_it_came_too_late_for_and_waits_for_it(small: Bench) -> None:
     small.flying = ["run_1/call_1", "run_1/call_2"]
-    with small.database.writing() as connection:
+    with small.database.writing(durability="written") as connection:
         killed = small.switches.kill(connection, by=a.ADA, reason="it runs away")
     assert killed.in_flight == ("run_1/call_1", "run_1/call_2")
     slept: list[float] = []
@@ -208,7 +245,7 @@ def test_a_kill_waits_for_the_starts_under_way_and_those_after_it_wait_for_the_k
         seen: dict[str, object] = {}
         killer = threading.Thread(target=lambda: seen.update(killed=bench.kill()))
         late = threading.Thread(target=lambda: seen.update(late=bench.stopped()))
-        with database.writing() as connection:
+        with database.writing(durability="written") as connection:
             assert bench.switches.state(connection, lock="share").switches == ()
             killer.start()
             wait_until_waiting(connection, 1)

@@ -299,6 +299,7 @@ class Approvals:
             raise BoundExceededError(
                 f"open approval requests of tenant {terms.tenant}", limit=self._open_max, hint="answer or void some"
             )
+        _plan.check_size(terms)
         rows.insert(connection, terms, sameness=sameness)
         return self._held(connection, terms.id, tenant=terms.tenant)
 

@@ -16,6 +16,7 @@ from quell.domain import (
     ApprovalRequest,
     ApprovalTerms,
     AskedCall,
+    BoundExceededError,
     DriftError,
     Presented,
     RefusedError,
@@ -29,6 +30,7 @@ _DOMAIN = b"quell approval v1\n"
 _VOTE_DOMAIN = b"quell vote v1\n"
 _QUORUM_IRREVERSIBLE = 2
 _CALLS_MAX = 64
+_BODY_MAX_BYTES = 4_000_000
 SEEN_MIN = 8
 """Characters of the digest that an approver sends back at least."""
 
@@ -52,6 +54,12 @@ def written(terms: ApprovalTerms) -> str:
 def read(body: str) -> ApprovalTerms:
     """Read terms that `written` wrote."""
     return msgspec.json.decode(body, type=ApprovalTerms)
+
+
+def check_size(terms: ApprovalTerms) -> None:
+    """Check that people could read a request at all. Raises BoundExceededError."""
+    if len(written(terms).encode()) > _BODY_MAX_BYTES:
+        raise BoundExceededError("bytes of an approval request", limit=_BODY_MAX_BYTES, hint="ask for less at a time")
 
 
 def digest_of(body: str) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from quell.domain import Approval, AskedCall
@@ -18,8 +19,10 @@ Form: TypeAlias = Literal["text", "json", "markdown"]
 
 _OPEN, _CLOSE = "⟦", "⟧"
 """Marks around the name of a character; where they come by themselves they are named as well."""
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_BLANK_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+_HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0⟦⟧")
+"""Letters that are blank, and our own marks."""
+_ACCENTS_MAX = 2
 _LOOKALIKES = dict(
     zip(
         "авеёикмнорстухѕіјԁԛԝһАВЕКМНОРСТУХЅІЈαινορτυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡɑ",
@@ -36,14 +39,18 @@ _UTC = "%Y-%m-%d %H:%M:%S UTC"
 
 def visible(text: str) -> str:
     """Name every character that does not show itself; a line break stays one."""
-    return "".join(_marked(letter, before) for before, letter in zip(f" {text}", text, strict=False))
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(letter if shows else _mark(letter) for letter, shows in _judged(text))
 
 
 def warnings_of(text: str) -> tuple[str, ...]:
     """Return what could deceive a reader of a text: hidden characters, mixed scripts, letters that look like others."""
     found: dict[str, None] = {}
-    for before, letter in zip(f" {text}", text, strict=False):
-        if letter not in "\n⟦⟧" and _marked(letter, before) != letter:
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return ()
+    for letter, shows in _judged(text):
+        if not shows and letter not in {_OPEN, _CLOSE}:
             found[f"hidden or misleading character {_named(letter)}"] = None
     for match in _WORD.finditer(text):
         if not match[0].isascii() and (told := _deception(match[0])):
@@ -242,31 +249,42 @@ def _barred(lines: Iterable[str], bar: str) -> list[str]:
 
 
 def _line(text: str) -> str:
-    return visible(text).replace("\n", f"{_OPEN}U+000A{_CLOSE}")
+    return visible(text).replace("\n", _mark("\n"))
 
 
 def _fenced(text: str) -> list[str]:
     """Fence a block for chat. Three backticks in a row would end it anywhere, so they are named."""
-    safe = re.sub(r"`{3,}", lambda run: f"{_OPEN}U+0060{_CLOSE}" * len(run[0]), text)
+    safe = re.sub(r"`{3,}", lambda run: _mark("`") * len(run[0]), text)
     return ["```", safe, "```"]
 
 
-def _marked(letter: str, before: str) -> str:
+def _judged(text: str) -> Iterator[tuple[str, bool]]:
+    """Give each character with whether it shows itself; of accents, the first two on a letter do."""
+    accents = _ACCENTS_MAX
+    for letter in text:
+        kind = _kind(letter)
+        accents = 0 if kind == "letter" else accents + 1 if kind == "accent" else _ACCENTS_MAX
+        yield letter, kind in {"letter", "plain"} or (kind == "accent" and accents <= _ACCENTS_MAX)
+
+
+@lru_cache(maxsize=4096)
+def _kind(letter: str) -> Literal["letter", "plain", "accent", "hidden"]:
     if " " <= letter <= "~" or letter == "\n":
-        return letter
+        return "letter" if letter.isalpha() else "plain"
     category = unicodedata.category(letter)
-    is_hidden = (
-        category in _HIDDEN_CATEGORIES
-        or (category == "Zs" and letter != " ")
-        or letter in _BLANK_LETTERS
-        or letter in {_OPEN, _CLOSE}
-        or (category in {"Mn", "Me"} and (_is_variation(letter) or not unicodedata.category(before).startswith("L")))
-    )
-    return f"{_OPEN}U+{ord(letter):04X}{_CLOSE}" if is_hidden else letter
+    if category in _HIDDEN_CATEGORIES or letter in _HIDDEN_LETTERS or _is_variation(letter):
+        return "hidden"
+    if category in {"Mn", "Me"}:
+        return "accent"
+    return "letter" if category.startswith(("L", "Mc")) else "plain"
 
 
 def _is_variation(letter: str) -> bool:
     return "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
+
+
+def _mark(letter: str) -> str:
+    return f"{_OPEN}U+{ord(letter):04X}{_CLOSE}"
 
 
 def _named(letter: str) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
@@ -70,6 +72,7 @@ class Switches:
         self._entropy = entropy
         self._in_flight = in_flight
         self._stale_max_s = stale_max_s
+        self._pending: tuple[Switch, ...] = ()
         self._known: tuple[str, tuple[Switch, ...]] | None = None
         self._glanced: tuple[float, SwitchState] | None = None
         self._lock = threading.Lock()
@@ -87,7 +90,8 @@ class Switches:
         if known is None or known[0] != head.version:
             known = self._known = (head.version, _read(connection))
         now = self._clock()
-        return SwitchState(as_of=now, switches=tuple(switch for switch in known[1] if _holds(switch, at=now)))
+        switches = (*self._pending, *(switch for switch in known[1] if _holds(switch, at=now)))
+        return SwitchState(as_of=now, switches=switches)
 
     def glance(self) -> SwitchState:
         """Return the stops in force from memory, at most `stale_max_s` old: good enough for reads, never for effects."""
@@ -100,7 +104,45 @@ class Switches:
                     now_s,
                     SwitchState(as_of=read.as_of, switches=read.switches, stale_max_s=self._stale_max_s),
                 )
-            return self._glanced[1]
+            read = self._glanced[1]
+        return replace(read, switches=(*self._pending, *read.switches)) if self._pending else read
+
+    def kill_now(
+        self,
+        *,
+        by: Principal,
+        reason: str,
+        tenant: str | None = None,
+        agent: str = "*",
+        environment: str = "*",
+        tool: str = "*",
+        and_then: Callable[[Connection, Killed], None] = lambda _connection, _killed: None,
+    ) -> Killed:
+        """Kill in a transaction of its own, and let nothing of it start in this process while that waits for its turn.
+
+        SQLite serves writers in no order: under a storm of starts a kill could wait for seconds, and these starts are
+        what it is to stop. `and_then` runs in the transaction, for the account of it. Raises as `kill` does.
+        """
+        scope = (by.tenant if tenant is None else tenant, agent, environment, tool)
+        _check_may_stop(by, scope=scope)
+        pending = self._switch("kill", by=by, reason=reason, scope=scope, starts_at=self._clock(), ends_at=None)
+        with self._announced(pending), self._database.writing() as connection:
+            killed = self.kill(
+                connection, by=by, reason=reason, tenant=scope[0], agent=agent, environment=environment, tool=tool
+            )
+            and_then(connection, killed)
+        return killed
+
+    @contextmanager
+    def _announced(self, pending: Switch) -> Iterator[None]:
+        with self._lock:
+            self._pending = (*self._pending, pending)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pending = tuple(switch for switch in self._pending if switch is not pending)
+                self._glanced = None
 
     def kill(
         self,
@@ -201,11 +243,39 @@ class Switches:
         starts_at: datetime,
         ends_at: datetime | None,
     ) -> Switch:
-        _check_may_stop(by, tenant=scope[0], scope=scope)
-        told = given_reason(reason, why="a stop")
+        _check_may_stop(by, scope=scope)
+        switch = self._switch(kind, by=by, reason=reason, scope=scope, starts_at=starts_at, ends_at=ends_at)
         self._hold(connection)
+        connection.run(
+            "INSERT INTO quell_switches (id, kind, tenant, agent, environment, tool, starts_at, ends_at, reason, made_by,"
+            " owner, lifted_at, lifted_by, lifted_reason) VALUES (:id, :kind, :tenant, :agent, :environment, :tool,"
+            " :starts_at, :ends_at, :reason, :made_by, :owner, NULL, '', '')",
+            id=switch.id,
+            kind=kind,
+            tenant=switch.tenant,
+            agent=switch.agent,
+            environment=switch.environment,
+            tool=switch.tool,
+            starts_at=stamp(starts_at),
+            ends_at=None if ends_at is None else stamp(ends_at),
+            reason=switch.reason,
+            made_by=by.user,
+            owner=by.tenant,
+        )
+        return switch
+
+    def _switch(
+        self,
+        kind: Literal["kill", "freeze"],
+        *,
+        by: Principal,
+        reason: str,
+        scope: tuple[str, str, str, str],
+        starts_at: datetime,
+        ends_at: datetime | None,
+    ) -> Switch:
         tenant, agent, environment, tool = scope
-        switch = Switch(
+        return Switch(
             id=new_id("swt", at=self._clock(), entropy=self._entropy(10)),
             kind=kind,
             tenant=tenant,
@@ -214,26 +284,9 @@ class Switches:
             tool=tool,
             starts_at=starts_at,
             ends_at=ends_at,
-            reason=told,
+            reason=given_reason(reason, why="a stop"),
             by=by.user,
         )
-        connection.run(
-            "INSERT INTO quell_switches (id, kind, tenant, agent, environment, tool, starts_at, ends_at, reason, made_by,"
-            " owner, lifted_at, lifted_by, lifted_reason) VALUES (:id, :kind, :tenant, :agent, :environment, :tool,"
-            " :starts_at, :ends_at, :reason, :made_by, :owner, NULL, '', '')",
-            id=switch.id,
-            kind=kind,
-            tenant=tenant,
-            agent=agent,
-            environment=environment,
-            tool=tool,
-            starts_at=stamp(starts_at),
-            ends_at=None if ends_at is None else stamp(ends_at),
-            reason=told,
-            made_by=by.user,
-            owner=by.tenant,
-        )
-        return switch
 
     def _hold(self, connection: Connection) -> None:
         """Wait for the starts under way, and let none begin until this transaction ends.
@@ -248,11 +301,11 @@ class Switches:
         )
 
 
-def _check_may_stop(by: Principal, *, tenant: str, scope: tuple[str, str, str, str]) -> None:
+def _check_may_stop(by: Principal, *, scope: tuple[str, str, str, str]) -> None:
     check_person(by, what="stop things", scope="switch.set")
     if KILL_ROLES.isdisjoint(by.roles):
         raise RefusedError(f"{by.user} may not stop things", hint=f"roles that may: {', '.join(sorted(KILL_ROLES))}")
-    if tenant != by.tenant and "admin" not in by.roles:
+    if scope[0] != by.tenant and "admin" not in by.roles:
         raise RefusedError(f"{by.user} may stop what is of tenant {by.tenant}", hint="an admin may stop all")
     if any(not glob or len(glob) > _GLOB_MAX_CHARS for glob in (scope[0], scope[3])):
         raise UsageError("a glob that covers nothing stops nothing", hint="write * for all")
