@@ -4,6 +4,17 @@ Owns:  the words of the glossary as frozen types, the tables of what may follow 
 Never: imports a third-party package, reads a clock, opens a file or a socket.
 """
 
+from quell.domain._budget import AMOUNT_MAX as AMOUNT_MAX
+from quell.domain._budget import Balance as Balance
+from quell.domain._budget import BudgetKind as BudgetKind
+from quell.domain._budget import BudgetScope as BudgetScope
+from quell.domain._budget import Cap as Cap
+from quell.domain._budget import Charge as Charge
+from quell.domain._budget import Price as Price
+from quell.domain._budget import Reservation as Reservation
+from quell.domain._budget import Settlement as Settlement
+from quell.domain._budget import Spender as Spender
+from quell.domain._budget import TokenUsage as TokenUsage
 from quell.domain._case import Briefing as Briefing
 from quell.domain._case import Category as Category
 from quell.domain._case import Citation as Citation

@@ -3,3 +3,5 @@
 Owns:  frozen calls, policy and verdicts, identities, approvals, budgets, autonomy, the audit log, redaction.
 Never: performs an action, opens a socket, starts a process, reads a clock it was not handed.
 """
+
+from quell.governance._budgets import Budgets as Budgets
