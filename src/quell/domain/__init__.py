@@ -83,6 +83,10 @@ from quell.domain._lifecycle import Stage as Stage
 from quell.domain._lifecycle import step_to as step_to
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
+from quell.domain._sandbox import CodeResult as CodeResult
+from quell.domain._sandbox import SandboxCapabilities as SandboxCapabilities
+from quell.domain._sandbox import SandboxedCommand as SandboxedCommand
+from quell.domain._sandbox import SandboxPolicy as SandboxPolicy
 from quell.domain._signal import Answer as Answer
 from quell.domain._signal import AttributeDiff as AttributeDiff
 from quell.domain._signal import ChangeKind as ChangeKind
