@@ -4,4 +4,5 @@ Owns:  the registry of tools, the one path of a call, MCP connections, sandboxes
 Never: decides whether a call may happen, holds an approval, lets a model's words choose a class or a pin.
 """
 
+from quell.tools._code import CodeTool as CodeTool
 from quell.tools._sandbox import Sandbox as Sandbox
