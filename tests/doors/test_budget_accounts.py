@@ -28,6 +28,8 @@ from quell.runs import Database
 from tests._postgres import fresh_database
 from tests.doors._budget_bench import ANNA, NOON, Desk, MovedClock, cap, opened
 
+pytestmark = pytest.mark.timeout(60)  # whoever comes first waits for PostgreSQL to be made
+
 RUN, DAY, TENANT, AGENT, FEATURE = (
     BudgetScope.RUN,
     BudgetScope.DAY,

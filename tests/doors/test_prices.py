@@ -114,6 +114,21 @@ def test_the_table_has_a_day_and_a_version_and_whole_rates_that_are_not_negative
         assert all(type(number) is int and number >= 0 for step in steps for number in step)
 
 
+def test_the_dearest_price_stands_in_for_an_unknown_one_when_the_operator_says_so() -> None:
+    own = Budgets((), clock=KNOWN._clock, pessimistic="dearest")
+    told = usage(100_000, 5_000, cached=10_000, written=20_000)
+    unknown = own.price_of("nobody", "nothing", told)
+    assert unknown is not None
+    for provider in TABLE["providers"]:
+        for ways, _ in provider["models"]:
+            known = KNOWN.price_of(provider["id"], ways[0][0].replace("*", "x"), told)
+            assert known is None or known <= unknown
+    assert own.price_of("openai", "gpt-4o", told) == KNOWN.price_of("openai", "gpt-4o", told)
+    found = own.find_price("nobody", "nothing")
+    assert found is not None
+    assert "unknown" in found.source
+
+
 MODELS = [
     (provider["id"], ways[0][0].replace("*", "x"))
     for provider in TABLE["providers"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from quell.domain import (
     AMOUNT_MAX,
@@ -82,7 +82,12 @@ class Budgets:
     """What the journal has to make before anything is reserved."""
 
     def __init__(
-        self, caps: Sequence[Cap], *, clock: Clock, prices: Sequence[Price] = (), pessimistic: Price | None = None
+        self,
+        caps: Sequence[Cap],
+        *,
+        clock: Clock,
+        prices: Sequence[Price] = (),
+        pessimistic: Price | Literal["dearest"] | None = None,
     ) -> None:
         problems = tuple(_problems(caps))
         if problems:
