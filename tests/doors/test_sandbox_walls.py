@@ -17,6 +17,8 @@ from quell.domain import SandboxPolicy
 from quell.tools import Sandbox
 from tests.doors._sandbox_bench import MACHINE, PYTHON, behind_each_wall, needs_bubblewrap, python, run, sandbox
 
+pytestmark = pytest.mark.timeout(30)  # real programs, on machines that may be busy
+
 CANARY = "canary-of-the-test"
 
 TRY_ALL = """
