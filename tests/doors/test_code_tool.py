@@ -17,6 +17,9 @@ from quell.tools import CodeTool
 pytest.importorskip("pydantic_monty", reason="left out: needs the extra `code`")
 
 
+pytestmark = pytest.mark.timeout(30)  # real programs, on machines that may be busy
+
+
 @asynccontextmanager
 async def tool(**limits: float) -> AsyncIterator[CodeTool]:
     async with CodeTool(**{"time_max_s": 0.4, **limits}) as made:  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from importlib.resources import files
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quell.domain import Price, TokenUsage
@@ -101,7 +101,7 @@ def test_an_operators_price_comes_before_the_table_and_says_so() -> None:
     assert table.source.startswith("https://")
 
 
-def test_every_price_of_the_table_has_a_date_a_source_and_a_positive_whole_rate_or_is_free_by_name() -> None:
+def test_the_table_has_a_day_and_a_version_and_whole_rates_that_are_not_negative() -> None:
     assert date.fromisoformat(TABLE["source"]["date"])
     assert re.fullmatch(r"\d+\.\d+\.\d+", TABLE["source"]["version"])
     rates = [
@@ -114,6 +114,21 @@ def test_every_price_of_the_table_has_a_date_a_source_and_a_positive_whole_rate_
         assert all(type(number) is int and number >= 0 for step in steps for number in step)
 
 
+def test_the_dearest_price_stands_in_for_an_unknown_one_when_the_operator_says_so() -> None:
+    own = Budgets((), clock=KNOWN._clock, pessimistic="dearest")
+    told = usage(100_000, 5_000, cached=10_000, written=20_000)
+    unknown = own.price_of("nobody", "nothing", told)
+    assert unknown is not None
+    for provider in TABLE["providers"]:
+        for ways, _ in provider["models"]:
+            known = KNOWN.price_of(provider["id"], ways[0][0].replace("*", "x"), told)
+            assert known is None or known <= unknown
+    assert own.price_of("openai", "gpt-4o", told) == KNOWN.price_of("openai", "gpt-4o", told)
+    found = own.find_price("nobody", "nothing")
+    assert found is not None
+    assert "unknown" in found.source
+
+
 MODELS = [
     (provider["id"], ways[0][0].replace("*", "x"))
     for provider in TABLE["providers"]
@@ -122,6 +137,7 @@ MODELS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     place=st.sampled_from(MODELS),
     tokens=st.tuples(*[st.integers(0, 400_000)] * 4),

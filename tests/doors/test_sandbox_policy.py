@@ -84,6 +84,13 @@ def test_paths_that_must_not_be_opened_are_told_all_at_once(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "A=B", "", "A\0B", "1A"])
+def test_variables_that_would_act_before_the_walls_stand_are_mistakes(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Sandbox(SandboxPolicy(environment=("PATH", name)), machine=FULL)
+    assert [problem.path for problem in caught.value.problems] == ["sandbox.environment"]
+
+
 @behind_each_wall
 def test_a_program_that_is_not_mounted_says_so(wall: str, tmp_path: Path) -> None:
     program = tmp_path / "program"

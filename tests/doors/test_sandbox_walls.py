@@ -17,6 +17,8 @@ from quell.domain import SandboxPolicy
 from quell.tools import Sandbox
 from tests.doors._sandbox_bench import MACHINE, PYTHON, behind_each_wall, needs_bubblewrap, python, run, sandbox
 
+pytestmark = pytest.mark.timeout(30)  # real programs, on machines that may be busy
+
 CANARY = "canary-of-the-test"
 
 TRY_ALL = """
@@ -48,7 +50,7 @@ import os, sys
 here = sys.argv[1]
 print(open(f"{here}/open/note").read())
 open(f"{here}/work/made", "w").write("by the program")
-for path in (f"{here}/open/note", f"{here}/open/new", f"{here}/secret/key", "/usr/new", "/new", "/etc/new"):
+for path in (f"{here}/open/note", f"{here}/open/new", f"{here}/secret/key", "/usr/new", "/new", "/etc/new", "/dev/new"):
     try:
         open(path, "a").write("x")
         print("WROTE", path)
@@ -268,3 +270,20 @@ for pid in made:
     nobody: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
     told = run(box, ["/usr/bin/python3", "-I", "-S", "-c", code], **nobody)
     assert told.stdout == "BlockingIOError\nTrue\n", told
+
+
+@behind_each_wall
+def test_it_talks_over_its_pipes_and_ends_with_all_that_it_started_when_it_is_told_to(wall: str) -> None:
+    code = "import os, sys; print(sys.stdin.readline().strip(), flush=True); os.execv('/bin/sleep', ['sleep', '60'])"
+    wrapped = sandbox(wall).wrap(python(code), environment={"PATH": "/usr/bin"})
+    with subprocess.Popen(
+        wrapped.argv, env=wrapped.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(b"over the pipe\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"over the pipe\n"
+        program.terminate()
+        assert program.stdout.read() == b""
+        assert program.wait() != 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-AMOUNT_MAX = 10**15
-"""No single charge is more than this, in any kind: a billion US dollars; what says so lies."""
+AMOUNT_MAX = 10**12
+"""No single charge is more than this, in any kind: a million US dollars, a terabyte, 31 years; what says so lies."""
 
 
 class BudgetKind(StrEnum):
@@ -99,6 +99,8 @@ class Reservation:
     accounts: tuple[str, ...]
     is_new: bool
     """False when the same call had reserved before, as after a crash."""
+    is_open: bool = True
+    """False when that one was settled since, or expired: what is spent now needs a key of its own."""
     near: tuple[Balance, ...] = ()
     """Caps whose soft limit is reached: take a cheaper way, or end soon."""
 

@@ -49,7 +49,10 @@ class SandboxCapabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxedCommand:
-    """How to start a program so that it stands in its sandbox from its first instruction on."""
+    """How to start a program so that it stands in its sandbox from its first instruction on.
+
+    It dies with the thread that starts it: start it from one that lives as long as the program shall.
+    """
 
     argv: tuple[str, ...]
     environment: dict[str, str]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from quell.domain import (
     AMOUNT_MAX,
@@ -46,7 +46,9 @@ _WORDS = {
     BudgetKind.BLAST: "units of blast radius",
 }
 _MICRO = 1_000_000
+_LIMIT_MAX = 10**15
 _KEPT_S = 600.0
+_IDLE = " AND ".join(f"{kind}_held = 0" for kind in _KINDS)
 _HINT = "wait until what is in flight has ended, raise the cap, or narrow the task"
 _UNPRICED = "set a price for this model, or a pessimistic price for models that nobody knows"
 
@@ -80,7 +82,12 @@ class Budgets:
     """What the journal has to make before anything is reserved."""
 
     def __init__(
-        self, caps: Sequence[Cap], *, clock: Clock, prices: Sequence[Price] = (), pessimistic: Price | None = None
+        self,
+        caps: Sequence[Cap],
+        *,
+        clock: Clock,
+        prices: Sequence[Price] = (),
+        pessimistic: Price | Literal["dearest"] | None = None,
     ) -> None:
         problems = tuple(_problems(caps))
         if problems:
@@ -225,9 +232,9 @@ class Budgets:
         return tuple(found)
 
     def retain(self, connection: Connection, *, before: datetime) -> int:
-        """Delete what ended before a time: accounts of days, and reservations that are not open; return how many."""
+        """Delete what ended before a time, accounts of days and reservations; return how many. What is in flight stays."""
         accounts = connection.run(
-            "DELETE FROM quell_budgets WHERE substr(account, 1, 2) = '[\"' AND substr(account, 3, 10) < :day",
+            f"DELETE FROM quell_budgets WHERE substr(account, 1, 2) = '[\"' AND substr(account, 3, 10) < :day AND {_IDLE}",
             day=before.astimezone(UTC).date().isoformat(),
         )
         return accounts + connection.run(
@@ -235,11 +242,11 @@ class Budgets:
         )
 
     def forget(self, connection: Connection, runs: Iterable[str]) -> None:
-        """Delete the accounts of runs that are deleted themselves."""
+        """Delete the accounts of runs that are deleted themselves. What is in flight stays."""
         for run in runs:
             prefix = f"[null,{json.dumps(run)},"
             connection.run(
-                "DELETE FROM quell_budgets WHERE substr(account, 1, :length) = :prefix",
+                f"DELETE FROM quell_budgets WHERE substr(account, 1, :length) = :prefix AND {_IDLE}",
                 length=len(prefix),
                 prefix=prefix,
             )
@@ -361,14 +368,15 @@ def _take_over(
         )
     if fence < kept.fence:
         raise RefusedError(f"a newer owner holds the reservation {key!r}", hint="stop: this run goes on elsewhere")
-    connection.run(
-        "UPDATE quell_reservations SET fence = :fence, expires_at = :expires_at WHERE run = :run AND key = :key",
+    is_open = connection.run(
+        "UPDATE quell_reservations SET fence = :fence, expires_at = :expires_at"
+        " WHERE run = :run AND key = :key AND status = 'open'",
         run=run,
         key=key,
         fence=fence,
         expires_at=_time(until + timedelta(seconds=kept_s)),
     )
-    return Reservation(key=key, fence=fence, charge=charge, accounts=kept.accounts, is_new=False)
+    return Reservation(key=key, fence=fence, charge=charge, accounts=kept.accounts, is_new=False, is_open=bool(is_open))
 
 
 def _settle_late(
@@ -452,7 +460,7 @@ def _problems(caps: Sequence[Cap]) -> Iterable[Problem]:
         )
     for number, cap in enumerate(caps):
         path = f"budgets.caps.{number}"
-        if cap.limit is not None and not _is_amount(cap.limit):
+        if cap.limit is not None and not 0 <= cap.limit <= _LIMIT_MAX:
             yield Problem(path=f"{path}.limit", reason=f"{cap.limit} is no amount", hint="0 or more", source="budgets")
         if not 0 < cap.near_percent <= 100:
             reason = f"{cap.near_percent} is no share"

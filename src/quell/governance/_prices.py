@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from quell.domain import AMOUNT_MAX, Price, TokenUsage
 
@@ -20,9 +20,11 @@ Steps = tuple[tuple[int, int], ...]
 class Prices:
     """Prices by provider and model: the operator's first, then the table's, then the pessimistic one if there is one."""
 
-    def __init__(self, overrides: Sequence[Price] = (), *, pessimistic: Price | None = None) -> None:
+    def __init__(
+        self, overrides: Sequence[Price] = (), *, pessimistic: Price | Literal["dearest"] | None = None
+    ) -> None:
         self._overrides = tuple(overrides)
-        self._pessimistic = pessimistic
+        self._pessimistic = _dearest_known(self._overrides) if pessimistic == "dearest" else pessimistic
         self._found: dict[tuple[str, str], Price | None] = {}
 
     def find_price(self, provider: str, model: str) -> Price | None:
@@ -89,6 +91,26 @@ def _dearest(price: Price, input_tokens: int) -> Price:
     return replace(price, input=((0, most),), output=((0, output),) if price.output else ())
 
 
+def _dearest_known(overrides: Sequence[Price]) -> Price:
+    """Return the price of a model that would be as dear as the dearest known one in everything."""
+    known = [*overrides, *(_price(one, model) for one in _table()["providers"] for model in one["models"])]
+
+    def most(of: Callable[[Price], Steps]) -> Steps:
+        return ((0, max(rate for price in known for _, rate in of(price))),)
+
+    return Price(
+        provider="*",
+        models="*",
+        input=most(lambda price: price.input),
+        output=most(lambda price: price.output),
+        cached=most(lambda price: price.cached or price.input),
+        written=most(lambda price: price.written or price.input),
+        request_micro_usd=max(price.request_micro_usd for price in known),
+        source="the dearest known price, as this one is unknown",
+        as_of=_table()["source"]["date"],
+    )
+
+
 def _in_table(provider: str, model: str) -> Iterator[Price]:
     """Yield prices of the table: of the provider, then of those whose models it resells."""
     table = _table()
@@ -99,19 +121,23 @@ def _in_table(provider: str, model: str) -> Iterator[Price]:
         return
     resold = [one for name in entry["else"] for one in table["providers"] if one["id"] == name]
     for one in (entry, *resold):
-        for ways, (per_input, per_output, cached, written, request) in one["models"]:
-            if _matches(ways, model):
-                yield Price(
-                    provider=one["id"],
-                    models="|".join("&".join(way) for way in ways),
-                    input=_steps(per_input),
-                    output=_steps(per_output),
-                    cached=_steps(cached),
-                    written=_steps(written),
-                    request_micro_usd=request,
-                    source=one["source"] or table["source"]["url"],
-                    as_of=table["source"]["date"],
-                )
+        yield from (_price(one, known) for known in one["models"] if _matches(known[0], model))
+
+
+def _price(provider: Any, model: Any) -> Price:
+    """Read one line of the table."""
+    ways, (per_input, per_output, cached, written, request) = model
+    return Price(
+        provider=provider["id"],
+        models="|".join("&".join(way) for way in ways),
+        input=_steps(per_input),
+        output=_steps(per_output),
+        cached=_steps(cached),
+        written=_steps(written),
+        request_micro_usd=request,
+        source=provider["source"] or _table()["source"]["url"],
+        as_of=_table()["source"]["date"],
+    )
 
 
 def _matches(ways: Sequence[Sequence[str]], name: str) -> bool:

@@ -31,11 +31,16 @@ def make_group(parent: Path, name: str, *, memory_max_bytes: int, processes_max:
     """Make a group with limits. Raises OSError when the machine does not let us."""
     group = parent / name
     group.mkdir()
-    (group / "memory.max").write_text(str(memory_max_bytes))
-    with suppress(FileNotFoundError):  # a machine without swap has no limit for it
-        (group / "memory.swap.max").write_text("0")
-    (group / "memory.oom.group").write_text("1")
-    (group / "pids.max").write_text(str(processes_max))
+    try:
+        (group / "memory.max").write_text(str(memory_max_bytes))
+        with suppress(FileNotFoundError):  # a machine without swap has no limit for it
+            (group / "memory.swap.max").write_text("0")
+        (group / "memory.oom.group").write_text("1")
+        (group / "pids.max").write_text(str(processes_max))
+    except OSError:
+        with suppress(OSError):
+            group.rmdir()
+        raise
     return group
 
 

@@ -192,7 +192,7 @@ class CodeTool:
 
 
 def _advice(kind: str) -> str:
-    if kind in {"PermissionError", "ModuleNotFoundError", "FileNotFoundError", "NotImplementedError"}:
+    if kind in {"PermissionError", "ModuleNotFoundError", "FileNotFoundError"}:
         return (
             "there are no files, no network and no packages: the inputs are variables already, and json, re, math work"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ _SETTINGS = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/ss
 _NETWORK_SETTINGS = ("/etc/resolv.conf", "/etc/hosts")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _NOT_OURS = ("/proc", "/sys", "/dev")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PROBE_S = 10.0
 _NET_SINCE, _SCOPE_SINCE = 4, 6
 _HINT = "install bubblewrap and allow user namespaces, or let the policy say best_effort and read what is missing"
@@ -103,6 +105,7 @@ class Sandbox:
         walls += ["--hostname", "sandbox", "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
         for path in ("/tmp", "/dev/shm"):  # noqa: S108 - its own, in memory, which no limit of a process counts
             walls += ["--size", str(policy.temporary_max_bytes), "--tmpfs", path]
+        walls += ["--remount-ro", "/dev"]
         for path in _SYSTEM:
             place = Path(path)
             if place.is_symlink():
@@ -206,13 +209,18 @@ def _missing(machine: SandboxCapabilities, policy: SandboxPolicy, *, is_grouped:
     elif not machine.landlock:
         yield "the kernel has no Landlock: bubblewrap is the only wall"
     if not is_grouped:
-        yield "no cgroup is delegated to us: the limit on memory holds for each process, not for all together"
+        yield "no cgroup is delegated to us: memory is limited for each process, shared memory and all together are not"
         if machine.is_root or not machine.bubblewrap:
             yield "the number of its processes is not limited"
 
 
 def _problems(policy: SandboxPolicy, *, protected: Sequence[str]) -> Iterator[Problem]:
-    """Find every path that cannot or must not be opened to a program."""
+    """Find every variable and path that cannot or must not be given to a program."""
+    for name in policy.environment:
+        # The loader obeys its own variables before any wall stands.
+        if not _VARIABLE.fullmatch(name) or name.startswith("LD_"):
+            reason = f"{name!r} is no variable that a program may get"
+            yield Problem(path="sandbox.environment", reason=reason, hint="leave it out", source="policy")
     guarded = [Path(os.path.realpath(path)) for path in protected]
     for key in ("read_only", "read_write"):
         for path in getattr(policy, key):
