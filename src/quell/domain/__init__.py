@@ -70,6 +70,14 @@ from quell.domain._lifecycle import ChangeStatus as ChangeStatus
 from quell.domain._lifecycle import RunStatus as RunStatus
 from quell.domain._lifecycle import Stage as Stage
 from quell.domain._lifecycle import step_to as step_to
+from quell.domain._policy import PolicyExplanation as PolicyExplanation
+from quell.domain._policy import PolicyMismatch as PolicyMismatch
+from quell.domain._policy import PolicyReport as PolicyReport
+from quell.domain._policy import PolicyRuling as PolicyRuling
+from quell.domain._policy import PolicyShift as PolicyShift
+from quell.domain._policy import PolicySource as PolicySource
+from quell.domain._policy import PolicyTableReport as PolicyTableReport
+from quell.domain._policy import RecordedDecision as RecordedDecision
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
 from quell.domain._signal import Answer as Answer
