@@ -97,6 +97,7 @@ def _types_of(tools: Sequence[Tool]) -> tuple[dict[str, ArgumentType], list[Prob
         try:
             _judge_name(tool.name, types)
             schema = compiled(tool.input_schema).closed
+            _judge_rule(tool, schema)
         except RefusedError as error:
             problems.append(
                 Problem(path=ascii(tool.name)[1:-1][:130], source=f"tools of {tool.server!a}", reason=str(error), hint=error.hint)
@@ -113,6 +114,21 @@ def _judge_name(name: str, taken: Iterable[str]) -> None:
         raise RefusedError("its name is no tool name", hint="letters, digits, _ - . of ASCII, at most 128")
     if name in taken:
         raise RefusedError("two tools have this name", hint="qualify it by its server")
+
+
+def _judge_rule(tool: Tool, schema: Mapping[str, Json]) -> None:
+    """Refuse a pointer that can lead nowhere: every call of the tool would be refused for it."""
+    rule = tool.resource
+    named = schema.get("properties")
+    known = list(named) if isinstance(named, dict) else []
+    is_open = bool({"$ref", "allOf", "anyOf", "oneOf", "patternProperties"} & schema.keys())
+    for pointer in (rule.name, rule.environment, rule.units, rule.destination):
+        first = pointer[1:].split("/", maxsplit=1)[0].replace("~1", "/").replace("~0", "~")
+        if pointer and not (pointer.startswith("/") and (first in known or is_open)):
+            raise RefusedError(
+                f"the pointer {ascii(pointer)[:80]} of its resource leads to no argument",
+                hint=f"a JSON pointer such as /service; arguments: {', '.join(known[:20]) or 'none'}",
+            )
 
 
 def _needs_tools(policy: Policy) -> bool:
@@ -132,7 +148,7 @@ def _scope_of(
         for tool in tools
         if wanted is None or {tool.name, group_of(effective_class(tool)), server_group_of(tool)} & set(wanted)
     ]
-    return list({json.dumps(str(each)): each for each in covered}.values()) or [None]
+    return list({str(each): each for each in covered}.values()) or [None]
 
 
 def _validated(policies: Sequence[Policy], schema: str, tools: Sequence[Tool]) -> Iterator[Problem]:

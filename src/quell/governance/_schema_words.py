@@ -50,15 +50,17 @@ def _missing(mistake: Mistake) -> str:
 
 
 def _unknown(mistake: Mistake) -> str:
-    known = [*_names(mistake.schema)]
+    known = _names(mistake.schema)
     present = mistake.instance if isinstance(mistake.instance, dict) else {}
-    extra = [name for name in present if name not in known]
+    # What references named is known to the library alone; it writes the names that nobody named into its message.
+    in_place = mistake.validator == "unevaluatedProperties"
+    extra = [name for name in present if (repr(name) in mistake.message if in_place else name not in known)]
     told = []
     for name in extra[:10]:
         near = get_close_matches(name[:80], known, n=1)
         told.append(_shown(name, plain=True) + (f" (did you mean {near[0]}?)" if near else ""))
-    allowed = f"allowed: {', '.join(known[:30])}" if known else "nothing may stand here"
-    return f"not known: {', '.join(told) or 'a key'}; {allowed}"
+    allowed = f"; allowed: {', '.join(known[:30])}" if known else "" if in_place else "; nothing may stand here"
+    return f"not known: {', '.join(told) or 'a key'}{allowed}"
 
 
 def _names(schema: object) -> list[str]:
