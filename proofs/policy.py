@@ -25,7 +25,7 @@ from quell.domain import (
     ToolClass,
 )
 from quell.governance import PolicySet, freeze, pin_of
-from quell.governance._policy_engine import Answer, Engine
+from quell.governance._policy_engine import Answer, Engine, decided_by
 from quell.governance._policy_load import Examined, examine
 
 # --- policy errors deny ---------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class _ErrorBlind(Engine):
     def judged(result: cedarpy.AuthzResult) -> Answer:
         return Answer(
             is_allowed=result.decision is cedarpy.Decision.Allow,
-            policies=tuple(result.diagnostics.reasons),
+            policies=decided_by(result),
             errors=(),
         )
 

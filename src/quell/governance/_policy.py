@@ -32,7 +32,7 @@ from quell.governance._arguments import digest_of, resource_of
 from quell.governance._canonical import parse
 from quell.governance._packs import pack
 from quell.governance._policy_engine import Answer, Engine, Request, counted_approvals, request_of
-from quell.governance._policy_load import Examined, cedar_set, examine
+from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
@@ -55,12 +55,12 @@ class PolicySet:
         self._types = examined.types
         self._schema = cedarpy.Schema.from_json_str(examined.schema)
         self._read = attributes_read(examined.policies)
-        self._deciding = self._engine(cedar_set(enforced), self._schema)
+        self._deciding = self._engine(enforced, self._schema)
         logged: dict[str, list[Policy]] = {}
         for policy in examined.policies:
             if policy.mode == "log":
                 logged.setdefault(policy.source, []).append(policy)
-        self._watching = {name: (self._engine(cedar_set(found), self._schema), found) for name, found in logged.items()}
+        self._watching = {name: (self._engine(found, self._schema), found) for name, found in logged.items()}
         self.digest = examined.digest
         """Digest of all sources, the built-in one too."""
 
@@ -158,8 +158,7 @@ class PolicySet:
         )
 
     def _ruling(self, policy: Policy, request: Request) -> PolicyRuling:
-        alone = cedar_set([policy])
-        engine = self._engine(alone, self._schema)
+        engine = self._engine([policy], self._schema)
         now, then = engine.answers(request, [0, QUORUM_MAX])
         says: Literal["applies", "applies with approvals", "does not apply", "fails"] = "does not apply"
         if now.errors or then.errors:
@@ -168,7 +167,7 @@ class PolicySet:
             says = "applies"
         elif then.policies:
             says = "applies with approvals"
-        return PolicyRuling(policy=policy.id, source=policy.source, effect=policy.effect, says=says, text=str(alone))
+        return PolicyRuling(policy=policy.id, source=policy.source, effect=policy.effect, says=says, text=policy.text)
 
     def _admitted(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Verdict:
         known = self._tools.get(call.tool)

@@ -79,12 +79,6 @@ def examine(sources: Iterable[PolicySource], tools: Iterable[Tool] | None) -> Ex
     )
 
 
-def cedar_set(policies: Sequence[Policy]) -> cedarpy.PolicySet:
-    """Build what the engine evaluates, with our ids, so that its answers name them."""
-    body = {"templates": {}, "templateLinks": [], "staticPolicies": {policy.id: policy.body for policy in policies}}
-    return cedarpy.PolicySet.from_json_str(json.dumps(body))
-
-
 def _digest(sources: Iterable[PolicySource]) -> str:
     listed: list[Json] = [[source.name, source.mode, source.text] for source in sorted(sources, key=lambda s: s.name)]
     return "sha256:" + hashlib.sha256(canonical(listed, size_max_bytes=1 << 25).encode()).hexdigest()
@@ -154,15 +148,15 @@ def _scope_of(
 def _validated(policies: Sequence[Policy], schema: str, tools: Sequence[Tool]) -> Iterator[Problem]:
     """Ask Cedar's validator, and add to each of its words what to do."""
     by_id = {policy.id: policy for policy in policies}
-    # The validator takes text only and numbers the policies in it; their @id tells which is which.
-    result = cedarpy.validate_policies(str(cedar_set(policies)), schema)
+    # The validator numbers the policies of a text; their @id tells which is which.
+    result = cedarpy.validate_policies("\n".join(policy.text for policy in policies), schema)
     names = result.id_annotations_by_policy_id
     for error in result.errors:
         policy = by_id.get(names.get(error.policy_id, ""))
         reason = error.error.removeprefix(f"for policy `{error.policy_id}`, ")
         yield Problem(
             path=policy.id if policy else "",
-            source=policy.source if policy else "policies",
+            source=policy.place if policy else "policies",
             reason=reason[:400],
             hint=_hint(reason, tools),
         )
