@@ -36,6 +36,7 @@ from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
+from quell.governance._schema import compiled
 
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
@@ -80,7 +81,9 @@ class PolicySet:
             )
         return cls(examined, known)
 
-    _examined = staticmethod(examine)
+    @staticmethod
+    def _examined(sources: tuple[PolicySource, ...], tools: tuple[Tool, ...]) -> Examined:
+        return examine(sources, tools)
 
     @staticmethod
     def check(sources: Iterable[PolicySource], *, tools: Iterable[Tool] | None = None) -> PolicyReport:
@@ -348,8 +351,10 @@ def _unbound(call: FrozenCall, tool: Tool, known: Tool | None) -> tuple[str, str
         return "quell.pin", f"no tool {ascii(call.tool)[:80]} is known to the policies"
     if not (known.name == tool.name == call.tool and known.pin == tool.pin == call.pin):
         return "quell.pin", f"`{known.name}` is not the tool that was pinned; a person pins it again"
-    environment = call.resource.environment
-    if call.resource != resource_of(known, parse(call.arguments), environment=environment):
+    arguments = parse(call.arguments)
+    if not isinstance(arguments, dict) or compiled(known.input_schema).mistakes(arguments):
+        return "quell.arguments", f"the arguments of `{known.name}` are not what its schema asks for"
+    if call.resource != resource_of(known, arguments, environment=call.resource.environment):
         return "quell.binding", "the resource of the call is not what its arguments name"
     digest = digest_of(tool=call.tool, pin=call.pin, arguments=call.arguments, resource=call.resource)
     return None if digest == call.digest else ("quell.binding", "the call is not what its digest was made of")

@@ -194,9 +194,7 @@ def _judge_notes(source: PolicySource, place: str, effect: str, notes: dict[str,
         yield _problem(place, told, "@approvers names no roles", 'such as @approvers("approver,oncall")')
     for name in ("approvers", "quorum", "break_glass"):
         if name in notes and effect == "forbid":
-            yield _problem(
-                source.name, told, f"@{name} stands at a forbid", "no approval lifts a forbid; put it at a permit"
-            )
+            yield _problem(place, told, f"@{name} stands at a forbid", "no approval lifts a forbid; put it at a permit")
 
 
 def _problem(source: str, policy: str, reason: str, hint: str) -> Problem:
