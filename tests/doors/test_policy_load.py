@@ -110,6 +110,7 @@ LARGE = {
     "a long sum": " + ".join(["context.args.replicas"] * 1_000) + " > 3",
     "a sum beyond all bounds": " + ".join(["context.args.replicas"] * 10_000) + " > 3",
     "deep brackets": "(" * 10_000 + "true" + ")" * 10_000,
+    "a chain of names": "context has a" + " .a // x\n" * 3_000,
     "deep lists": "[" * 1_000 + "]" * 1_000 + " == []",
 }
 

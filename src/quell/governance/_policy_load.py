@@ -29,6 +29,8 @@ from quell.governance._policy_schema import (
 from quell.governance._policy_source import POLICIES_MAX, Policy, attributes_read, read_sources
 from quell.governance._schema import compiled
 
+_ABOUT = re.compile(r' for Quell::Action::"([^"]*)"')
+"""One mistake is told once, with the tools that it concerns, not once for each tool."""
 _TOOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
@@ -151,13 +153,18 @@ def _validated(policies: Sequence[Policy], schema: str, tools: Sequence[Tool]) -
     # The validator numbers the policies of a text; their @id tells which is which.
     result = cedarpy.validate_policies("\n".join(policy.text for policy in policies), schema)
     names = result.id_annotations_by_policy_id
+    told: dict[tuple[str, str], list[str]] = {}
     for error in result.errors:
-        policy = by_id.get(names.get(error.policy_id, ""))
         reason = error.error.removeprefix(f"for policy `{error.policy_id}`, ")
+        about = _ABOUT.search(reason)
+        actions = told.setdefault((names.get(error.policy_id, ""), _ABOUT.sub("", reason)), [])
+        actions += [about[1].replace("none:", "any other class:")] if about else []
+    for (name, reason), actions in told.items():
+        policy = by_id.get(name)
         yield Problem(
-            path=policy.id if policy else "",
+            path=name,
             source=policy.place if policy else "policies",
-            reason=reason[:400],
+            reason=reason[:400] + (f", for {', '.join(actions[:4])}" if actions else ""),
             hint=_hint(reason, tools),
         )
     if not result.validation_passed and not result.errors:

@@ -24,6 +24,7 @@ KERNEL = "quell"
 _ANNOTATIONS = frozenset({"id", "approvers", "quorum", "break_glass", "reason"})
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,99}\Z")
 _TOKEN = re.compile(r'//[^\n\r]*|"(?:[^"\\]|\\.)*"|[()\[\]{};]', re.DOTALL)
+_CHAIN = re.compile(r"(?:\.\s*\w+\s*){17}")
 _COMMENT = re.compile(r"//[^\n\r]*")
 _ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}\Z")
 
@@ -134,9 +135,13 @@ def _statement(source: PolicySource, place: str, text: str) -> Iterator[Policy |
     for token in _TOKEN.finditer(text):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token[0], 0)
         deepest = max(deepest, depth)
-    # Cedar's parser ends the whole program when brackets nest some hundreds deep: it never sees such a text.
-    if len(text) > POLICY_MAX_CHARS or deepest > _BRACKETS_MAX:
-        reason = f"is longer than {POLICY_MAX_CHARS:,} characters or nests brackets deeper than {_BRACKETS_MAX}"
+    bare = _TOKEN.sub(lambda token: "" if token[0].startswith("//") else "x" if token[0][0] == '"' else token[0], text)
+    # Cedar's parser ends the whole program when brackets nest some hundreds deep, and takes all memory for a `has` of
+    # thousands of names: it never sees such a text.
+    if len(text) > POLICY_MAX_CHARS or deepest > _BRACKETS_MAX or _CHAIN.search(bare):
+        reason = (
+            f"is longer than {POLICY_MAX_CHARS:,} characters, or nests deeper than {_BRACKETS_MAX} brackets or 16 names"
+        )
         yield _problem(place, "", reason, "split it into several policies")
         return
     try:
