@@ -25,7 +25,7 @@ from quell.domain import (
     ToolClass,
 )
 from quell.governance import PolicySet, freeze, pin_of
-from quell.governance._policy_engine import Answer, Engine
+from quell.governance._policy_engine import Answer, Engine, decided_by
 from quell.governance._policy_load import Examined, examine
 
 # --- policy errors deny ---------------------------------------------------------------------------------------------
@@ -96,10 +96,8 @@ class Unjudged(PolicySet):
     """A set that skips what is judged at load, so that what the decision itself does with errors shows."""
 
     @staticmethod
-    def _let_pass(sources: tuple[PolicySource, ...], tools: tuple[Tool, ...]) -> Examined:
+    def _examined(sources: tuple[PolicySource, ...], tools: tuple[Tool, ...]) -> Examined:
         return replace(examine(sources, tools), problems=())
-
-    _examined = _let_pass
 
 
 class _ErrorBlind(Engine):
@@ -109,7 +107,7 @@ class _ErrorBlind(Engine):
     def judged(result: cedarpy.AuthzResult) -> Answer:
         return Answer(
             is_allowed=result.decision is cedarpy.Decision.Allow,
-            policies=tuple(result.diagnostics.reasons),
+            policies=decided_by(result),
             errors=(),
         )
 
@@ -192,7 +190,7 @@ def _broken_facts(control: PolicySet) -> Iterator[str]:
     ]
     counts = ("calls_1h", "services_1h", "units_1h", "failures_1h", "in_flight", "blast_percent")
     broken += [
-        (f"{name}={number}", good, _TOOLS[0], who, replace(Facts(), **{name: number}))
+        (f"{name}={number}", good, _TOOLS[0], who, replace(Facts(), **{name: number}))  # type: ignore[arg-type]  # one field, by its name
         for name in counts
         for number in (-1, 2**53 + 1, 2**70)
     ]
@@ -283,11 +281,11 @@ def _changed(pin: Pin) -> Iterator[tuple[str, str]]:
     for part in fields(Tool):
         if part.name not in {"pin", "resource"}:
             for value in _other_values(getattr(_TOOL, part.name)):
-                tool = replace(_TOOL, **{part.name: value})
+                tool = replace(_TOOL, **{part.name: value})  # type: ignore[arg-type]  # one field, by its name
                 yield f"tool.{part.name} = {value!r:.40}", pin(_DEFINITION, tool=tool, server=_SERVER)
     for part in fields(ResourceRule):
         for value in _other_values(getattr(_TOOL.resource, part.name)):
-            rule = replace(_TOOL.resource, **{part.name: value})
+            rule = replace(_TOOL.resource, **{part.name: value})  # type: ignore[arg-type]  # one field, by its name
             yield (
                 f"tool.resource.{part.name} = {value!r:.40}",
                 pin(_DEFINITION, tool=replace(_TOOL, resource=rule), server=_SERVER),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -144,7 +145,7 @@ def test_nothing_is_coerced() -> None:
         assert words in refusal(SCALE, arguments)
 
 
-CLOSED = {
+CLOSED: Mapping[str, Mapping[str, object]] = {
     "of draft 7": {"$schema": "http://json-schema.org/draft-07/schema#", "properties": {"a": {}}},
     "with all of": {"allOf": [{"properties": {"a": {"type": "integer"}}}, {"properties": {"b": {}}}]},
     "with a reference": {"$defs": {"A": {"properties": {"a": {}}}}, "allOf": [{"$ref": "#/$defs/A"}]},
@@ -184,7 +185,7 @@ def test_a_recursive_schema_is_judged_at_every_level() -> None:
     assert "/child/child" in refusal(tree, '{"child":{"child":{"name":1}}}')
 
 
-BOMBS = {
+BOMBS: Mapping[str, Mapping[str, object]] = {
     "in circles": {"allOf": [{"$ref": "#"}]},
     "doubling": {
         "$defs": {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)} | {"d40": {}},
@@ -307,6 +308,9 @@ NO_HOSTS = [
     "",
     ".",
     "javascript:alert(1)",
+    "https:443",
+    "HTTPS:evil.example",
+    "https:/evil.example",
 ]
 
 

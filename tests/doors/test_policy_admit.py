@@ -252,11 +252,12 @@ def test_a_call_that_was_changed_after_it_was_frozen_is_denied() -> None:
         replace(good, resource=replace(good.resource, name="db")),
         replace(good, resource=replace(good.resource, environment="staging")),
         replace(good, digest="0" * 64),
+        replace(good, arguments='{"service":"web"}'),
         replace(good, arguments="{"),
     ):
         verdict = policies.admit(changed, tool=SCALE, principal=ADA, facts=Facts())
         assert verdict.decision == "deny"
-        assert verdict.policies[0] in {"quell.binding", "quell.error"}
+        assert verdict.policies[0] in {"quell.binding", "quell.arguments", "quell.error"}
 
 
 def test_a_watching_set_never_decides_and_says_what_it_would_have_denied() -> None:

@@ -39,7 +39,7 @@ PARTS = ["annotations", "description", "_meta", "instructions", "url", "timeout_
 def test_a_pin_that_leaves_out_one_part_is_caught(part: str) -> None:
     def forgetful(definition: Mapping[str, object], *, tool: Tool, server: Mapping[str, object]) -> str:
         fixed = {"timeout_s": 1.0, "resource": ResourceRule(), "revert": "", "tool_class": "read"}
-        blind = replace(tool, **{part: fixed[part]}) if part in fixed else tool
+        blind = replace(tool, **{part: fixed[part]}) if part in fixed else tool  # type: ignore[arg-type]  # one field
         return pin_of(
             {key: value for key, value in definition.items() if key != part},
             tool=blind,

@@ -46,9 +46,13 @@ def freeze(
 
 def digest_of(*, tool: str, pin: str, arguments: str, resource: Resource) -> str:
     """Compute the SHA-256, in hex, that binds a call to its tool, pin, arguments and resource."""
-    bound = {"tool": tool, "pin": pin, "arguments": arguments, "resource": asdict(resource)}
+    bound = {"tool": tool, "pin": pin, "arguments": arguments, "resource": _fields_of(resource)}
     # The arguments stand in it as escaped text, which may double them.
     return hashlib.sha256(canonical(bound, size_max_bytes=1 << 23).encode()).hexdigest()
+
+
+def _fields_of(resource: Resource) -> dict[str, object]:
+    return {part.name: getattr(resource, part.name) for part in fields(resource)}
 
 
 def resource_of(tool: Tool, arguments: Json, *, environment: str) -> Resource:

@@ -10,6 +10,8 @@ from quell.domain import RefusedError
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,30}://")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 _NUMERIC = re.compile(r"(?:[0-9]+|0[xX][0-9a-fA-F]*)\Z")
+_SCHEMES = frozenset({"http", "https", "ws", "wss", "ftp", "file"})
+"""A bare `https:443` is a host and a port to some readers, a URL to others."""
 _PORT_MAX = 65_535
 
 
@@ -24,7 +26,7 @@ def host_of(text: str) -> str:
     if "\\" in text or any(not letter.isprintable() or letter.isspace() for letter in text):
         raise _refused(text, "holds a backslash, a space or a control character")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if not scheme and authority != rest:
+    if not scheme and (authority != rest or rest.split(":", maxsplit=1)[0].lower() in _SCHEMES):
         raise _refused(text, "is neither a URL with `scheme://` nor a bare host")
     if "@" in authority:
         raise _refused(text, "holds user info before `@`")

@@ -32,10 +32,11 @@ from quell.governance._arguments import digest_of, resource_of
 from quell.governance._canonical import parse
 from quell.governance._packs import pack
 from quell.governance._policy_engine import Answer, Engine, Request, counted_approvals, request_of
-from quell.governance._policy_load import Examined, cedar_set, examine
+from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
+from quell.governance._schema import compiled
 
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
@@ -55,12 +56,12 @@ class PolicySet:
         self._types = examined.types
         self._schema = cedarpy.Schema.from_json_str(examined.schema)
         self._read = attributes_read(examined.policies)
-        self._deciding = self._engine(cedar_set(enforced), self._schema)
+        self._deciding = self._engine(enforced, self._schema)
         logged: dict[str, list[Policy]] = {}
         for policy in examined.policies:
             if policy.mode == "log":
                 logged.setdefault(policy.source, []).append(policy)
-        self._watching = {name: (self._engine(cedar_set(found), self._schema), found) for name, found in logged.items()}
+        self._watching = {name: (self._engine(found, self._schema), found) for name, found in logged.items()}
         self.digest = examined.digest
         """Digest of all sources, the built-in one too."""
 
@@ -80,7 +81,9 @@ class PolicySet:
             )
         return cls(examined, known)
 
-    _examined = staticmethod(examine)
+    @staticmethod
+    def _examined(sources: tuple[PolicySource, ...], tools: tuple[Tool, ...]) -> Examined:
+        return examine(sources, tools)
 
     @staticmethod
     def check(sources: Iterable[PolicySource], *, tools: Iterable[Tool] | None = None) -> PolicyReport:
@@ -158,8 +161,7 @@ class PolicySet:
         )
 
     def _ruling(self, policy: Policy, request: Request) -> PolicyRuling:
-        alone = cedar_set([policy])
-        engine = self._engine(alone, self._schema)
+        engine = self._engine([policy], self._schema)
         now, then = engine.answers(request, [0, QUORUM_MAX])
         says: Literal["applies", "applies with approvals", "does not apply", "fails"] = "does not apply"
         if now.errors or then.errors:
@@ -168,7 +170,7 @@ class PolicySet:
             says = "applies"
         elif then.policies:
             says = "applies with approvals"
-        return PolicyRuling(policy=policy.id, source=policy.source, effect=policy.effect, says=says, text=str(alone))
+        return PolicyRuling(policy=policy.id, source=policy.source, effect=policy.effect, says=says, text=policy.text)
 
     def _admitted(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Verdict:
         known = self._tools.get(call.tool)
@@ -349,8 +351,10 @@ def _unbound(call: FrozenCall, tool: Tool, known: Tool | None) -> tuple[str, str
         return "quell.pin", f"no tool {ascii(call.tool)[:80]} is known to the policies"
     if not (known.name == tool.name == call.tool and known.pin == tool.pin == call.pin):
         return "quell.pin", f"`{known.name}` is not the tool that was pinned; a person pins it again"
-    environment = call.resource.environment
-    if call.resource != resource_of(known, parse(call.arguments), environment=environment):
+    arguments = parse(call.arguments)
+    if not isinstance(arguments, dict) or compiled(known.input_schema).mistakes(arguments):
+        return "quell.arguments", f"the arguments of `{known.name}` are not what its schema asks for"
+    if call.resource != resource_of(known, arguments, environment=call.resource.environment):
         return "quell.binding", "the resource of the call is not what its arguments name"
     digest = digest_of(tool=call.tool, pin=call.pin, arguments=call.arguments, resource=call.resource)
     return None if digest == call.digest else ("quell.binding", "the call is not what its digest was made of")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cedarpy
@@ -11,7 +11,7 @@ import cedarpy
 from quell.domain import Facts, FrozenCall, Principal, RefusedError, Tool
 from quell.governance._canonical import INTEGER_MAX, Json, parse
 from quell.governance._policy_schema import HISTORY, ArgumentType, cedar_value
-from quell.governance._policy_source import QUORUM_MAX
+from quell.governance._policy_source import QUORUM_MAX, Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class Engine:
 
     __slots__ = ("_policies", "_schema")
 
-    def __init__(self, policies: cedarpy.PolicySet, schema: cedarpy.Schema) -> None:
-        self._policies = policies
+    def __init__(self, policies: Iterable[Policy], schema: cedarpy.Schema) -> None:
+        self._policies = cedarpy.PolicySet.from_str("\n".join(policy.text for policy in policies))
         self._schema = schema
 
     def answers(self, request: Request, approvals: Sequence[int]) -> list[Answer]:
@@ -69,9 +69,15 @@ class Engine:
             errors = ("no decision",)
         return Answer(
             is_allowed=result.decision is cedarpy.Decision.Allow and not errors,
-            policies=tuple(sorted(result.diagnostics.reasons)),
+            policies=decided_by(result),
             errors=errors,
         )
+
+
+def decided_by(result: cedarpy.AuthzResult) -> tuple[str, ...]:
+    """Return the ids of the policies that decided; Cedar itself only numbers them."""
+    names = result.diagnostics.id_annotations_by_reason
+    return tuple(sorted(names[number] for number in result.diagnostics.reasons))
 
 
 def request_of(

@@ -92,7 +92,7 @@ def lint(policy: Policy, arguments: Sequence[ArgumentType | None]) -> Iterator[P
 
 
 def _problem(policy: Policy, reason: str, hint: str) -> Problem:
-    return Problem(path=policy.id, reason=reason, hint=hint, source=policy.source)
+    return Problem(path=policy.id, reason=reason, hint=hint, source=policy.place)
 
 
 class _TooLargeError(Exception):

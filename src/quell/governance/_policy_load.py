@@ -29,6 +29,8 @@ from quell.governance._policy_schema import (
 from quell.governance._policy_source import POLICIES_MAX, Policy, attributes_read, read_sources
 from quell.governance._schema import compiled
 
+_ABOUT = re.compile(r' for Quell::Action::"([^"]*)"')
+"""One mistake is told once, with the tools that it concerns, not once for each tool."""
 _TOOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}\Z")
 
 
@@ -77,12 +79,6 @@ def examine(sources: Iterable[PolicySource], tools: Iterable[Tool] | None) -> Ex
         schema=schema,
         digest=_digest(named),
     )
-
-
-def cedar_set(policies: Sequence[Policy]) -> cedarpy.PolicySet:
-    """Build what the engine evaluates, with our ids, so that its answers name them."""
-    body = {"templates": {}, "templateLinks": [], "staticPolicies": {policy.id: policy.body for policy in policies}}
-    return cedarpy.PolicySet.from_json_str(json.dumps(body))
 
 
 def _digest(sources: Iterable[PolicySource]) -> str:
@@ -154,16 +150,21 @@ def _scope_of(
 def _validated(policies: Sequence[Policy], schema: str, tools: Sequence[Tool]) -> Iterator[Problem]:
     """Ask Cedar's validator, and add to each of its words what to do."""
     by_id = {policy.id: policy for policy in policies}
-    # The validator takes text only and numbers the policies in it; their @id tells which is which.
-    result = cedarpy.validate_policies(str(cedar_set(policies)), schema)
+    # The validator numbers the policies of a text; their @id tells which is which.
+    result = cedarpy.validate_policies("\n".join(policy.text for policy in policies), schema)
     names = result.id_annotations_by_policy_id
+    told: dict[tuple[str, str], list[str]] = {}
     for error in result.errors:
-        policy = by_id.get(names.get(error.policy_id, ""))
         reason = error.error.removeprefix(f"for policy `{error.policy_id}`, ")
+        about = _ABOUT.search(reason)
+        actions = told.setdefault((names.get(error.policy_id, ""), _ABOUT.sub("", reason)), [])
+        actions += [about[1].replace("none:", "any other class:")] if about else []
+    for (name, reason), actions in told.items():
+        policy = by_id.get(name)
         yield Problem(
-            path=policy.id if policy else "",
-            source=policy.source if policy else "policies",
-            reason=reason[:400],
+            path=name,
+            source=policy.place if policy else "policies",
+            reason=reason[:400] + (f", for {', '.join(actions[:4])}" if actions else ""),
             hint=_hint(reason, tools),
         )
     if not result.validation_passed and not result.errors:

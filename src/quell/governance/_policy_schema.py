@@ -234,7 +234,7 @@ def cedar_value(argument: ArgumentType, value: Json, *, read: frozenset[str]) ->
             return _cedar_record(argument, value, read)
         case "set", list():
             assert argument.element is not None
-            return [cedar_value(argument.element, item, read=read) for item in value]
+            return [cedar_value(argument.element, item, read=read) for item in value if item is not None]
         case "decimal", int() | float() if not isinstance(value, bool):
             return _cedar_decimal(value)
         case "long", int() if not isinstance(value, bool) and abs(value) <= INTEGER_MAX:

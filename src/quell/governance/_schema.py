@@ -29,11 +29,11 @@ _Rule = Callable[[object, object, object, object], Iterator[Mistake]]
 
 
 def _metered(rule: _Rule) -> _Rule:
-    """Wrap a keyword so that each evaluation of it costs a step. Raises BoundExceededError when none is left."""
+    """Wrap a keyword so that each evaluation of it costs a step, and one more for each item. Raises BoundExceededError when none is left."""
 
     def judge(validator: object, value: object, instance: object, schema: object) -> Iterator[Mistake]:
         left = _left.get()
-        left[0] -= 1
+        left[0] -= 1 + (len(instance) if isinstance(instance, list) else 0)
         if left[0] < 0:
             raise BoundExceededError("the evaluation of a tool's schema", limit=_STEPS_MAX, hint="simplify the schema")
         yield from rule(validator, value, instance, schema) or ()

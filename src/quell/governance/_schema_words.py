@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 
 from jsonschema import ValidationError as Mistake
 
+_NAMES_MAX = 200
 _KINDS = {"string": "a text", "integer": "an integer", "number": "a number", "boolean": "true or false"}
 _KINDS |= {"object": "an object", "array": "a list", "null": "null"}
 
@@ -54,7 +56,9 @@ def _unknown(mistake: Mistake) -> str:
     present = mistake.instance if isinstance(mistake.instance, dict) else {}
     # What references named is known to the library alone; it writes the names that nobody named into its message.
     in_place = mistake.validator == "unevaluatedProperties"
-    extra = [name for name in present if (repr(name) in mistake.message if in_place else name not in known)]
+    # The first of them are enough, and a message of thousands would be searched thousands of times.
+    looked_at = [*islice(present, _NAMES_MAX)]
+    extra = [name for name in looked_at if (repr(name) in mistake.message if in_place else name not in known)]
     told = []
     for name in extra[:10]:
         near = get_close_matches(name[:80], known, n=1)
