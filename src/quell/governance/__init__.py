@@ -16,6 +16,3 @@ from quell.governance._identity import Identities as Identities
 from quell.governance._policy import PolicySet as PolicySet
 from quell.governance._redact import Redactor as Redactor
 from quell.governance._switches import Switches as Switches
-from quell.governance._arguments import freeze as freeze
-from quell.governance._arguments import pin_of as pin_of
-from quell.governance._policy import PolicySet as PolicySet
