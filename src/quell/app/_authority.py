@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from quell import telemetry
 from quell.config import BudgetSettings, McpServerSettings, Secret, Settings, ToolSettings
 from quell.domain import (
     BudgetKind,
@@ -22,6 +26,7 @@ from quell.domain import (
     PolicySource,
     Recovery,
     ResourceRule,
+    SandboxPolicy,
     Switch,
     Tool,
     ToolClass,
@@ -30,7 +35,7 @@ from quell.domain import (
 )
 from quell.governance import Approvals, Audit, Autonomy, Budgets, Guard, PolicySet, Redactor, Switches
 from quell.runs import Connection, Ledger, Runs
-from quell.tools import Hand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+from quell.tools import Hand, Pins, Registry, Resilience, Sandbox, Scratchpad, Servers, Toolbox
 
 _MICRO = 1_000_000
 _KEY_BYTES = 32
@@ -86,34 +91,27 @@ async def open_authority(
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    database, state = runs.database, settings.state_dir
-    ledger = Ledger(database, clock=clock)
+    state = settings.state_dir
+    ledger = Ledger(runs.database, clock=clock)
     redactor = Redactor(dict(secrets_of(settings)), environment=env)
-    anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
-    audit = Audit(database, directory=state / "audit", clock=clock, entropy=entropy, redactor=redactor, anchors=anchors)
-    approvals = Approvals(
-        database,
+    servers = Servers(
+        [tool_server(name, each) for name, each in settings.mcp.servers.items()],
         clock=clock,
         entropy=entropy,
-        signers=[Approvals.signer(_key(state / "audit" / "votes.key", entropy=entropy))],
-        expires_s=settings.governance.approval_minutes * 60,
-    )
-    switches = Switches(database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger))
-    servers = Servers(
-        [tool_server(name, each) for name, each in settings.mcp.servers.items()], clock=clock, entropy=entropy
+        prepare=_confined(settings, env=env),
     )
     scratchpad = await asyncio.to_thread(Scratchpad, state / "scratchpad", clock=clock, entropy=entropy)
     registry = Registry(builtin, scratchpad=scratchpad)
-    await asyncio.to_thread(_make_tables, runs, audit)
-    guard = Guard(
-        database,
-        policy=PolicySet.load(policy_sources(settings), tools=registry.tools),
-        approvals=approvals,
-        switches=switches,
-        budgets=Budgets(caps_of(settings.budgets), clock=clock),
-        audit=audit,
-        ledger=ledger,
-        clock=clock,
+    guard = await asyncio.to_thread(
+        partial(
+            _guard,
+            runs,
+            settings,
+            ledger=ledger,
+            redactor=redactor,
+            registry=registry,
+            given=_Given(clock=clock, entropy=entropy, monotonic=monotonic),
+        )
     )
     toolbox = Toolbox(
         registry=registry,
@@ -129,7 +127,7 @@ async def open_authority(
         runs=runs,
         settings=settings,
         guard=guard,
-        autonomy=Autonomy(database, clock=clock),
+        autonomy=Autonomy(runs.database, clock=clock),
         registry=registry,
         servers=servers,
         scratchpad=scratchpad,
@@ -138,6 +136,83 @@ async def open_authority(
     )
     await authority.reload()
     return authority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """Time and chance, handed in."""
+
+    clock: Clock
+    entropy: Entropy
+    monotonic: Callable[[], float]
+
+
+def _guard(
+    runs: Runs, settings: Settings, *, ledger: Ledger, redactor: Redactor, registry: Registry, given: _Given
+) -> Guard:
+    """Join what decides; makes tables and keys where they are missing."""
+    database, keys = runs.database, settings.state_dir / "audit"
+    anchor = settings.governance.anchor_file
+    audit = Audit(
+        database,
+        directory=keys,
+        clock=given.clock,
+        entropy=given.entropy,
+        redactor=redactor,
+        anchors=[Audit.file_anchor(Path(anchor))] if anchor else [],
+        monotonic=given.monotonic,
+    )
+    _make_tables(runs, audit)
+    approvals = Approvals(
+        database,
+        clock=given.clock,
+        entropy=given.entropy,
+        signers=[Approvals.signer(_key(keys / "votes.key", entropy=given.entropy))],
+        expires_s=settings.governance.approval_minutes * 60,
+    )
+    switches = Switches(
+        database,
+        clock=given.clock,
+        monotonic=given.monotonic,
+        entropy=given.entropy,
+        in_flight=_in_flight_of(ledger),
+    )
+    dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
+    return Guard(
+        database,
+        policy=PolicySet.load(policy_sources(settings), tools=registry.tools),
+        approvals=approvals,
+        switches=switches,
+        budgets=Budgets(caps_of(settings.budgets), clock=given.clock, pessimistic=dearest),
+        audit=audit,
+        ledger=ledger,
+        clock=given.clock,
+    )
+
+
+def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolServer], Sequence[str]]:
+    """Return what puts a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
+
+    def prepare(server: ToolServer) -> Sequence[str]:
+        wanted = settings.mcp.servers[server.name]
+        command = (server.command, *server.args)
+        if wanted.sandbox == "off":
+            return command
+        program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
+        policy = SandboxPolicy(
+            read_only=(str(program.parent), *wanted.readable),
+            read_write=wanted.writable,
+            environment=("PATH", *wanted.env),
+            network=wanted.network,
+            need=wanted.sandbox,
+        )
+        sandbox = Sandbox(policy, protected=(str(settings.state_dir.resolve()),))
+        started = sandbox.wrap(command, environment={"PATH": env.get("PATH", os.defpath), **server.env})
+        for missing in started.missing:
+            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
+        return started.argv
+
+    return prepare
 
 
 def policy_sources(settings: Settings) -> list[PolicySource]:

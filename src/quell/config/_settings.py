@@ -349,6 +349,8 @@ class McpServerSettings:
     """Deadline of one call."""
     sandbox: Literal["required", "best_effort", "off"] = "best_effort"
     """Of a stdio server. `required`: not started where the machine cannot confine it; `best_effort`: told loudly."""
+    readable: tuple[str, ...] = ()
+    """Paths that a confined server may read, beside the system's programs and the directory of its own."""
     writable: tuple[str, ...] = ()
     """Directories that a confined server may write."""
     network: Literal["none", "host"] = "none"

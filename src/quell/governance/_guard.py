@@ -234,7 +234,9 @@ class Guard:
 
     def on_end(self, connection: Connection, request: CallRequest, effect: Effect, outcome: ToolOutcome | None) -> None:
         """Settle and keep the account, in the transaction that writes what became of it."""
-        with suppress(RefusedError, BoundExceededError, UsageError):  # what cannot be settled is charged as reserved when its time is over
+        with suppress(
+            RefusedError, BoundExceededError, UsageError
+        ):  # what cannot be settled is charged as reserved when its time is over
             reservation = self._reserve(connection, request)
             spent = _spent(request, outcome) if outcome is not None else None
             self.budgets.settle(connection, reservation, spent, spender=_spender(request))

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import msgspec
 
+from quell import telemetry
 from quell.domain import (
     BoundExceededError,
     CallRequest,
@@ -111,6 +112,13 @@ class Toolbox:
             explanation=explanation,
             facts=facts,
         )
+        with telemetry.span("execute_tool", {"gen_ai.tool.name": entry.tool.name, "quell.run": caller.run}):
+            ended = await self._decided(request, entry)
+        _tell(request, ended)
+        return ended
+
+    async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
+        """Have it decided, and done if it may be."""
         try:
             way = await asyncio.to_thread(self._guard.enter, request)
             match way:
@@ -247,6 +255,34 @@ class Toolbox:
     def _outcome(request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = "") -> ToolOutcome:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
+    call = request.call
+    if isinstance(ended, Parked):
+        telemetry.event(
+            "tool.parked",
+            run=call.run,
+            call=call.id,
+            tool=call.tool,
+            approval=ended.approval,
+            quorum=ended.quorum,
+            expires_at=ended.expires_at.isoformat(),
+        )
+        return
+    if ended.kind is OutcomeKind.DENIED:
+        telemetry.event("tool.denied", run=call.run, call=call.id, tool=call.tool, reason=ended.detail)
+    telemetry.count("quell.tool.calls", outcome=ended.kind.value, tool=call.tool)
+    telemetry.event(
+        "tool.called",
+        run=call.run,
+        call=call.id,
+        tool=call.tool,
+        outcome=ended.kind.value,
+        attempts=ended.attempts,
+        elapsed_ms=round(ended.elapsed_ms, 1),
+        size_bytes=ended.size_bytes,
+    )
 
 
 def _denied(request: CallRequest, verdict: Verdict) -> ToolOutcome:
