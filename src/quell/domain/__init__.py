@@ -4,6 +4,18 @@ Owns:  the words of the glossary as frozen types, the tables of what may follow 
 Never: imports a third-party package, reads a clock, opens a file or a socket.
 """
 
+from quell.domain._autonomy import AutonomyRecord as AutonomyRecord
+from quell.domain._autonomy import AutonomyScope as AutonomyScope
+from quell.domain._autonomy import AutonomyStep as AutonomyStep
+from quell.domain._autonomy import AutonomyView as AutonomyView
+from quell.domain._autonomy import Confirmation as Confirmation
+from quell.domain._autonomy import RecordKind as RecordKind
+from quell.domain._autonomy import ReviewVerdict as ReviewVerdict
+from quell.domain._autonomy import Standing as Standing
+from quell.domain._autonomy import Tally as Tally
+from quell.domain._autonomy import Trial as Trial
+from quell.domain._autonomy import TrialOutcome as TrialOutcome
+from quell.domain._autonomy import TrialSource as TrialSource
 from quell.domain._case import Briefing as Briefing
 from quell.domain._case import Category as Category
 from quell.domain._case import Citation as Citation
@@ -45,6 +57,24 @@ from quell.domain._guard import Tool as Tool
 from quell.domain._guard import ToolClass as ToolClass
 from quell.domain._guard import ToolOutcome as ToolOutcome
 from quell.domain._guard import Verdict as Verdict
+from quell.domain._identity import AgentGrant as AgentGrant
+from quell.domain._identity import ApiKey as ApiKey
+from quell.domain._identity import Caller as Caller
+from quell.domain._identity import Fetch as Fetch
+from quell.domain._identity import IdentityPlan as IdentityPlan
+from quell.domain._identity import KeyRequest as KeyRequest
+from quell.domain._identity import LocalOwner as LocalOwner
+from quell.domain._identity import OidcIssuer as OidcIssuer
+from quell.domain._identity import Refusal as Refusal
+from quell.domain._identity import TrustedProxy as TrustedProxy
+from quell.domain._identity import Way as Way
+from quell.domain._identity import WorkflowGrant as WorkflowGrant
+from quell.domain._identity import is_person as is_person
+from quell.domain._identity import may_do as may_do
+from quell.domain._identity import may_use as may_use
+from quell.domain._identity import meet_globs as meet_globs
+from quell.domain._identity import on_behalf_of as on_behalf_of
+from quell.domain._identity import scope_mistakes as scope_mistakes
 from quell.domain._ids import new_id as new_id
 from quell.domain._ids import time_of_id as time_of_id
 from quell.domain._incident import Alert as Alert
