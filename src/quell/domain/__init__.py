@@ -70,6 +70,7 @@ from quell.domain._identity import TrustedProxy as TrustedProxy
 from quell.domain._identity import Way as Way
 from quell.domain._identity import WorkflowGrant as WorkflowGrant
 from quell.domain._identity import is_person as is_person
+from quell.domain._identity import is_within as is_within
 from quell.domain._identity import may_do as may_do
 from quell.domain._identity import may_use as may_use
 from quell.domain._identity import meet_globs as meet_globs

@@ -257,6 +257,13 @@ def scope_mistakes(scopes: Iterable[str]) -> list[str]:
     return wrong
 
 
+def is_within(wanted: tuple[str, ...], held: tuple[str, ...]) -> bool:
+    """Tell whether scopes permit nothing that others do not; empty ones permit all."""
+    if not held:
+        return True
+    return bool(wanted) and set(_meet_scopes(held, wanted)) == set(_meet_scopes(wanted, wanted))
+
+
 def meet_globs(one: tuple[str, ...] | None, other: tuple[str, ...]) -> tuple[str, ...]:
     """Return globs that match exactly what both sides match; None matches everything.
 

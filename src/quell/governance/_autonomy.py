@@ -40,9 +40,7 @@ TABLES = (
         ON quell_autonomy_record (tenant, workflow_digest, action_class, environment, ref)""",
 )
 
-_HERE = (
-    "tenant = :tenant AND workflow_digest = :digest AND action_class = :action_class AND environment = :environment"
-)
+_HERE = "tenant = :tenant AND workflow_digest = :digest AND action_class = :action_class AND environment = :environment"
 _CONFIRMERS = frozenset({"approver", "admin"})
 _REVIEWERS = frozenset({"operator", "approver", "admin"})
 _NO_AGENT = "the level follows from verified outcomes and from people's words, never from an agent's"

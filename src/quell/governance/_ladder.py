@@ -19,7 +19,7 @@ from quell.domain import (
     TrialOutcome,
     TrialSource,
 )
-from quell.governance._evidence import proves, refutes, trials_needed
+from quell.governance._evidence import refutes, trials_needed
 
 CLAIMS: Mapping[Level, float | None] = {
     Level.PROPOSE: None,
@@ -152,7 +152,9 @@ def _counted(held: Standing, record: AutonomyRecord, *, history: Sequence[Autono
         every_since=moved(held.every_since, counts=is_since),
         watched=_moved(held.watched, was=_end(last), now=_end(record)) if is_watched else held.watched,
         unagreed=held.unagreed + _is_unagreed(record) - _is_unagreed(last),
-        recent=(*held.recent, first.outcome)[-RECENT_MAX:] if is_live and not history and first.outcome else held.recent,
+        recent=(*held.recent, first.outcome)[-RECENT_MAX:]
+        if is_live and not history and first.outcome
+        else held.recent,
         # Whoever confirmed did so before they could know of this failure.
         pending=() if now < 0 <= was else held.pending,
     )
