@@ -182,7 +182,7 @@ def _signature_of(header: Claims) -> tuple[str, str]:
     algorithm, kid, kind = header.get("alg"), header.get("kid", ""), header.get("typ", "JWT")
     if not isinstance(algorithm, str) or algorithm not in KINDS:
         raise UnprovenError("oidc", "its algorithm is not accepted")
-    if not isinstance(kid, str) or len(kid) > _KID_MAX or not kid.isprintable():
+    if not isinstance(kid, str) or len(kid) > _KID_MAX or not kid.isprintable() or ("kid" in header and not kid):
         raise UnprovenError("oidc", "its key id is malformed")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise UnprovenError("oidc", "it is another type of token", credential=kid)
