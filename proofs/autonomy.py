@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +48,7 @@ from quell.domain import (
     Level,
     Principal,
     RefusedError,
+    ReviewVerdict,
     Tally,
     ToolClass,
     Trial,
@@ -144,6 +145,75 @@ def _walked(proved: Proved, *, agents: int, dice: np.random.Generator) -> list[s
             if promoted != expected:
                 strayed.append(f"agent {agent}: promoted after run {promoted}, the evidence says {expected}")
     return strayed
+
+
+# -- levels by agents ------------------------------------------------------------------------------------------------
+
+
+def level_by_agent(scale: Scale, seed: int) -> Result:
+    """Let agents of every kind, on behalf of the most powerful person, say every word about a level."""
+    del scale, seed
+    agent = AgentGrant(name="sre", tools=("*",))
+    flow = WorkflowGrant(name="triage", digest="w", tools=("*",), level=Level.CLOSED_LOOP)
+    person = Principal(user="root", roles=("viewer", "operator", "approver", "admin"))
+    ann = Principal(user="ann", roles=("approver",))
+    agents = [
+        on_behalf_of(person, agent=agent),
+        on_behalf_of(person, agent=agent, workflow=flow),
+        on_behalf_of(on_behalf_of(person, agent=agent, workflow=flow), agent=replace(agent, name="worker")),
+        replace(person, agent="sre"),
+        replace(person, agent_tools=()),
+        replace(person, workflow="triage"),
+        replace(person, workflow_digest="w"),
+        replace(person, workflow_tools=("*",)),
+    ]
+    verdicts: tuple[ReviewVerdict, ...] = ("agree", "disagree", "violation", "severe")
+    cases, moved = 0, []
+    with tempfile.TemporaryDirectory() as directory, books(Path(directory)) as database:
+        autonomy = Autonomy(database, clock=lambda: NOON)
+        scope = AutonomyScope(workflow_digest="w", action_class=ToolClass.REVERSIBLE, environment="prod")
+        with database.writing(durability="written") as connection:
+            for run in range(500):
+                trial = Trial(ref=f"r{run}", outcome=TrialOutcome.VERIFIED_OK, source=TrialSource.LIVE)
+                autonomy.record(connection, scope, trial, agreed_by=ann if run else None)
+            before = autonomy.show(connection, scope)
+            fresh = Trial(ref="new", outcome=TrialOutcome.VERIFIED_OK, source=TrialSource.LIVE)
+            words: dict[str, Callable[[Principal], object]] = {
+                **{
+                    f"promote {to}": lambda by, to=to: autonomy.promote(  # type: ignore[misc]  # bound here
+                        connection, scope, to=to, by=by, owners=(), reason="trust me"
+                    )
+                    for to in Level
+                },
+                **{
+                    f"demote {to}": lambda by, to=to: autonomy.demote(  # type: ignore[misc]  # bound here
+                        connection, scope, to=to, by=by, reason="trust me"
+                    )
+                    for to in Level
+                },
+                **{
+                    verdict: lambda by, verdict=verdict: autonomy.review(  # type: ignore[misc]  # bound here
+                        connection, scope, ref="r0", verdict=verdict, by=by
+                    )
+                    for verdict in verdicts
+                },
+                "agree with a new one": lambda by: autonomy.record(connection, scope, fresh, agreed_by=by),
+            }
+            for number, by in enumerate(agents):
+                for word, say in words.items():
+                    cases += 1
+                    with suppress(RefusedError):
+                        say(by)
+                    if autonomy.show(connection, scope) != before:
+                        moved.append(f"agent {number} said {word}")
+                        before = autonomy.show(connection, scope)
+    return Result(
+        cases=cases,
+        violations=len(moved),
+        is_exhaustive=True,
+        note="a word about a level (every verb, level and verdict) by an agent of one of the kinds in this file",
+        failures=tuple(moved[:5]),
+    )
 
 
 # -- authority shrinks -----------------------------------------------------------------------------------------------
@@ -551,6 +621,11 @@ PROMISES: tuple[Promise, ...] = (
         name="promotion-by-luck",
         promise="An agent that is only as good as a level asks for is promoted with a chance of at most 5 %, however often one looks.",
         try_it=promotion_by_luck,
+    ),
+    Promise(
+        name="level-by-agent",
+        promise="No agent can say a word about a level, whoever it acts for.",
+        try_it=level_by_agent,
     ),
     Promise(
         name="authority-shrinks",

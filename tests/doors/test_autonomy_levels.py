@@ -305,7 +305,7 @@ def test_successes_that_wait_for_a_review_still_hold_the_floor(world: World) -> 
 
 
 def test_a_long_good_record_does_not_hide_what_goes_wrong_today(world: World) -> None:
-    world.raised().trials(2000)
+    world.raised().trials(2150)
     failed = 0
     while world.level() is Level.REVERSIBLE and failed < 60:
         failed += 1

@@ -16,11 +16,12 @@ from proofs.autonomy import (
     authority_shrinks,
     by_evidence,
     identity_refusals,
+    level_by_agent,
     promotion_by_luck,
 )
 
 from quell.domain import AgentGrant, ApiKey, Principal, WorkflowGrant
-from quell.governance import _identity, _keys, _oidc, _proxy
+from quell.governance import _autonomy, _identity, _keys, _oidc, _proxy
 
 SEED = 20261120
 
@@ -53,6 +54,11 @@ def test_a_bound_for_one_look_is_caught_when_one_looks_after_every_run() -> None
 def test_a_door_that_is_easier_than_its_statistics_is_caught() -> None:
     result = promotion_by_luck("ci", SEED, proved=lambda s, f, claim: by_evidence(s - 1, f, claim) if s else False)
     assert any("the evidence says" in failure for failure in result.failures)
+
+
+def test_an_agent_that_passes_for_a_person_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_autonomy, "is_person", lambda principal: not principal.workflow)
+    assert any("promote" in failure for failure in level_by_agent("ci", SEED).failures)
 
 
 def with_all_tools(held: Principal, agent: AgentGrant, workflow: WorkflowGrant | None) -> Principal:
