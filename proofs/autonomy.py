@@ -446,6 +446,7 @@ def _false_claims(stage: Stage) -> Iterator[tuple[str, str]]:
         "ends beyond all years": {"exp": 10**400},
         "not yet": {"nbf": now + 61},
         "not yet as text": {"nbf": "0"},
+        "not yet as truth": {"nbf": True},
         "issued tomorrow": {"iat": now + 86_400},
         "issued never": {"iat": None},
         "issued long ago": {"iat": now - 100_000},

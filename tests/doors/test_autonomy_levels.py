@@ -19,6 +19,7 @@ from quell.domain import (
     Principal,
     RefusedError,
     ReviewVerdict,
+    Tally,
     ToolClass,
     Trial,
     TrialOutcome,
@@ -314,15 +315,41 @@ def test_a_long_good_record_does_not_hide_what_goes_wrong_today(world: World) ->
 
 
 def test_a_demotion_buys_no_second_chance_of_luck(world: World) -> None:
-    world.raised()
-    for _ in range(12):
+    for _ in range(10):
         world.trial(FAILED)
-    fallen = world.view
-    assert fallen.standing.level is Level.APPROVE_EACH
-    assert fallen.trials_needed > 43
+    world.trial(TrialOutcome.VIOLATION)
+    world.trials(137, source=SHADOW)
+    world.promote(Level.APPROVE_EACH)
     world.trials(43)
+    assert world.view.standing.live_since == Tally(successes=43)
     with pytest.raises(RefusedError, match="not earned"):
         world.promote(Level.REVERSIBLE)
+
+
+def test_what_is_said_of_an_old_trial_counts_as_old(world: World) -> None:
+    world.trial(ref="old", agreed_by=None)
+    world.trial(TrialOutcome.VIOLATION)
+    world.review("old", "agree")
+    assert world.view.standing.live == Tally(successes=1, failures=1)
+    assert world.view.standing.live_since == world.view.standing.every_since == Tally()
+
+
+def test_the_floor_watches_what_was_done_at_this_level(world: World) -> None:
+    world.raised()
+    for number in range(1, 11):
+        world.review(f"t{number}", "disagree")
+    assert world.level() is Level.REVERSIBLE
+    assert world.view.standing.live == Tally(successes=33, failures=10)
+    world.trials(2)
+    world.review("t44", "disagree")
+    assert world.view.standing.watched == Tally(successes=1, failures=1)
+
+
+def test_reverts_that_were_only_played_demote_nobody(world: World) -> None:
+    world.raised()
+    for source in (SHADOW, REPLAY, SHADOW):
+        world.trial(REVERTED, source=source)
+    assert world.level() is Level.REVERSIBLE
 
 
 def test_a_person_may_lower_a_level_at_any_time_and_the_evidence_stands(world: World) -> None:

@@ -198,9 +198,7 @@ def _confirmed(held: Standing, record: AutonomyRecord) -> Standing:
         return held
     word = Confirmation(by=record.by, to=record.to, at=record.at, is_owner=record.is_owner)
     others = tuple(
-        other
-        for other in held.pending
-        if other.by != word.by and other.to == word.to and abs(word.at - other.at) <= CONFIRMATION_LASTS
+        other for other in held.pending if other.by != word.by and abs(word.at - other.at) <= CONFIRMATION_LASTS
     )
     words = (*others, word)
     if len(words) < QUORUM[record.to] or all(each.is_owner for each in words):
