@@ -46,6 +46,7 @@ def test_a_key_names_its_user_with_no_more_than_it_was_given(database: Database,
     )
 
 
+@pytest.mark.timeout(60)  # a server has to start
 def test_a_key_works_on_postgres_until_it_is_revoked(postgres_url: str, tmp_path: Path, clock: FakeClock) -> None:
     with fresh_database(postgres_url) as url, books(tmp_path, url=url) as database:
         found = identities(database, clock=clock)

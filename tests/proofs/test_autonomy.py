@@ -24,9 +24,9 @@ from quell.domain import AgentGrant, ApiKey, Principal, WorkflowGrant
 from quell.governance import _autonomy, _identity, _keys, _oidc, _proxy
 
 SEED = 20261120
+pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.name)
 def test_the_promise_holds(promise) -> None:  # type: ignore[no-untyped-def]
     result = promise.try_it("ci", SEED)
@@ -42,7 +42,6 @@ def fixed_size(successes: int, failures: int, claim: float) -> bool:
     return chance <= 0.05
 
 
-@pytest.mark.timeout(60)
 def test_a_bound_for_one_look_is_caught_when_one_looks_after_every_run() -> None:
     result = promotion_by_luck("ci", SEED, proved=fixed_size)
     print(result.note)
@@ -50,7 +49,6 @@ def test_a_bound_for_one_look_is_caught_when_one_looks_after_every_run() -> None
     assert result.violations > 1500
 
 
-@pytest.mark.timeout(60)
 def test_a_door_that_is_easier_than_its_statistics_is_caught() -> None:
     result = promotion_by_luck("ci", SEED, proved=lambda s, f, claim: by_evidence(s - 1, f, claim) if s else False)
     assert any("the evidence says" in failure for failure in result.failures)
