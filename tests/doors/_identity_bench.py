@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -89,7 +90,7 @@ class Provider:
             raise WorldError(f"{url} cannot be reached")
         return json.dumps({"keys": self.keys}).encode()
 
-    def claims(self, *, at: datetime = NOON, **changed: object) -> dict[str, object]:
+    def claims(self, *, at: datetime = NOON, **changed: Any) -> dict[str, object]:
         now = int(at.timestamp())
         claims: dict[str, object] = {
             "iss": self.issuer,
@@ -102,7 +103,7 @@ class Provider:
         }
         return {name: value for name, value in claims.items() if value is not None}
 
-    def token(self, *, at: datetime = NOON, headers: dict[str, object] | None = None, **changed: object) -> str:
+    def token(self, *, at: datetime = NOON, headers: dict[str, object] | None = None, **changed: Any) -> str:
         return sign(self.claims(at=at, **changed), headers={"kid": self.kid, **(headers or {})})
 
 
@@ -123,7 +124,7 @@ def private_key(name: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | e
     return rsa.generate_private_key(public_exponent=65537, key_size=1024 if name == "short" else 2048)
 
 
-def public_jwk(name: str, *, kid: str, **changed: object) -> dict[str, object]:
+def public_jwk(name: str, *, kid: str, **changed: Any) -> dict[str, object]:
     """Write a public key as a provider does."""
     public = private_key(name).public_key()
     algorithm = "ES256" if name.startswith("ec") else "EdDSA" if name.startswith("ed") else "RS256"
@@ -151,9 +152,9 @@ def caller(
     )
 
 
-def wanted(*, at: datetime = NOON, days: float = 30, **changed: object) -> KeyRequest:
+def wanted(*, at: datetime = NOON, days: float = 30, **changed: Any) -> KeyRequest:
     """Ask for an ordinary key."""
     request = KeyRequest(
         name="ci", user="bob@example.com", tenant="acme", roles=("operator",), expires_at=at + timedelta(days=days)
     )
-    return replace(request, **changed)  # type: ignore[arg-type]  # a test names fields of its own
+    return replace(request, **changed)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
         yield database
 
 
-def made(database: Database, found: Identities, *, by: Principal = ADMIN, **changed: object) -> tuple[str, str]:
+def made(database: Database, found: Identities, *, by: Principal = ADMIN, **changed: Any) -> tuple[str, str]:
     with database.writing(durability="written") as connection:
         key, secret = found.new_key(connection, wanted(**changed), by=by)
     return key.id, secret.reveal()
@@ -45,6 +46,7 @@ def test_a_key_names_its_user_with_no_more_than_it_was_given(database: Database,
     )
 
 
+@pytest.mark.timeout(60)  # a server has to start
 def test_a_key_works_on_postgres_until_it_is_revoked(postgres_url: str, tmp_path: Path, clock: FakeClock) -> None:
     with fresh_database(postgres_url) as url, books(tmp_path, url=url) as database:
         found = identities(database, clock=clock)
@@ -208,7 +210,7 @@ BOB = Principal(user="bob@example.com", tenant="acme", roles=("operator",))
     ],
 )
 def test_nobody_gives_a_key_that_may_more_than_they(
-    database: Database, clock: FakeClock, by: Principal, changed: dict[str, object]
+    database: Database, clock: FakeClock, by: Principal, changed: dict[str, Any]
 ) -> None:
     found = identities(database, clock=clock)
     with pytest.raises(RefusedError), database.writing() as connection:
@@ -232,7 +234,7 @@ def test_nobody_gives_a_key_that_may_more_than_they(
     ],
 )
 def test_a_key_that_is_not_wholly_described_is_not_made(
-    database: Database, clock: FakeClock, changed: dict[str, object]
+    database: Database, clock: FakeClock, changed: dict[str, Any]
 ) -> None:
     found = identities(database, clock=clock)
     with pytest.raises(UsageError, match="no key"), database.writing() as connection:

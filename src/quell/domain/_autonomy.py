@@ -109,8 +109,8 @@ class Standing:
     """Records that are in it."""
     since_seq: int = 0
     """Record of the last automatic demotion; evidence must be earned again from there."""
-    level_seq: int = 0
-    """Record of the last change of the level."""
+    level_at: datetime | None = None
+    """When the level last changed; None: it never did."""
     live: Tally = Tally()
     """Live trials of this workflow version; successes with which a person agreed."""
     live_since: Tally = Tally()
@@ -119,7 +119,9 @@ class Standing:
     """Trials of any source, counted the same way."""
     every_since: Tally = Tally()
     watched: Tally = Tally()
-    """Live trials since the level changed, also those with which nobody agreed yet: what the floor watches."""
+    """The latest live trials at this level, also those with which nobody agreed yet: what the floor watches."""
+    watch_seq: int = 0
+    """Record after which they begin."""
     unagreed: int = 0
     """Verified successes that count for nothing until a person agrees."""
     recent: tuple[TrialOutcome, ...] = ()

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 
 from quell.domain import Way
+
+SIGNATURES: Mapping[str, tuple[str, str]] = {
+    **{f"{family}{bits}": ("RSA", "") for family in ("RS", "PS") for bits in (256, 384, 512)},
+    "ES256": ("EC", "P-256"),
+    "ES384": ("EC", "P-384"),
+    "ES512": ("EC", "P-521"),
+    "EdDSA": ("OKP", "Ed25519"),
+}
+"""Key type and curve of every signature that may be accepted. None of them can be made with a public key."""
 
 _NAME_MAX = 256
 

@@ -25,13 +25,10 @@ from quell.domain import (
     Way,
 )
 from quell.governance import _keys
-from quell.governance._credential import UnprovenError, is_name
+from quell.governance._credential import SIGNATURES, UnprovenError, is_name
 from quell.governance._proxy import Proxies, address_of
 from quell.runs import Connection, Database
 
-ASYMMETRIC = frozenset(
-    {*(f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)), "EdDSA"},
-)
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _URL = re.compile(r"(https?)://(\[[0-9a-fA-F:]+\]|[^/:?#@\s]+)(:[0-9]+)?(/[^\s]*)?")
 _TAKEN_HEADERS = frozenset({"authorization", "host", "cookie", "forwarded", "x-forwarded-for"})
@@ -68,7 +65,10 @@ class Identities:
             self._issuers = Issuers(plan.issuers, clock=clock, fetch=fetch)
 
     def authenticate(self, caller: Caller) -> Principal:
-        """Return who calls. Raises RefusedError, the same for every reason, when nobody can be believed."""
+        """Return who calls. Raises RefusedError, the same for every reason, when nobody can be believed.
+
+        It opens short transactions of its own, and may fetch keys: call it before one is open, in a thread.
+        """
         found = self.identify(caller)
         if isinstance(found, Refusal):
             raise RefusedError("you could not be identified", hint="show a valid API key, token or session")
@@ -197,7 +197,7 @@ def _issuer_mistakes(issuer: OidcIssuer) -> list[tuple[str, str, str]]:
         for key in ("issuer", "audience", "jwks_url", "user_claim")
         if not getattr(issuer, key)
     ]
-    if foreign := sorted(set(issuer.algorithms) - ASYMMETRIC) or (not issuer.algorithms and ["none"]):
+    if foreign := sorted(set(issuer.algorithms) - set(SIGNATURES)) or (not issuer.algorithms and ["none"]):
         found.append(("algorithms", f"{foreign[0]!r} is not made with a private key", "use RS256, ES256 or EdDSA"))
     url = _URL.fullmatch(issuer.jwks_url)
     if url is None or (url[1] != "https" and not _is_local(url[2])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from quell.domain import (
     AutonomyRecord,
@@ -40,6 +40,8 @@ QUORUM: Mapping[Level, int] = {
 """People who have to confirm; at least one of them does not own the agent."""
 
 FLOOR = 0.90
+WATCHED_MAX = 200
+"""The floor begins anew after so many live trials, or else a long good record would hide what goes wrong today."""
 RECENT_MAX = 10
 REVERTS_MAX = 2
 CONFIRMATION_LASTS = timedelta(hours=72)
@@ -143,7 +145,9 @@ def _counted(held: Standing, record: AutonomyRecord, *, history: Sequence[Autono
     def moved(tally: Tally, *, counts: bool) -> Tally:
         return _moved(tally, was=was, now=now) if counts else tally
 
-    is_watched = is_live and first.seq > held.level_seq
+    if is_live and not history and held.watched.successes + held.watched.failures >= WATCHED_MAX:
+        held = replace(held, watched=_NO_TALLY, watch_seq=held.seq - 1)
+    is_watched = is_live and first.seq > held.watch_seq
     return replace(
         held,
         live=moved(held.live, counts=is_live),
@@ -163,32 +167,30 @@ def _counted(held: Standing, record: AutonomyRecord, *, history: Sequence[Autono
 def _judged(held: Standing, record: AutonomyRecord) -> Standing:
     """Demote at once when a rule says so."""
     if record.outcome is TrialOutcome.VIOLATION:
-        return _fallen(held, to=Level.PROPOSE, why=f"{record.ref} broke a policy")
+        return _fallen(held, to=Level.PROPOSE, at=record.at, why=f"{record.ref} broke a policy")
     if record.is_severe:
-        return _fallen(held, to=Level.PROPOSE, why=f"{record.ref} caused an incident of the highest severity")
+        why = f"{record.ref} caused an incident of the highest severity"
+        return _fallen(held, to=Level.PROPOSE, at=record.at, why=why)
     if held.level <= Level.APPROVE_EACH:
         return held
     if _reverts(held) >= REVERTS_MAX:
         why = f"{_reverts(held)} of the last {RECENT_MAX} live outcomes were reverted"
-        return _fallen(held, to=Level.APPROVE_EACH, why=why)
+        return _fallen(held, to=Level.APPROVE_EACH, at=record.at, why=why)
     if refutes(held.watched, floor=FLOOR):
         why = f"the share of successes is proved to be below {FLOOR:.2f}"
-        return _fallen(held, to=Level.APPROVE_EACH, why=why)
+        return _fallen(held, to=Level.APPROVE_EACH, at=record.at, why=why)
     return held
 
 
-def _fallen(held: Standing, *, to: Level, why: str) -> Standing:
-    return replace(
-        held,
-        level=min(held.level, to),
-        why=why,
-        since_seq=held.seq,
-        level_seq=held.seq,
-        live_since=_NO_TALLY,
-        every_since=_NO_TALLY,
-        watched=_NO_TALLY,
-        pending=(),
-    )
+def _fallen(held: Standing, *, to: Level, at: datetime, why: str) -> Standing:
+    level = min(held.level, to)
+    moved = _at(held, level, at=at if level != held.level else held.level_at, why=why)
+    return replace(moved, since_seq=held.seq, live_since=_NO_TALLY, every_since=_NO_TALLY)
+
+
+def _at(held: Standing, level: Level, *, at: datetime | None, why: str) -> Standing:
+    """Stand on a level from now on."""
+    return replace(held, level=level, level_at=at, why=why, watched=_NO_TALLY, watch_seq=held.seq, pending=())
 
 
 def _confirmed(held: Standing, record: AutonomyRecord) -> Standing:
@@ -196,29 +198,20 @@ def _confirmed(held: Standing, record: AutonomyRecord) -> Standing:
         return held
     word = Confirmation(by=record.by, to=record.to, at=record.at, is_owner=record.is_owner)
     others = tuple(
-        other
-        for other in held.pending
-        if other.by != word.by and other.to == word.to and abs(word.at - other.at) <= CONFIRMATION_LASTS
+        other for other in held.pending if other.by != word.by and abs(word.at - other.at) <= CONFIRMATION_LASTS
     )
     words = (*others, word)
     if len(words) < QUORUM[record.to] or all(each.is_owner for each in words):
         return replace(held, pending=words)
-    return replace(
-        held,
-        level=record.to,
-        why=f"confirmed by {', '.join(each.by for each in words)}: {record.reason}",
-        level_seq=held.seq,
-        watched=_NO_TALLY,
-        pending=(),
-    )
+    why = f"confirmed by {', '.join(each.by for each in words)}: {record.reason}"
+    return _at(held, record.to, at=record.at, why=why)
 
 
 def _demoted(held: Standing, record: AutonomyRecord) -> Standing:
     """Follow a person's word; the evidence stands, for a person who is careful proves nothing against the agent."""
     if record.to is None or not record.by or record.to >= held.level:
         return held
-    why = f"demoted by {record.by}: {record.reason}"
-    return replace(held, level=record.to, why=why, level_seq=held.seq, watched=_NO_TALLY, pending=())
+    return _at(held, record.to, at=record.at, why=f"demoted by {record.by}: {record.reason}")
 
 
 def _moved(tally: Tally, *, was: int, now: int) -> Tally:

@@ -12,18 +12,9 @@ from typing import TypeAlias
 import jwt
 
 from quell.domain import Clock, Fetch, OidcIssuer, Principal, WorldError
-from quell.governance._credential import UnprovenError
+from quell.governance._credential import SIGNATURES, UnprovenError
 
 Claims: TypeAlias = Mapping[str, object]
-
-KINDS: Mapping[str, tuple[str, str]] = {
-    **{f"{family}{bits}": ("RSA", "") for family in ("RS", "PS") for bits in (256, 384, 512)},
-    "ES256": ("EC", "P-256"),
-    "ES384": ("EC", "P-384"),
-    "ES512": ("EC", "P-521"),
-    "EdDSA": ("OKP", "Ed25519"),
-}
-"""Key type and curve of every signature that may be accepted. None of them can be made with a public key."""
 
 _TOKEN_MAX = 16_384
 _JWKS_MAX = 1_000_000
@@ -157,7 +148,7 @@ def _named(held: _Fetched, kid: str) -> list[Mapping[str, object]]:
 
 
 def _fits(key: Mapping[str, object], algorithm: str) -> bool:
-    kind, curve = KINDS[algorithm]
+    kind, curve = SIGNATURES[algorithm]
     return (
         key.get("kty") == kind
         and (not curve or key.get("crv") == curve)
@@ -172,7 +163,7 @@ def _public_key(key: Mapping[str, object], *, algorithm: str, kid: str) -> jwt.P
         public = jwt.PyJWK(dict(key), algorithm=algorithm)
     except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
         raise UnprovenError("oidc", f"a key of its issuer is broken: {type(error).__name__}", credential=kid) from None
-    if KINDS[algorithm][0] == "RSA" and public.key.key_size < _RSA_MIN_BITS:
+    if SIGNATURES[algorithm][0] == "RSA" and public.key.key_size < _RSA_MIN_BITS:
         raise UnprovenError("oidc", "a key of its issuer is too short", credential=kid)
     return public
 
@@ -180,9 +171,9 @@ def _public_key(key: Mapping[str, object], *, algorithm: str, kid: str) -> jwt.P
 def _signature_of(header: Claims) -> tuple[str, str]:
     """Return algorithm and key id; whatever else a header could ask of us is refused."""
     algorithm, kid, kind = header.get("alg"), header.get("kid", ""), header.get("typ", "JWT")
-    if not isinstance(algorithm, str) or algorithm not in KINDS:
+    if not isinstance(algorithm, str) or algorithm not in SIGNATURES:
         raise UnprovenError("oidc", "its algorithm is not accepted")
-    if not isinstance(kid, str) or len(kid) > _KID_MAX or not kid.isprintable():
+    if not isinstance(kid, str) or len(kid) > _KID_MAX or not kid.isprintable() or ("kid" in header and not kid):
         raise UnprovenError("oidc", "its key id is malformed")
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise UnprovenError("oidc", "it is another type of token", credential=kid)
