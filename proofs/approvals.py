@@ -306,7 +306,7 @@ def people_cases(at: Bench) -> None:
         "an agent": replace(cy, agent="bot"),
         "an agent with tools": replace(cy, agent_tools=("*",)),
         "a workflow": replace(cy, workflow="heal"),
-        "a narrow credential": replace(cy, scopes=("tools.read",)),
+        "a narrow credential": replace(cy, scopes=("tool:read",)),
         "nobody": replace(cy, user=""),
     }
     for number, (told, second) in enumerate(wrong.items()):

@@ -77,7 +77,7 @@ HOSTILE = {
     "of another tenant": (a.EVE, "unknown"),
     "an agent on behalf of one who may": (replace(a.BO, agent="bot", agent_tools=("*",)), "forbidden"),
     "a workflow on behalf of one who may": (replace(a.BO, workflow="heal"), "forbidden"),
-    "with a credential for something else": (replace(a.BO, scopes=("tools.*",)), "forbidden"),
+    "with a credential for something else": (replace(a.BO, scopes=("tool:*",)), "forbidden"),
     "nobody": (replace(a.BO, user=""), "forbidden"),
 }
 
@@ -95,7 +95,7 @@ def test_nobody_else_decides(tmp_path: Path, clock: FakeClock, who: str, verdict
 
 def test_a_credential_with_the_scope_decides(tmp_path: Path, clock: FakeClock) -> None:
     with a.desk(tmp_path, clock=clock) as desk:
-        assert desk.say(desk.ask(), replace(a.BO, scopes=("approval.*",))) == "settled"
+        assert desk.say(desk.ask(), replace(a.BO, scopes=("verb:approval.*",))) == "settled"
 
 
 def test_an_answer_to_something_else_than_was_shown_does_not_count(tmp_path: Path, clock: FakeClock) -> None:

@@ -191,8 +191,8 @@ SHRUNK = [
     (replace(ADA, agent="sre", agent_tools=None), "quell.agent"),
     (replace(ADA, workflow="w", workflow_tools=("k8s.delete",)), "quell.workflow"),
     (replace(ADA, workflow="w", workflow_tools=("K8S.*",)), "quell.workflow"),
-    (replace(ADA, scopes=("logs.*", "class:read")), "quell.credential"),
-    (replace(ADA, scopes=("approval:decide",)), "quell.credential"),
+    (replace(ADA, scopes=("tool:logs.*", "verb:*")), "quell.credential"),
+    (replace(ADA, scopes=("verb:approval.decide",)), "quell.credential"),
     (replace(ADA, user=""), "quell.user"),
 ]
 
@@ -210,7 +210,7 @@ def test_what_all_of_them_may_goes() -> None:
         agent_tools=("k8s.*",),
         workflow="w",
         workflow_tools=("*.scale",),
-        scopes=("class:reversible",),
+        scopes=("tool:k8s.*",),
     )
     assert decide(load(ALL), SCALE, who).decision == "permit"
 

@@ -6,9 +6,8 @@ It lifts what policies say that it lifts, and nothing else: what is done under i
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 
-from quell.domain import BreakGlass, Clock, Entropy, Principal, RefusedError, UsageError, new_id
+from quell.domain import BreakGlass, Clock, Entropy, Principal, RefusedError, UsageError, is_person, may_do, new_id
 from quell.governance._approval_rows import stamp
 from quell.governance._plan import person
 from quell.runs import Connection
@@ -40,10 +39,10 @@ def given_reason(reason: str, *, why: str) -> str:
 
 def check_person(by: Principal, *, what: str, scope: str) -> None:
     """Check that a person acts, no agent for them, with a credential for this. Raises RefusedError."""
-    if not by.user or by.agent or by.workflow or by.agent_tools is not None or by.workflow_tools is not None:
+    if not by.user or not is_person(by):
         raise RefusedError(f"only a person may {what}, not an agent", hint="do it yourself, under your own login")
-    if by.scopes and not any(fnmatchcase(scope, given) for given in by.scopes):
-        raise RefusedError(f"this credential may not {what}", hint=f"give it the scope {scope}")
+    if not may_do(by, scope):
+        raise RefusedError(f"this credential may not {what}", hint=f"give it the scope verb:{scope}")
 
 
 class BreakGlassRows:

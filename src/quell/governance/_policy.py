@@ -27,6 +27,7 @@ from quell.domain import (
     Tool,
     ToolClass,
     Verdict,
+    may_use,
 )
 from quell.governance._arguments import digest_of, resource_of
 from quell.governance._canonical import parse
@@ -369,7 +370,6 @@ def _beyond_authority(tool: Tool | None, principal: Principal) -> tuple[str, str
             return f"quell.{name}", f"the {name} of this run may not use `{tool.name}`"
     if (principal.agent and principal.agent_tools is None) or (principal.workflow and principal.workflow_tools is None):
         return "quell.agent", "the agent or workflow of this run says of no tool that it may use it"
-    names = (tool.name, f"class:{effective_class(tool)}")
-    if principal.scopes and not any(fnmatchcase(name, scope) for name in names for scope in principal.scopes):
+    if not may_use(principal, tool.name):
         return "quell.credential", f"the credential may not use `{tool.name}`"
     return None
