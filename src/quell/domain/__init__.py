@@ -26,6 +26,7 @@ from quell.domain._errors import OverloadError as OverloadError
 from quell.domain._errors import Problem as Problem
 from quell.domain._errors import QuellError as QuellError
 from quell.domain._errors import RefusedError as RefusedError
+from quell.domain._errors import ServerUnavailable as ServerUnavailable
 from quell.domain._errors import SourceError as SourceError
 from quell.domain._errors import StateHeldError as StateHeldError
 from quell.domain._errors import StepError as StepError
@@ -70,6 +71,17 @@ from quell.domain._lifecycle import ChangeStatus as ChangeStatus
 from quell.domain._lifecycle import RunStatus as RunStatus
 from quell.domain._lifecycle import Stage as Stage
 from quell.domain._lifecycle import step_to as step_to
+from quell.domain._mcp import Ask as Ask
+from quell.domain._mcp import CallProgress as CallProgress
+from quell.domain._mcp import NeedsPeople as NeedsPeople
+from quell.domain._mcp import Offer as Offer
+from quell.domain._mcp import Reply as Reply
+from quell.domain._mcp import ServerAnswer as ServerAnswer
+from quell.domain._mcp import ServerIdentity as ServerIdentity
+from quell.domain._mcp import ServerStatus as ServerStatus
+from quell.domain._mcp import ToolPin as ToolPin
+from quell.domain._mcp import ToolServer as ToolServer
+from quell.domain._mcp import ToolTerms as ToolTerms
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
 from quell.domain._signal import Answer as Answer

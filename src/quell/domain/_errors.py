@@ -33,7 +33,8 @@ class QuellError(Exception):
     │   ├── StoreError     the telemetry store
     │   ├── SourceError    a reader's backend
     │   ├── JournalError   the database of runs and incidents
-    │   └── StepError      a step of a run failed for good
+    │   ├── StepError      a step of a run failed for good
+    │   └── ServerUnavailable a server of tools cannot be reached, or was lost in a call
     ├── StateHeldError     another live process holds this state directory or port (exit 3)
     ├── OverloadError      we shed load; try again after `retry_after_s` (exit 6)
     └── BoundExceededError a limit that we set ourselves was reached (exit 6)
@@ -100,6 +101,20 @@ class StepError(WorldError):
         super().__init__(message, hint=hint)
         self.reason = reason
         """`timeout`, `failed`, or `result` when what it returned could not be kept."""
+
+
+class ServerUnavailable(WorldError):  # noqa: N818 - named by what happened, as callers say it
+    """A server of tools cannot be reached, or was lost in a call."""
+
+    def __init__(
+        self, message: str, *, server: str, was_sent: bool, retry_after_s: float = 0.0, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.server = server
+        self.was_sent = was_sent
+        """Whether the call may have reached the server: an effect is then unknown, and otherwise did not happen."""
+        self.retry_after_s = retry_after_s
+        """When the next attempt to connect begins; zero: at once."""
 
 
 class StateHeldError(QuellError):
