@@ -79,6 +79,7 @@ class Rogue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sessions: set[str] = set()
         self.port = 0
+        self._stamp: Json = {}
 
     @property
     def url(self) -> str:
@@ -102,9 +103,9 @@ class Rogue:
     def changed(self) -> None:
         """Tell every listener that the tools changed."""
         for writer in self.streams:
-            writer.write(_event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": self._stamp}))
-
-    _stamp: Json = {}
+            writer.write(
+                _event({"jsonrpc": "2.0", "method": "notifications/tools/list_changed", "params": self._stamp})
+            )
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -124,7 +125,7 @@ class Rogue:
             self._tasks.discard(task)
             writer.transport.abort()
 
-    async def _serve(
+    async def _serve(  # noqa: PLR0911 - one way out for each misdeed
         self, method: str, headers: Json, message: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if method == "DELETE":
@@ -143,15 +144,18 @@ class Rogue:
         if "id" not in message:
             return _send(writer, 202, b"")
         session = headers.get("mcp-session-id", "")
-        if self.era == "legacy" and message["method"] not in {"initialize", "server/discover"}:
-            if session not in self._sessions:
-                return _send(writer, 404, b"no such session", kind="text/plain")
+        is_handshake = message["method"] in {"initialize", "server/discover"}
+        if self.era == "legacy" and not is_handshake and session not in self._sessions:
+            return _send(writer, 404, b"no such session", kind="text/plain")
         if message["method"] == "tools/call":
             return await self._call(message, headers, reader, writer)
         if message["method"] == "subscriptions/listen":
             _begin_events(writer)
             stamp = {"_meta": {"io.modelcontextprotocol/subscriptionId": message["id"]}}
-            ack = {"method": "notifications/subscriptions/acknowledged", "params": {"notifications": {"toolsListChanged": True}, **stamp}}
+            ack = {
+                "method": "notifications/subscriptions/acknowledged",
+                "params": {"notifications": {"toolsListChanged": True}, **stamp},
+            }
             writer.write(_event({"jsonrpc": "2.0", **ack}))
             self._stamp = stamp
             self.streams.append(writer)
@@ -215,7 +219,7 @@ class Rogue:
     def _era_fields(self) -> Json:
         return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if self.era == "modern" else {}
 
-    async def _call(
+    async def _call(  # noqa: PLR0911, PLR0912 - one way out for each misdeed
         self, message: Json, headers: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         params = message["params"]
@@ -270,7 +274,10 @@ class Rogue:
     def _park(self, message: Json, writer: asyncio.StreamWriter) -> bool:
         params = message["params"]
         if params.get("requestState") != "state-1":
-            ask = {"method": "elicitation/create", "params": {"mode": "form", "message": "sure?", "requestedSchema": FORM}}
+            ask = {
+                "method": "elicitation/create",
+                "params": {"mode": "form", "message": "sure?", "requestedSchema": FORM},
+            }
             return _send(writer, 200, json.dumps(_result(message, _asking(ask))).encode())
         said = params["inputResponses"]["q"]
         result = text(f"{said['action']} {said.get('content')}", resultType="complete")
@@ -352,17 +359,14 @@ def main(mode: str) -> None:
         message = json.loads(line)
         if "id" not in message:
             continue
-        if message["method"] != "tools/call":
-            out = server.answer(message)
-        else:
-            out = _piped(message, mode)
+        out = _piped(message) if message["method"] == "tools/call" else server.answer(message)
         sys.stdout.write(json.dumps(out) + "\n")
         sys.stdout.flush()
     if mode == "deaf":
         time.sleep(60)
 
 
-def _piped(message: Json, mode: str) -> Json:
+def _piped(message: Json) -> Json:
     name = message["params"]["name"]
     if name == "die":
         sys.stderr.write("Segmentation fault, sort of\n")

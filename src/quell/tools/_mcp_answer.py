@@ -59,8 +59,7 @@ def validator_of(schema: object) -> Validator | None:
 def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAnswer:
     """Judge a result of `tools/call` as it came over the wire."""
     structured = raw.get("structuredContent")
-    blocks = raw.get("content")
-    value, content, is_json = _content(structured, blocks if isinstance(blocks, list) else [])
+    value, content, is_json = _content(structured, raw.get("content"))
     encoded = content.encode("utf-8", "replace")
     digest, size = hashlib.sha256(encoded).hexdigest(), len(encoded)
 
@@ -76,6 +75,8 @@ def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAns
         head = encoded[: expected.result_max_bytes].decode("utf-8", "ignore")
         limit = f"the answer has {size} bytes, more than {expected.result_max_bytes}; ask for less"
         return answer(OutcomeKind.TRUNCATED, limit, shown=head)
+    if not _has_form(raw):
+        return answer(OutcomeKind.SUSPICIOUS, "the result does not have the form of the protocol")
     if raw.get("isError") is True:
         return answer(OutcomeKind.TOOL_ERROR, "the tool says that it failed")
     if doubt := _doubt(value, structured, is_json=is_json, expected=expected):
@@ -151,11 +152,23 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _content(structured: Json, blocks: Sequence[Json]) -> tuple[Json, str, bool]:
+def _has_form(raw: Mapping[str, Json]) -> bool:
+    """Tell whether a result is one. The SDK lets some pass that are none (mcp 2.3, 2026-07-28)."""
+    blocks = raw.get("content")
+    return (
+        isinstance(blocks, list)
+        and all(isinstance(block, dict) for block in blocks)
+        and isinstance(raw.get("isError", False), bool)
+        and raw.get("resultType", "complete") == "complete"
+    )
+
+
+def _content(structured: Json, blocks: Json) -> tuple[Json, str, bool]:
     """Return the value if there is one, its text, and whether that is JSON. Structured content goes first."""
     if structured is not None:
         return structured, json.dumps(structured, sort_keys=True, separators=(",", ":"), ensure_ascii=False), True
-    text = "\n".join(filter(None, (_text_of(block) for block in blocks if isinstance(block, dict))))
+    known = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
+    text = "\n".join(filter(None, map(_text_of, known)))
     if text.lstrip()[:1] in {"{", "["}:
         try:
             return json.loads(text), text, True

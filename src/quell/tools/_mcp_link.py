@@ -25,6 +25,7 @@ from quell.domain import Entropy, Reply, ServerIdentity, ServerUnavailable, Tool
 from quell.tools._wire import EXCHANGE, Carrier, Exchange, child_streams, http_streams
 
 CLOSE_S = 2.0
+RELISTEN_S = 1.0
 BACK_OFF_FIRST_S = 0.5
 BACK_OFF_MAX_S = 30.0
 STEADY_S = 10.0
@@ -125,6 +126,8 @@ class Link:
         finally:
             exchange.on_fault = None
             self.calls.discard(exchange)
+            if not task.done():
+                exchange.end("cut", "it was given up")
             # Not waited for: telling a server that hangs to stop may take as long as it likes.
             task.cancel()
         if not done:
@@ -268,13 +271,19 @@ class Link:
             return None
 
         async def hear() -> None:
-            with suppress(MCPError, ListenNotSupportedError, SubscriptionLost, TimeoutError):
-                async with client.listen(tools_list_changed=True) as events:
-                    async for _ in events:
-                        self.is_stale = True
-            self.is_stale = True
+            while True:
+                with suppress(SubscriptionLost):
+                    async with client.listen(tools_list_changed=True) as events:
+                        async for _ in events:
+                            self.is_stale = True
+                self.is_stale = True  # nobody knows what was missed
+                await asyncio.sleep(RELISTEN_S)
 
-        return asyncio.create_task(hear(), name=f"quell mcp {self.server.name} changes")
+        async def hear_while_told() -> None:
+            with suppress(MCPError, ListenNotSupportedError, TimeoutError):
+                await hear()
+
+        return asyncio.create_task(hear_while_told(), name=f"quell mcp {self.server.name} changes")
 
     async def _hear(self, message: object) -> None:
         if isinstance(message, types.ToolListChangedNotification):

@@ -292,6 +292,7 @@ class Carrier(httpx2.AsyncBaseTransport):
     def __init__(self, server: ToolServer, *, lost: Lost) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
         self._body_max = server.result_max_bytes + FRAME_BYTES
+        self._gap_s = server.call_timeout_s + GRACE_S
         self._is_events = server.transport == "sse"
         self._lost = lost
         self.failure = ""
@@ -302,6 +303,8 @@ class Carrier(httpx2.AsyncBaseTransport):
         exchange = EXCHANGE.get() if request.method == "POST" else None
         if exchange is not None:
             request.headers.update(exchange.headers)
+            # A gap longer than any call may take: nobody waits for what comes after it.
+            request.extensions["timeout"] = {**request.extensions["timeout"], "read": self._gap_s}
             exchange.is_sent = True
         try:
             response = await self._inner.handle_async_request(request)
