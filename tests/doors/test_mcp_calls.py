@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from quell.domain import OutcomeKind, OverloadError, Reply, ServerUnavailable
+from quell.domain import OutcomeKind, OverloadError, Reply, ServerUnavailable, UsageError
 from tests._mcp_bench import ERAS, Era, bad, call, client, piped_server, play, until
 
 K = OutcomeKind
@@ -255,6 +255,17 @@ def test_an_old_server_that_asks_in_a_call_is_told_no_and_asked_again_with_the_r
             assert declined.content == "decline None"
             other = await call(servers, "elicit", replies={"another question": reply})
             assert other.kind is K.DENIED, "a reply fits only the question that was shown"
+
+    play(story)
+
+
+def test_a_reply_that_is_no_json_is_the_callers_mistake_and_is_not_sent() -> None:
+    async def story() -> None:
+        async with bad() as (server, servers):
+            for content in ("yes", "[1]", '{"deep": {"er": 1}}'):
+                with pytest.raises(UsageError):
+                    await call(servers, "park", replies={"q": Reply(action="accept", content=content)})
+            assert server.calls == []
 
     play(story)
 

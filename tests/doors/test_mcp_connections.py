@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -168,10 +169,9 @@ def test_a_deaf_program_is_killed_when_it_hangs_and_the_close_is_bounded() -> No
 
 
 def _orphan_of(pid: int) -> int:
-    """Return the grandchild that the program of that id, or its guardian, has."""
-    out = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in out.splitlines()[1:]]
-    return next(int(row[0]) for row in rows if int(row[1]) == pid and "setsid" in row[2])
+    """Return the grandchild that the program of that id has."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(int(child) for child in children if b"setsid" in Path(f"/proc/{child}/cmdline").read_bytes())
 
 
 @pytest.mark.timeout(20)
@@ -237,8 +237,7 @@ def test_a_sandbox_may_wrap_the_command_of_a_program() -> None:
         servers = Servers([piped_server()], clock=lambda: NOON, prepare=wrapped)
         async with servers:
             pid = json.loads((await call(servers, "echo")).content)["pid"]
-            with open(f"/proc/{pid}/environ", "rb") as environ:
-                assert b"WRAPPED=yes" in environ.read()
+            assert b"WRAPPED=yes" in Path(f"/proc/{pid}/environ").read_bytes()
 
     play(story)
 
@@ -249,8 +248,7 @@ def test_a_program_gets_its_own_environment_and_nothing_else_of_ours(monkeypatch
     async def story() -> None:
         async with client(piped_server(env={"TOKEN": "theirs"})) as servers:
             pid = json.loads((await call(servers, "echo")).content)["pid"]
-            with open(f"/proc/{pid}/environ", "rb") as environ:
-                told = environ.read()
+            told = Path(f"/proc/{pid}/environ").read_bytes()
             assert b"TOKEN=theirs" in told
             assert b"hush" not in told
 
@@ -280,10 +278,13 @@ def test_every_mistake_in_the_settings_is_told_at_once() -> None:
     ]
     with pytest.raises(ConfigError) as caught:
         Servers(wrong, clock=lambda: NOON)
-    assert sorted(problem.path.removeprefix("mcp.servers.") for problem in caught.value.problems) == sorted(
-        ["Not A Name.name", "a.command", "a.url", "a.headers", "a.name", "b.headers", "b.call_timeout_s"]
-        + ["c.headers", "d.headers"]
-    )
+    told = {problem.path.removeprefix("mcp.servers.") for problem in caught.value.problems}
+    assert told == {"Not A Name.name", "a.command", "a.url", "a.headers", "a.name"} | {
+        "b.headers",
+        "b.call_timeout_s",
+        "c.headers",
+        "d.headers",
+    }
 
 
 def test_settings_print_no_secret() -> None:
@@ -296,6 +297,18 @@ def test_a_server_that_nobody_configured_is_a_mistake_of_the_caller() -> None:
         async with client(http_server("http://127.0.0.1:1/mcp")) as servers:
             with pytest.raises(UsageError, match="another"):
                 await servers.offers("another")
+
+    play(story)
+
+
+def test_a_stream_of_events_that_breaks_off_is_a_typed_loss_for_whoever_waits() -> None:
+    async def story() -> None:
+        async with (
+            rogue() as server,
+            client(http_server(server.url, transport="sse", connect_timeout_s=0.4)) as servers,
+        ):
+            with pytest.raises(ServerUnavailable):  # it never names the place to write to
+                await servers.offers("bad")
 
     play(story)
 

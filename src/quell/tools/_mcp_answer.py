@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
+from pydantic import ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -75,11 +76,9 @@ def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAns
         head = encoded[: expected.result_max_bytes].decode("utf-8", "ignore")
         limit = f"the answer has {size} bytes, more than {expected.result_max_bytes}; ask for less"
         return answer(OutcomeKind.TRUNCATED, limit, shown=head)
-    if not _has_form(raw):
-        return answer(OutcomeKind.SUSPICIOUS, "the result does not have the form of the protocol")
-    if raw.get("isError") is True:
+    if raw.get("isError") is True and not _form_doubt(raw):
         return answer(OutcomeKind.TOOL_ERROR, "the tool says that it failed")
-    if doubt := _doubt(value, structured, is_json=is_json, expected=expected):
+    if doubt := _form_doubt(raw) or _doubt(value, structured, is_json=is_json, expected=expected):
         return answer(OutcomeKind.SUSPICIOUS, doubt)
     if _is_empty(value, content):
         return answer(OutcomeKind.EMPTY, "the tool answered nothing")
@@ -125,7 +124,10 @@ def needs_of(raw: Mapping[str, Json]) -> NeedsPeople | str:
         method = request.get("method") if isinstance(request, dict) else None
         if method != "elicitation/create":
             return f"the server asks for {method}, which is refused"
-        ask = ask_of(str(key), types.ElicitRequest.model_validate(request).params)
+        try:
+            ask = ask_of(str(key), types.ElicitRequest.model_validate(request).params)
+        except ValidationError:
+            return "the server's question does not have the form of the protocol"
         if isinstance(ask, str):
             return ask
         asks.append(ask)
@@ -152,15 +154,16 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _has_form(raw: Mapping[str, Json]) -> bool:
-    """Tell whether a result is one. The SDK lets some pass that are none (mcp 2.3, 2026-07-28)."""
+def _form_doubt(raw: Mapping[str, Json]) -> str:
+    """Return why a result is none; empty when it is one. The SDK lets some pass (mcp 2.3, 2026-07-28)."""
     blocks = raw.get("content")
-    return (
+    has_form = (
         isinstance(blocks, list)
         and all(isinstance(block, dict) for block in blocks)
         and isinstance(raw.get("isError", False), bool)
         and raw.get("resultType", "complete") == "complete"
     )
+    return "" if has_form else "the result does not have the form of the protocol"
 
 
 def _content(structured: Json, blocks: Json) -> tuple[Json, str, bool]:
