@@ -384,11 +384,7 @@ async def http_streams(
     bounds = httpx2.Timeout(server.connect_timeout_s, read=max(_READ_TIMEOUT_S, 2 * server.call_timeout_s))
     whole = {**server.headers, **headers, "accept-encoding": "identity"}
 
-    def client(
-        headers: dict[str, str] | None = None,  # noqa: ARG001 - what the SDK hands over is known here already
-        timeout: httpx2.Timeout | None = None,  # noqa: ARG001
-        auth: httpx2.Auth | None = None,  # noqa: ARG001
-    ) -> httpx2.AsyncClient:
+    def client(*_: object, **__: object) -> httpx2.AsyncClient:  # what the SDK hands over is known here already
         return httpx2.AsyncClient(transport=carrier, headers=whole, timeout=bounds)
 
     def reason() -> str:
