@@ -106,7 +106,7 @@ def test_closing_waits_for_no_server_and_ends_calls_in_flight_with_a_typed_error
             pins = {offer.original: offer.digest for offer in await servers.offers("bad")}
             waiting = asyncio.create_task(servers.call("bad", "hang", {}, digest=pins["hang"], timeout_s=3))
             await until(lambda: bool(server.calls))
-            await asyncio.wait_for(servers.close(), 2.5)
+            await asyncio.wait_for(servers.close(), 4)
             with pytest.raises(ServerUnavailable):
                 await waiting
             with pytest.raises(ServerUnavailable):

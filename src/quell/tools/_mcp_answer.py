@@ -36,8 +36,10 @@ Json: TypeAlias = Any
 class Expectation:
     """What an answer must be to be believed."""
 
-    output: Validator | None = None
-    """Of the output schema that the tool declares."""
+    has_schema: bool
+    """Whether the tool declares an output schema."""
+    output: Validator | None
+    """Of that schema; None when it is no schema."""
     answers: Literal["anything", "json"] = "anything"
     as_of: str = ""
     fresh_for_s: float | None = None
@@ -196,21 +198,29 @@ def _text_of(block: Mapping[str, Json]) -> str:
 
 def _doubt(value: Json, structured: Json, *, is_json: bool, expected: Expectation) -> str:
     """Return why an answer is not what was promised; empty when it is."""
-    if expected.output is not None:
-        if structured is None:
-            return "the tool promises structured output and gave none"
-        try:
-            error = next(iter(expected.output.iter_errors(structured)), None)
-        except (Unresolvable, RecursionError) as failure:
-            return f"its output schema cannot be used: {type(failure).__name__}"
-        if error is not None:
-            where = "/".join(str(step) for step in error.absolute_path)
-            return f"the output does not fit its schema at /{where}: {error.validator}"
+    if expected.has_schema and (doubt := _schema_doubt(structured, expected.output)):
+        return doubt
     if expected.answers == "json" and not is_json:
         return "JSON was promised and something else came: a login or an error page?"
     if isinstance(value, dict) and (value.get("error") or value.get("errors")) and value.keys() <= _ENVELOPE:
         return "the tool says that all is well, and its answer is nothing but an error"
     return ""
+
+
+def _schema_doubt(structured: Json, output: Validator | None) -> str:
+    """Return why an answer does not fit the output schema that the tool declares."""
+    if output is None:
+        return "the tool promises output of a schema that is none"
+    if structured is None:
+        return "the tool promises structured output and gave none"
+    try:
+        error = next(iter(output.iter_errors(structured)), None)
+    except (Unresolvable, RecursionError) as failure:
+        return f"its output schema cannot be used: {type(failure).__name__}"
+    if error is None:
+        return ""
+    where = "/".join(str(step) for step in error.absolute_path)
+    return f"the output does not fit its schema at /{where}: {error.validator}"
 
 
 def _is_empty(value: Json, content: str) -> bool:

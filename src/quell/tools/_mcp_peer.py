@@ -69,6 +69,7 @@ class Peer:
         exchange = CallExchange(headers={**({KEY_HEADER: wish.key} if wish.key else {}), **mirrored}, replies=said)
         expected = Expectation(
             output=known.output,
+            has_schema=known.has_output_schema,
             answers=wish.answers,
             as_of=wish.as_of,
             fresh_for_s=wish.fresh_for_s,
