@@ -10,6 +10,7 @@ import socket
 import subprocess
 import venv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,26 @@ def test_filesystem_reads_writes_and_keeps_to_its_directory(node_servers: Path, 
             for offer in await servers.offers("filesystem"):
                 is_read = json.loads(offer.definition)["annotations"]["readOnlyHint"]
                 assert (terms_for(offer, server=server).tool_class is ToolClass.READ) is is_read, offer.original
+
+    play(story)
+
+
+def test_roots_are_told_when_they_are_configured_and_only_then(node_servers: Path, tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "open").mkdir()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "open" / "a.txt").write_text("one")
+        plain = node_server(node_servers, "filesystem", str(tmp_path / "other"))
+        rooted = replace(plain, name="rooted", roots=((tmp_path / "open").as_uri(),))
+        path: dict[str, object] = {"path": str(tmp_path / "open" / "a.txt")}
+        async with client(plain, rooted) as servers:
+            assert (await call(servers, "read_text_file", path, server="filesystem")).kind is K.TOOL_ERROR
+            for _ in range(50):  # the server asks after the handshake, in its own time
+                read = await call(servers, "read_text_file", path, server="rooted")
+                if read.kind is K.OK:
+                    break
+                await asyncio.sleep(0.1)
+            assert read.kind is K.OK, read
 
     play(story)
 
