@@ -35,12 +35,17 @@ def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def http_server(url: str, **more: Any) -> ToolServer:
-    settings: dict[str, Any] = {"call_timeout_s": 3.0, "connect_timeout_s": 3.0, "result_max_bytes": 1_000_000, **more}
+    settings: dict[str, Any] = {
+        "call_timeout_s": 20.0,
+        "connect_timeout_s": 20.0,
+        "result_max_bytes": 1_000_000,
+        **more,
+    }
     return ToolServer(**{"name": "bad", "transport": "streamable_http", "url": url, **settings})
 
 
 def piped_server(*args: str, **more: Any) -> ToolServer:
-    settings: dict[str, Any] = {"call_timeout_s": 4.0, "result_max_bytes": 1_000_000, **more}
+    settings: dict[str, Any] = {"call_timeout_s": 20.0, "result_max_bytes": 1_000_000, **more}
     return ToolServer(
         **{"name": "bad", "transport": "stdio", "command": sys.executable, "args": (ROGUE, *args), **settings}
     )

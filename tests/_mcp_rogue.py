@@ -73,6 +73,7 @@ class Rogue:
         self.ended = 0
         self.handshakes = 0
         self.lists = 0
+        self.gets = 0
         self.replies: asyncio.Queue[Json] = asyncio.Queue()
         self.streams: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
@@ -132,6 +133,7 @@ class Rogue:
             self.ended += 1
             return _send(writer, 200, b"{}")
         if method == "GET":
+            self.gets += 1
             _begin_events(writer)
             self.streams.append(writer)
             await asyncio.sleep(60)
@@ -243,6 +245,9 @@ class Rogue:
                 for byte in fine:
                     writer.write(bytes([byte]))
                     await asyncio.sleep(0.1)
+                    if writer.transport.is_closing():
+                        self.gone.append(name)
+                        break
                 return False
             case "status_500":
                 return _send(writer, 500, b"Internal Server Error", kind="text/plain")

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
+from pydantic import ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -35,8 +36,10 @@ Json: TypeAlias = Any
 class Expectation:
     """What an answer must be to be believed."""
 
-    output: Validator | None = None
-    """Of the output schema that the tool declares."""
+    has_schema: bool
+    """Whether the tool declares an output schema."""
+    output: Validator | None
+    """Of that schema; None when it is no schema."""
     answers: Literal["anything", "json"] = "anything"
     as_of: str = ""
     fresh_for_s: float | None = None
@@ -75,11 +78,9 @@ def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAns
         head = encoded[: expected.result_max_bytes].decode("utf-8", "ignore")
         limit = f"the answer has {size} bytes, more than {expected.result_max_bytes}; ask for less"
         return answer(OutcomeKind.TRUNCATED, limit, shown=head)
-    if not _has_form(raw):
-        return answer(OutcomeKind.SUSPICIOUS, "the result does not have the form of the protocol")
-    if raw.get("isError") is True:
+    if raw.get("isError") is True and not _form_doubt(raw):
         return answer(OutcomeKind.TOOL_ERROR, "the tool says that it failed")
-    if doubt := _doubt(value, structured, is_json=is_json, expected=expected):
+    if doubt := _form_doubt(raw) or _doubt(value, structured, is_json=is_json, expected=expected):
         return answer(OutcomeKind.SUSPICIOUS, doubt)
     if _is_empty(value, content):
         return answer(OutcomeKind.EMPTY, "the tool answered nothing")
@@ -125,7 +126,10 @@ def needs_of(raw: Mapping[str, Json]) -> NeedsPeople | str:
         method = request.get("method") if isinstance(request, dict) else None
         if method != "elicitation/create":
             return f"the server asks for {method}, which is refused"
-        ask = ask_of(str(key), types.ElicitRequest.model_validate(request).params)
+        try:
+            ask = ask_of(str(key), types.ElicitRequest.model_validate(request).params)
+        except ValidationError:
+            return "the server's question does not have the form of the protocol"
         if isinstance(ask, str):
             return ask
         asks.append(ask)
@@ -152,15 +156,16 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _has_form(raw: Mapping[str, Json]) -> bool:
-    """Tell whether a result is one. The SDK lets some pass that are none (mcp 2.3, 2026-07-28)."""
+def _form_doubt(raw: Mapping[str, Json]) -> str:
+    """Return why a result is none; empty when it is one. The SDK lets some pass (mcp 2.3, 2026-07-28)."""
     blocks = raw.get("content")
-    return (
+    has_form = (
         isinstance(blocks, list)
         and all(isinstance(block, dict) for block in blocks)
         and isinstance(raw.get("isError", False), bool)
         and raw.get("resultType", "complete") == "complete"
     )
+    return "" if has_form else "the result does not have the form of the protocol"
 
 
 def _content(structured: Json, blocks: Json) -> tuple[Json, str, bool]:
@@ -193,21 +198,29 @@ def _text_of(block: Mapping[str, Json]) -> str:
 
 def _doubt(value: Json, structured: Json, *, is_json: bool, expected: Expectation) -> str:
     """Return why an answer is not what was promised; empty when it is."""
-    if expected.output is not None:
-        if structured is None:
-            return "the tool promises structured output and gave none"
-        try:
-            error = next(iter(expected.output.iter_errors(structured)), None)
-        except (Unresolvable, RecursionError) as failure:
-            return f"its output schema cannot be used: {type(failure).__name__}"
-        if error is not None:
-            where = "/".join(str(step) for step in error.absolute_path)
-            return f"the output does not fit its schema at /{where}: {error.validator}"
+    if expected.has_schema and (doubt := _schema_doubt(structured, expected.output)):
+        return doubt
     if expected.answers == "json" and not is_json:
         return "JSON was promised and something else came: a login or an error page?"
     if isinstance(value, dict) and (value.get("error") or value.get("errors")) and value.keys() <= _ENVELOPE:
         return "the tool says that all is well, and its answer is nothing but an error"
     return ""
+
+
+def _schema_doubt(structured: Json, output: Validator | None) -> str:
+    """Return why an answer does not fit the output schema that the tool declares."""
+    if output is None:
+        return "the tool promises output of a schema that is none"
+    if structured is None:
+        return "the tool promises structured output and gave none"
+    try:
+        error = next(iter(output.iter_errors(structured)), None)
+    except (Unresolvable, RecursionError) as failure:
+        return f"its output schema cannot be used: {type(failure).__name__}"
+    if error is None:
+        return ""
+    where = "/".join(str(step) for step in error.absolute_path)
+    return f"the output does not fit its schema at /{where}: {error.validator}"
 
 
 def _is_empty(value: Json, content: str) -> bool:

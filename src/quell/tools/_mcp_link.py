@@ -21,7 +21,8 @@ from mcp import Client, MCPError
 from mcp.client.session import ClientRequestContext, ClientSession
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
-from quell.domain import Entropy, Reply, ServerIdentity, ServerUnavailable, ToolServer
+from quell.domain import Entropy, Reply, ServerIdentity, ServerUnavailable, ToolServer, UsageError
+from quell.tools._mcp_answer import key_of_question
 from quell.tools._wire import EXCHANGE, Carrier, Exchange, child_streams, http_streams
 
 CLOSE_S = 2.0
@@ -40,7 +41,7 @@ Answer = TypeVar("Answer")
 class CallExchange(Exchange):
     """One call: what the wire saw of it, what people had replied before, and what the server asks during it."""
 
-    replies: Mapping[str, Reply] = field(default_factory=dict)
+    replies: Mapping[str, types.ElicitResult] = field(default_factory=dict)
     asked: list[types.ElicitRequestParams] = field(default_factory=list)
 
 
@@ -55,7 +56,6 @@ class Link:
         argv: Sequence[str],
         monotonic: Callable[[], float],
         entropy: Entropy,
-        key_of: Callable[[types.ElicitRequestParams], str],
     ) -> None:
         self.server = server
         self.state: State = "idle"
@@ -64,13 +64,12 @@ class Link:
         self.identity = ServerIdentity(address=address_of(server))
         self.is_stale = True
         """Whether the tools may have changed since they were listed."""
-        self.calls: set[CallExchange] = set()
+        self.calls: set[Exchange] = set()
         """Those in flight."""
         self._headers = headers
         self._argv = argv
         self._monotonic = monotonic
         self._entropy = entropy
-        self._key_of = key_of
         self._session: ClientSession | None = None
         self._tasks: set[asyncio.Task[object]] = set()
         self._owner: asyncio.Task[None] | None = None
@@ -97,14 +96,15 @@ class Link:
         if self._opened is None:
             self._opened = asyncio.get_running_loop().create_future()
         await asyncio.wait({self._opened}, timeout=timeout_s)
-        return self._present()
+        return self.present()
 
-    def _present(self) -> ClientSession:
+    def present(self) -> ClientSession:
+        """Give the session that is there. Raises ServerUnavailable when there is none."""
         if self._session is None:
             raise self.unavailable(self.reason or "no connection in time", was_sent=False)
         return self._session
 
-    async def do(self, work: Callable[[], Awaitable[Answer]], exchange: CallExchange, *, timeout_s: float) -> Answer:
+    async def do(self, work: Callable[[], Awaitable[Answer]], exchange: Exchange, *, timeout_s: float) -> Answer:
         """Run one request in a task of its own.
 
         Raises:
@@ -213,6 +213,7 @@ class Link:
                     try:
                         await self._lost.wait()
                     finally:
+                        self._session = None  # first of all, so that the calls it ends know what ended them
                         scope.deadline = anyio.current_time() + CLOSE_S
                         if listening is not None:
                             listening.cancel()
@@ -296,15 +297,16 @@ class Link:
     ) -> types.ElicitResult | types.ErrorData:
         """Answer an old server's question with what people replied before; decline it and take it down otherwise."""
         exchange = EXCHANGE.get()
-        if exchange is None and len(self.calls) == 1:
-            exchange = next(iter(self.calls))  # over pipes only a lone call can be told to be the one that asks
+        calls = [one for one in self.calls if isinstance(one, CallExchange)]
+        if exchange is None and len(calls) == 1:
+            exchange = calls[0]  # over pipes only a lone call can be told to be the one that asks
         if not isinstance(exchange, CallExchange):
             return types.ElicitResult(action="decline")
-        reply = exchange.replies.get(self._key_of(params))
+        reply = exchange.replies.get(key_of_question(params))
         if reply is None:
             exchange.asked.append(params)
             return types.ElicitResult(action="decline")
-        return elicit_result(reply)
+        return reply
 
     async def _on_roots(
         self,
@@ -319,9 +321,14 @@ class Link:
 
 
 def elicit_result(reply: Reply) -> types.ElicitResult:
-    """Write a reply as the protocol wants it."""
-    content = json.loads(reply.content) if reply.action == "accept" and reply.content else None
-    return types.ElicitResult(action=reply.action, content=content)
+    """Write a reply as the protocol wants it. Raises UsageError when its content is no plain JSON object."""
+    try:
+        content = json.loads(reply.content) if reply.action == "accept" and reply.content else None
+        return types.ElicitResult(action=reply.action, content=content)
+    except ValueError:
+        raise UsageError(
+            "the reply to a server is no JSON object of plain values", hint="fit it to the schema"
+        ) from None
 
 
 def address_of(server: ToolServer) -> str:

@@ -212,19 +212,24 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
-def _destination(schema: object, *, depth: int = 0) -> str:
-    """Return the name of an argument that can carry a URL or a host; empty when none looks like it."""
-    if not isinstance(schema, dict) or depth > _SHOWN_DEPTH_MAX:
+def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:
+    """Return the name of an argument that can carry a URL or a host; empty when none looks like it.
+
+    Every corner of the schema is looked into, definitions and alternatives too: to find one too many only tightens.
+    """
+    if depth > _SHOWN_DEPTH_MAX:
+        return name or "(deep)"
+    if isinstance(schema, list):
+        return next(filter(None, (_destination(part, name=name, depth=depth + 1) for part in schema)), "")
+    if not isinstance(schema, dict):
         return ""
+    if schema.get("format") in _URL_FORMATS:
+        return name or "(all)"
     properties = schema.get("properties")
-    for name, inner in (properties if isinstance(properties, dict) else {}).items():
-        words = {word.lower() for word in _WORDS.findall(name)}
-        is_one = isinstance(inner, dict) and inner.get("format") in _URL_FORMATS
-        if is_one or words & _URL_WORDS:
-            return str(name)
-    nested = [*(properties.values() if isinstance(properties, dict) else ()), schema.get("items")]
-    nested += [part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key) or ()]
-    return next(filter(None, (_destination(part, depth=depth + 1) for part in nested)), "")
+    for own in properties if isinstance(properties, dict) else ():
+        if {word.lower() for word in _WORDS.findall(own)} & _URL_WORDS:
+            return str(own)
+    return next(filter(None, (_destination(part, name=key, depth=depth + 1) for key, part in schema.items())), "")
 
 
 def _pin_of_row(row: Mapping[str, str]) -> ToolPin:

@@ -11,10 +11,12 @@ import contextvars
 import os
 import re
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -282,6 +284,12 @@ async def child_streams(
             await child.stop()
 
 
+@cache
+def _trust() -> ssl.SSLContext:
+    """Load the certificates that are trusted, once: it takes longer than all the rest of a connection."""
+    return httpx2.create_ssl_context()
+
+
 class Carrier(httpx2.AsyncBaseTransport):
     """HTTP whose failures fail the one call they belong to, and whose bodies are bounded.
 
@@ -290,7 +298,7 @@ class Carrier(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, server: ToolServer, *, lost: Lost) -> None:
-        self._inner = httpx2.AsyncHTTPTransport()
+        self._inner = httpx2.AsyncHTTPTransport(verify=_trust())
         self._body_max = server.result_max_bytes + FRAME_BYTES
         self._gap_s = server.call_timeout_s + GRACE_S
         self._is_events = server.transport == "sse"
@@ -384,11 +392,7 @@ async def http_streams(
     bounds = httpx2.Timeout(server.connect_timeout_s, read=max(_READ_TIMEOUT_S, 2 * server.call_timeout_s))
     whole = {**server.headers, **headers, "accept-encoding": "identity"}
 
-    def client(
-        headers: dict[str, str] | None = None,  # noqa: ARG001 - what the SDK hands over is known here already
-        timeout: httpx2.Timeout | None = None,  # noqa: ARG001
-        auth: httpx2.Auth | None = None,  # noqa: ARG001
-    ) -> httpx2.AsyncClient:
+    def client(*_: object, **__: object) -> httpx2.AsyncClient:  # what the SDK hands over is known here already
         return httpx2.AsyncClient(transport=carrier, headers=whole, timeout=bounds)
 
     def reason() -> str:
