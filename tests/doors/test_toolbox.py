@@ -110,7 +110,7 @@ def test_other_arguments_under_an_approved_call_are_not_that_call(tmp_path: Path
         ("logs_search", {"service": "WEB", "query": "x"}, "web"),
         ("scale", {"service": "web", "environment": "staging", "replicas": True}, "replicas"),
         ("scale", {"service": "web", "environment": "staging", "replicas": 1e3}, "replicas"),
-        ("fetch_page", {"url": "https://docs.example@evil.example/"}, "url"),
+        ("fetch_page", {"url": "https://docs.example@evil.example/"}, "user info"),
     ],
 )
 def test_what_no_schema_allows_is_refused_with_a_lesson_and_is_on_record(
