@@ -9,7 +9,7 @@ from pathlib import Path
 
 import docs_reference
 
-from quell.domain import APPROVAL_NEXT, CHANGE_NEXT, INCIDENT_NEXT, RUN_NEXT
+from quell.domain import APPROVAL_NEXT, CHANGE_NEXT, EFFECT_NEXT, INCIDENT_NEXT, RUN_NEXT
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -28,7 +28,13 @@ def _diagram(title: str, table: Mapping[StrEnum, frozenset[StrEnum]]) -> str:
 def lifecycles() -> str:
     """Draw every life-cycle table of the domain."""
     parts = ["# Life cycles", "", "Generated from the tables of `quell.domain` by `make docs`.", ""]
-    tables = {"Incident": INCIDENT_NEXT, "Run": RUN_NEXT, "Approval": APPROVAL_NEXT, "Change": CHANGE_NEXT}
+    tables = {
+        "Incident": INCIDENT_NEXT,
+        "Run": RUN_NEXT,
+        "Approval": APPROVAL_NEXT,
+        "Effect": EFFECT_NEXT,
+        "Change": CHANGE_NEXT,
+    }
     parts += [_diagram(title, table) for title, table in tables.items()]  # type: ignore[arg-type]  # Mapping is invariant in its key
     return "\n".join(parts)
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from quell.domain import (
     APPROVAL_NEXT,
     CHANGE_NEXT,
+    EFFECT_NEXT,
     INCIDENT_NEXT,
     RUN_NEXT,
     ApprovalStatus,
     ChangeStatus,
+    EffectState,
     RefusedError,
     RunStatus,
     Stage,
@@ -26,6 +28,7 @@ TABLES: list[tuple[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]], StrEnum]
     (Stage, INCIDENT_NEXT, Stage.DETECTED),  # type: ignore[list-item]  # Mapping is invariant in its key
     (RunStatus, RUN_NEXT, RunStatus.QUEUED),  # type: ignore[list-item]
     (ApprovalStatus, APPROVAL_NEXT, ApprovalStatus.REQUESTED),  # type: ignore[list-item]
+    (EffectState, EFFECT_NEXT, EffectState.INTENT),  # type: ignore[list-item]
     (ChangeStatus, CHANGE_NEXT, ChangeStatus.INTENDED),  # type: ignore[list-item]
 ]
 

@@ -59,6 +59,22 @@ class ChangeStatus(StrEnum):
     UNKNOWN = "unknown"
 
 
+class EffectState(StrEnum):
+    """Where an Effect stands in the ledger."""
+
+    INTENT = "intent"
+    """Written down; certainly not sent."""
+    STARTED = "started"
+    """Sent, or about to be: from here on it may have happened."""
+    DONE = "done"
+    FAILED = "failed"
+    """It certainly did not happen."""
+    UNKNOWN = "unknown"
+    """Nobody knows; a person or a later look settles it."""
+    REVERTED = "reverted"
+    """A person found what it may have done and undid it."""
+
+
 INCIDENT_NEXT: Mapping[Stage, frozenset[Stage]] = {
     Stage.DETECTED: frozenset({Stage.INVESTIGATING, Stage.ESCALATED, Stage.RESOLVED}),
     Stage.INVESTIGATING: frozenset({Stage.PROPOSED, Stage.ESCALATED, Stage.RESOLVED}),
@@ -99,6 +115,15 @@ CHANGE_NEXT: Mapping[ChangeStatus, frozenset[ChangeStatus]] = {
     ChangeStatus.VERIFIED: frozenset({ChangeStatus.REVERTING}),
     ChangeStatus.REVERTED: frozenset(),
     ChangeStatus.FAILED: frozenset(),
+}
+
+EFFECT_NEXT: Mapping[EffectState, frozenset[EffectState]] = {
+    EffectState.INTENT: frozenset({EffectState.STARTED, EffectState.FAILED}),
+    EffectState.STARTED: frozenset({EffectState.DONE, EffectState.FAILED, EffectState.UNKNOWN}),
+    EffectState.UNKNOWN: frozenset({EffectState.DONE, EffectState.FAILED, EffectState.REVERTED}),
+    EffectState.DONE: frozenset(),
+    EffectState.FAILED: frozenset(),
+    EffectState.REVERTED: frozenset(),
 }
 
 

@@ -14,4 +14,5 @@ from quell.runs._context import WaitUntil as WaitUntil
 from quell.runs._context import Work as Work
 from quell.runs._database import Connection as Connection
 from quell.runs._database import Database as Database
+from quell.runs._ledger import Ledger as Ledger
 from quell.runs._runs import Runs as Runs

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import msgspec
 
 from quell import telemetry
-from quell.domain import BoundExceededError, Clock, QuellError, Run, StepError
+from quell.domain import BoundExceededError, Clock, Fence, QuellError, Run, StepError
 from quell.runs._clock import from_text, later, to_text
 
 JsonObject: TypeAlias = Mapping[str, object]
@@ -26,7 +26,7 @@ _BACKOFF_FIRST_S = 0.2
 _BACKOFF_MAX_S = 5.0
 _LAST_WORDS_S = 1.0
 _REASON_MAX = 500
-_RESERVED = ("run.", "step.")
+_RESERVED = ("run.", "step.", "effect.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +124,11 @@ class RunContext:
         kept: Mapping[str, KeptStep],
         pen: Pen,
         clock: Clock,
+        fence: Fence,
     ) -> None:
         self.run = run
+        self.fence = fence
+        """Proof that this segment holds its run; the ledger asks for it before every effect."""
         self.arguments = arguments
         self.state = state
         """What the segment before handed over; empty at first."""

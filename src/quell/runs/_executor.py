@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from quell.config import JournalSettings
-from quell.domain import Clock, JournalError, RunStatus, StateHeldError
+from quell.domain import Clock, Fence, JournalError, RunStatus, StateHeldError
 from quell.runs._bell import Bell
 from quell.runs._context import Continue, Done, JsonObject, Next, RunContext, StepRecord, WaitUntil, Work
 from quell.runs._journal import Begun, Due, Journal, SupersededError
@@ -177,7 +177,13 @@ class Executor:
     async def _perform(self, begun: Begun) -> None:
         run, pen = begun.run, _Pen(self, begun)
         context = RunContext(
-            run=run, arguments=begun.arguments, state=begun.state, kept=begun.kept, pen=pen, clock=self._clock
+            run=run,
+            arguments=begun.arguments,
+            state=begun.state,
+            kept=begun.kept,
+            pen=pen,
+            clock=self._clock,
+            fence=Fence(run=run.id, dispatch=begun.dispatch, token=begun.token),
         )
         try:
             outcome = await self._works[run.kind](context)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from quell import telemetry
 from quell.domain import RUN_NEXT, Clock, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
 from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
+from quell.runs._outbox import append_event, json_of, storable, telling
 
-_EVENT_LOCK = 0x5155454C4C02
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
 FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
@@ -73,7 +72,7 @@ class Journal:
                 key=key,
                 kind=kind,
                 subject=subject,
-                arguments=_json(arguments),
+                arguments=json_of(arguments),
                 version=version,
                 now=to_text(self._clock()),
             )
@@ -249,7 +248,7 @@ class Journal:
         with self._writing() as connection:
             match outcome:
                 case Done(result=result):
-                    self._held(connection, begun, status="succeeded", result=_json(result), token="", executor="")
+                    self._held(connection, begun, status="succeeded", result=json_of(result), token="", executor="")
                     body = self._ending(begun) | {"outcome": str(result.get("outcome", ""))}
                     self._event(connection, run, f"run.finished.{begun.round}", "run.finished", body)
                 case Continue(state=state):
@@ -265,7 +264,7 @@ class Journal:
 
     def fail(self, begun: Begun, *, error: str) -> None:
         """End a run as failed. Raises SupersededError when the run is not held any more."""
-        run, told = begun.run.id, _storable(error)[:_ERROR_MAX]
+        run, told = begun.run.id, storable(error)[:_ERROR_MAX]
         with self._writing() as connection:
             self._held(connection, begun, status="failed", error=told, token="", executor="")
             body = self._ending(begun) | {"error": told}
@@ -419,16 +418,8 @@ class Journal:
 
     # -- inside a transaction -----------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
-        """Give one write transaction, and tell telemetry of its events once they are kept."""
-        with self._database.writing(durability=durability) as connection:
-            yield connection
-        for run, name, body in connection.told:
-            if name in telemetry.EVENTS:
-                # `name` is taken by the event itself.
-                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
-                telemetry.event(name, run=run, **fields)
+    def _writing(self, *, durability: Durability = "flushed") -> AbstractContextManager[Connection]:
+        return telling(self._database, durability=durability)
 
     def _find_locked(self, connection: Connection, run: str) -> Row | None:
         return connection.first(f"SELECT * FROM quell_runs WHERE id = :run{self._database.for_update}", run=run)
@@ -469,25 +460,14 @@ class Journal:
             "INSERT INTO quell_segments (run, segment, state) VALUES (:run, :segment, :state)",
             run=run,
             segment=segment,
-            state=_json(state),
+            state=json_of(state),
         )
 
     def _event(self, connection: Connection, run: str, key: str, name: str, body: JsonObject) -> None:
         """Append an event unless its key is there; the last write of a transaction, as it queues for its number."""
-        if self._is_postgres:
-            # Numbers must become visible in their order, or a reader that resumes would miss a late one.
-            connection.all("SELECT pg_advisory_xact_lock(:lock)", lock=_EVENT_LOCK)
-        added = connection.run(
-            "INSERT INTO quell_events (run, key, name, at, body) VALUES (:run, :key, :name, :at, :body)"
-            " ON CONFLICT (run, key) DO NOTHING",
-            run=run,
-            key=key,
-            name=name,
-            at=to_text(self._clock()),
-            body=_json(body),
+        append_event(
+            connection, is_postgres=self._is_postgres, at=self._clock(), run=run, key=key, name=name, body=body
         )
-        if added == 1:
-            connection.told.append((run, name, dict(body)))
 
 
 def _missing(run: str) -> UsageError:
@@ -500,19 +480,6 @@ def _move(now: str, then: RunStatus, *, hint: str = "") -> None:
         step_to(RUN_NEXT, RunStatus(now), then)
     except RefusedError as error:
         raise RefusedError(f"a run that is {now} cannot become {then}", hint=hint or error.hint) from None
-
-
-def _json(value: JsonObject) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _storable(text: str) -> str:
-    """Return a text that every database takes: no NUL, no half of a character; a refused end would be tried for ever."""
-    return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
-
-
-def _field(value: object) -> str | int | float | bool:
-    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _object(raw: str) -> JsonObject:

@@ -45,6 +45,18 @@ EVENTS: Mapping[str, EventSpec] = {
     "step.finished": _spec("info", "A step of a run is journalled.", "name", "index", "elapsed_ms"),
     "step.retried": _spec("warning", "An attempt of a step failed and another follows.", "name", "attempt", "error"),
     "step.failed": _spec("warning", "A step of a run failed for good.", "name", "index", "error", "elapsed_ms"),
+    # effects, as the ledger has them
+    "effect.intended": _spec("debug", "An effect was written down before anything of it.", "call", "tool", "resource"),
+    "effect.started": _spec("info", "An effect is sent.", "call", "tool", "resource", "attempt"),
+    "effect.ended": _spec(
+        "info", "It is known how an effect ended.", "call", "tool", "resource", "attempt", "state", "reason"
+    ),
+    "effect.unknown": _spec(
+        "warning", "Nobody knows whether an effect happened: a person must look.", "call", "tool", "resource", "attempt"
+    ),
+    "effect.settled": _spec(
+        "info", "A person settled an effect that nobody knew about.", "call", "tool", "resource", "state", "by"
+    ),
     # trouble
     "alert.received": _spec("info", "Alerts arrived by the webhook.", "source", "firing", "resolved"),
     "alert.fired": _spec(
