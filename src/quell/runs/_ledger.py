@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 from quell.domain import (
     Clock,
@@ -33,7 +33,7 @@ from quell.domain import (
 )
 from quell.runs import _effect_table as table
 from quell.runs._database import Connection, Database, Durability
-from quell.runs._effect import after_attempt, after_look, key_of, is_too_late, next_move, quiet_left_s
+from quell.runs._effect import after_attempt, after_look, is_too_late, key_of, next_move, quiet_left_s
 from quell.runs._journal import SupersededError
 from quell.runs._outbox import telling
 
@@ -136,14 +136,7 @@ class Ledger:
                             effect = await errand.give_up(effect)
                 return effect
         except (SupersededError, JournalError) as error:
-            if errand.is_cancelled:
-                raise asyncio.CancelledError from error
-            if isinstance(error, JournalError):
-                raise
-            raise RefusedError(
-                f"run {intent.call.run} is not held by this worker any more",
-                hint="it was cancelled or taken over; whoever holds it goes on with its effects",
-            ) from None
+            errand.stop(error)
 
     # -- inside a transaction of the caller ---------------------------------------------------------------------
 
@@ -330,6 +323,17 @@ class _Errand:
         if self.is_cancelled and move != "give up":
             raise asyncio.CancelledError
         return move
+
+    def stop(self, error: SupersededError | JournalError) -> NoReturn:
+        """Say why the way ends here: a task that was cancelled anyway stays cancelled."""
+        if self.is_cancelled:
+            raise asyncio.CancelledError from error
+        if isinstance(error, JournalError):
+            raise error
+        raise RefusedError(
+            f"run {self.intent.call.run} is not held by this worker any more",
+            hint="it was cancelled or taken over; whoever holds it goes on with its effects",
+        ) from None
 
     async def meet(self) -> Effect:
         """Write the intent, or take over what is there."""
