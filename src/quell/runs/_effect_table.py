@@ -64,8 +64,8 @@ EFFECT_TABLES: tuple[str, ...] = (
         UNIQUE (run, call_id)
     )""",
     "CREATE INDEX IF NOT EXISTS quell_effects_past ON quell_effects (workflow_digest, intended_at)",
-    "CREATE INDEX IF NOT EXISTS quell_effects_open ON quell_effects (workflow_digest, state)"
-    " WHERE state IN ('intent', 'started')",
+    """CREATE INDEX IF NOT EXISTS quell_effects_open ON quell_effects (workflow_digest, state)
+        WHERE state IN ('intent', 'started')""",
     "CREATE INDEX IF NOT EXISTS quell_effects_by_state ON quell_effects (state, ended_at)",
 )
 # No reference to quell_runs: the account of effects outlives the runs.

@@ -191,6 +191,11 @@ class Ledger:
         """Count the effects of a workflow version since then and those in flight, for a decision on this call."""
         return table.facts(connection, call=call, workflow_digest=workflow_digest, since=since)
 
+    @staticmethod
+    def key_of(call: FrozenCall) -> str:
+        """Return the key under which a call is kept and sent."""
+        return key_of(call)
+
     def find(self, connection: Connection, key: str) -> Effect | None:
         """Return the entry of a key, if there is one."""
         return table.find(connection, key)
