@@ -177,14 +177,15 @@ class Kills:
         for call in range(CALLS):
             self.effects += 1
             effect = entries.get(intent_of(run, call).call.id)
-            if effect is None or effect.state not in (EffectState.DONE, EffectState.UNKNOWN):
+            if effect is None or effect.state in (EffectState.INTENT, EffectState.STARTED):
                 self.failures.append(f"{run} call {call}: lost, {effect and effect.state}")
                 continue
             applied = self.server.applied[effect.key]
             self.escalated += effect.state is EffectState.UNKNOWN
-            if applied > 1 or (effect.state is EffectState.DONE and applied == 0):
+            may_be = {EffectState.DONE: {1}, EffectState.FAILED: {0}}.get(effect.state, {0, 1})
+            if applied not in may_be:
                 self.failures.append(f"{run} call {call} ({effect.recovery}): {effect.state}, applied {applied} times")
-            if effect.state is EffectState.UNKNOWN and effect.recovery is not Recovery.BLIND:
+            if effect.state is EffectState.UNKNOWN and effect.recovery in (Recovery.KEYED, Recovery.NATURAL):
                 self.failures.append(f"{run} call {call} ({effect.recovery}): left to people without need")
             if moments[f"{effect.key}.{effect.state}.{effect.attempts}"] != 1:
                 self.failures.append(f"{run} call {call}: its end was not written together with the audit")
@@ -230,6 +231,6 @@ def kills(scale: Scale, seed: int) -> Result:
         violations=len(failures),
         is_exhaustive=False,
         note=f"SIGKILLs on SQLite and Postgres, {sum(one.races for one in told)} times two workers on one run;"
-        f" {sum(one.effects for one in told)} effects, {sum(one.escalated for one in told)} blind ones left to people",
+        f" {sum(one.effects for one in told)} effects, {sum(one.escalated for one in told)} left to people",
         failures=failures[:5],
     )

@@ -30,7 +30,8 @@ from quell.runs._database import open_database
 from quell.runs._effect import key_of
 
 CALLS = 8
-TIMEOUT_S = 1.0
+TIMEOUT_S = 2.0
+QUIET_S = 1.5
 SUPERSEDED = 3
 
 
@@ -51,7 +52,7 @@ def intent_of(run: str, call: int) -> Intent:
         digest=f"digest-{call}",
     )
     return Intent(
-        call=frozen, recovery=recovery_of(call), user="ann", timeout_s=TIMEOUT_S, quiet_s=1.0, attempts_max=50
+        call=frozen, recovery=recovery_of(call), user="ann", timeout_s=TIMEOUT_S, quiet_s=QUIET_S, attempts_max=50
     )
 
 

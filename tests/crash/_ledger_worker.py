@@ -76,7 +76,7 @@ class Act:
             digest=recovery.value,
         )
         return await self.ledger.perform(
-            Intent(call=call, recovery=recovery, user="ann", timeout_s=1.0, quiet_s=1.0),
+            Intent(call=call, recovery=recovery, user="ann", timeout_s=1.0, quiet_s=4.0),
             send=send,
             probe=look if recovery is Recovery.PROBEABLE else None,
             fence=context.fence,

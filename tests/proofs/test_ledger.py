@@ -17,7 +17,7 @@ from quell.runs import Connection, _effect, _ledger
 from quell.runs import _effect_table as table
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_no_schedule_of_crashes_or_frozen_workers_makes_a_duplicate_or_a_loss() -> None:
     result = proof.no_duplicate_no_loss("ci", 0)
     assert (result.violations, result.failures) == (0, ())
@@ -138,7 +138,7 @@ MUTANTS: dict[str, Patch] = {
 }
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_ledger_that_leaves_a_check_out_is_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTANTS[mutant](monkeypatch)
@@ -159,7 +159,7 @@ def test_a_ledger_that_leaves_a_check_out_is_caught(mutant: str, monkeypatch: py
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_workers_that_are_really_killed_leave_no_duplicate_and_no_loss() -> None:
     result = kills("ci", SEED)
     assert (result.violations, result.failures) == (0, ()), f"seed {SEED}"
@@ -167,7 +167,7 @@ def test_workers_that_are_really_killed_leave_no_duplicate_and_no_loss() -> None
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 def test_careless_workers_that_are_really_killed_are_caught() -> None:
     with backend("", seed=SEED, recovery="careless") as on_sqlite:
         on_sqlite.until(30)
