@@ -30,7 +30,8 @@ from quell.runs._database import open_database
 from quell.runs._schema import create_tables
 
 _DELAY_MAX_S = 0.004
-_KILL_AFTER_MAX_S = 0.06
+_KILL_AFTER_MAX_S = 0.015
+_ARRIVES_MAX_S = 1.0
 _SETTLE_S = 0.1
 
 
@@ -43,7 +44,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, *, seed: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.random = random.Random(seed)
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
+        self.requests = 0
         self.applied: Counter[str] = Counter()
         """How often each key took effect: the oracle."""
 
@@ -51,6 +53,18 @@ class Server(ThreadingHTTPServer):
         with self.lock:
             is_repeatable = recovery in (Recovery.KEYED, Recovery.NATURAL)  # deduplicated, or setting the same value
             self.applied[key] = 1 if is_repeatable else self.applied[key] + 1
+
+    def arrived(self) -> None:
+        """Count a request that has arrived and had no effect yet."""
+        with self.lock:
+            self.requests += 1
+            self.lock.notify_all()
+
+    def await_requests(self, count: int) -> None:
+        """Wait until so many more have arrived, or for a while."""
+        with self.lock:
+            until = self.requests + count
+            self.lock.wait_for(lambda: self.requests >= until, timeout=_ARRIVES_MAX_S)
 
     def linger(self) -> None:
         with self.lock:
@@ -66,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         _, recovery, key = self.path.split("/")
+        self.server.arrived()
         self.server.linger()
         self.server.take(recovery, key)
         self.server.linger()
@@ -155,11 +170,13 @@ class Kills:
         workers = [self._life(run)]
         if self.random.random() < 1 / 3:
             self.races += 1
-            time.sleep(self.random.uniform(0, _KILL_AFTER_MAX_S / 2))
+            self.server.await_requests(self.random.randint(0, 2))
             workers.append(self._life(run))
             self.random.shuffle(workers)
         codes = []
         for worker in workers:
+            # Somewhere in its first effects, however slow the machine is: some before the first request.
+            self.server.await_requests(self.random.randint(0, 3))
             time.sleep(self.random.uniform(0, _KILL_AFTER_MAX_S))
             os.kill(worker, signal.SIGKILL)  # not yet waited for, so the number is still its own
             codes.append(self.nursery.ask(worker))
