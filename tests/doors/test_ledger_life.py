@@ -129,32 +129,24 @@ def test_what_certainly_failed_is_failed_and_not_tried_again(told: Tell) -> None
 
 @pytest.mark.parametrize("end", [Unclear(detail="reset"), ConnectionResetError("reset"), TimeoutError()])
 @pytest.mark.parametrize(
-    ("recovery", "state", "sent", "looks"),
+    ("recovery", "expected"),
     [
-        (Recovery.KEYED, EffectState.DONE, 2, 0),
-        (Recovery.NATURAL, EffectState.DONE, 2, 0),
-        (Recovery.PROBEABLE, EffectState.DONE, 1, 1),
-        (Recovery.BLIND, EffectState.UNKNOWN, 1, 0),
+        (Recovery.KEYED, (EffectState.DONE, 2, 0)),
+        (Recovery.NATURAL, (EffectState.DONE, 2, 0)),
+        (Recovery.PROBEABLE, (EffectState.DONE, 1, 1)),
+        (Recovery.BLIND, (EffectState.UNKNOWN, 1, 0)),
     ],
 )
 def test_after_an_answer_that_is_lost_each_class_goes_its_own_way(
-    end: Unclear | BaseException,
-    recovery: Recovery,
-    state: EffectState,
-    sent: int,
-    looks: int,
-    tmp_path: Path,
-    clock: FakeClock,
+    end: Unclear | BaseException, recovery: Recovery, expected: tuple[EffectState, int, int], told: Tell
 ) -> None:
-    async def story() -> None:
-        async with bench(tmp_path, clock) as b:
-            b.world.ends = [end]
-            effect = await b.perform(b.intent(recovery), fence=b.hold())
-            assert (effect.state, len(b.world.keys), b.world.looks) == (state, sent, looks)
-            assert len(set(b.world.keys)) == sent
-            assert len({key for key, _ in b.world.keys}) == 1, "every attempt goes under one key"
+    async def story(b: Bench) -> None:
+        b.world.ends = [end]
+        effect = await b.perform(b.intent(recovery), fence=b.hold())
+        assert (effect.state, len(b.world.keys), b.world.looks) == expected
+        assert len({key for key, _ in b.world.keys}) == 1, "every attempt goes under one key"
 
-    asyncio.run(story())
+    told(story)
 
 
 def test_a_dead_workers_effect_is_recovered_by_its_class(told: Tell) -> None:

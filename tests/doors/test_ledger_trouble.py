@@ -142,6 +142,40 @@ def test_many_tasks_and_ledgers_that_race_for_one_call_send_it_once(told: Tell) 
     told(story)
 
 
+def test_effects_that_compete_for_one_budget_all_end(told: Tell) -> None:
+    async def story(b: Bench) -> None:
+        fence = b.hold()
+        with b.database.writing() as connection:
+            connection.run("CREATE TABLE budget (spent BIGINT NOT NULL)")
+            connection.run("INSERT INTO budget (spent) VALUES (0)")
+
+        def spend(connection: Connection, effect: Effect) -> None:
+            connection.run("UPDATE budget SET spent = spent + 1")
+
+        async def one(number: int) -> EffectState:
+            effect = await b.ledger.perform(
+                b.intent(call=f"call-{number}"),
+                send=b.world.send,
+                probe=None,
+                fence=fence,
+                on_intent=spend,
+                on_start=spend,
+                on_end=spend,
+            )
+            with b.database.reading() as connection:
+                assert b.ledger.find(connection, b.ledger.key_of(effect.call)) == effect
+            return effect.state
+
+        states = await asyncio.gather(*(one(number) for number in range(12)))
+        assert set(states) == {EffectState.DONE}
+        with b.database.reading() as connection:
+            assert connection.one("SELECT spent FROM budget").spent == 36
+        seqs = [event.seq for event in await b.runs.events(run=b.run)]
+        assert len(seqs) == 1 + 36
+
+    told(story)
+
+
 @pytest.mark.parametrize(
     ("recovery", "state"),
     [
@@ -269,12 +303,12 @@ def test_a_start_that_took_too_long_to_be_written_is_not_followed_by_the_effect(
 
 @pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"quiet_s": 0.5}, {"attempts_max": 0}])
 def test_bounds_under_which_nothing_could_be_promised_are_refused(
-    wrong: dict[str, float], tmp_path: Path, clock: FakeClock
+    wrong: dict[str, object], tmp_path: Path, clock: FakeClock
 ) -> None:
     async def story() -> None:
         async with bench(tmp_path, clock) as b:
             with pytest.raises(ValueError, match="an effect has a deadline"):
-                b.intent(Recovery.KEYED, **wrong)
+                replace(b.intent(), **wrong)  # type: ignore[arg-type]  # fields of an Intent
 
     asyncio.run(story())
 

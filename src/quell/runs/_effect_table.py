@@ -64,7 +64,8 @@ EFFECT_TABLES: tuple[str, ...] = (
         UNIQUE (run, call_id)
     )""",
     "CREATE INDEX IF NOT EXISTS quell_effects_past ON quell_effects (workflow_digest, intended_at)",
-    "CREATE INDEX IF NOT EXISTS quell_effects_open ON quell_effects (workflow_digest) WHERE state IN ('intent', 'started')",
+    """CREATE INDEX IF NOT EXISTS quell_effects_open ON quell_effects (workflow_digest, state)
+        WHERE state IN ('intent', 'started')""",
     "CREATE INDEX IF NOT EXISTS quell_effects_by_state ON quell_effects (state, ended_at)",
 )
 # No reference to quell_runs: the account of effects outlives the runs.
@@ -78,10 +79,11 @@ _FACTS = f"""
         COALESCE(SUM(CASE WHEN state IN ('failed', 'unknown') THEN 1 ELSE 0 END), 0) AS failures,
         COALESCE(SUM(CASE WHEN state IN ('intent', 'started') THEN 1 ELSE 0 END), 0) AS in_flight
     FROM (
-        SELECT {_SEEN}, run, call_id FROM quell_effects WHERE workflow_digest = :workflow AND intended_at >= :since
+        SELECT {_SEEN}, run, call_id FROM quell_effects
+            WHERE workflow_digest = :workflow AND intended_at >= :since AND state NOT IN ('intent', 'started')
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND state IN ('intent', 'started') AND intended_at < :since
+            WHERE workflow_digest = :workflow AND state IN ('intent', 'started')
     ) AS seen
     WHERE NOT (state = 'failed' AND reason IN ('refused', 'abandoned')) AND NOT (run = :run AND call_id = :call)"""
 # What we refused ourselves, and what never left before its run ended, is no call; an unknown one is, whatever the reason.

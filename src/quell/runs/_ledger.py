@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 from quell.domain import (
     Clock,
@@ -66,9 +66,6 @@ class Ledger:
 
     TABLES: ClassVar[tuple[str, ...]] = table.EFFECT_TABLES
     """For `Connection.make_tables`."""
-
-    key_of = staticmethod(key_of)
-    """Names the entry that a call has, or would have."""
 
     def __init__(
         self,
@@ -139,14 +136,7 @@ class Ledger:
                             effect = await errand.give_up(effect)
                 return effect
         except (SupersededError, JournalError) as error:
-            if errand.is_cancelled:
-                raise asyncio.CancelledError from error
-            if isinstance(error, JournalError):
-                raise
-            raise RefusedError(
-                f"run {intent.call.run} is not held by this worker any more",
-                hint="it was cancelled or taken over; whoever holds it goes on with its effects",
-            ) from None
+            errand.stop(error)
 
     # -- inside a transaction of the caller ---------------------------------------------------------------------
 
@@ -200,6 +190,11 @@ class Ledger:
     def facts(self, connection: Connection, *, call: FrozenCall, workflow_digest: str, since: datetime) -> EffectFacts:
         """Count the effects of a workflow version since then and those in flight, for a decision on this call."""
         return table.facts(connection, call=call, workflow_digest=workflow_digest, since=since)
+
+    @staticmethod
+    def key_of(call: FrozenCall) -> str:
+        """Return the key under which a call is kept and sent."""
+        return key_of(call)
 
     def find(self, connection: Connection, key: str) -> Effect | None:
         """Return the entry of a key, if there is one."""
@@ -333,6 +328,17 @@ class _Errand:
         if self.is_cancelled and move != "give up":
             raise asyncio.CancelledError
         return move
+
+    def stop(self, error: SupersededError | JournalError) -> NoReturn:
+        """Say why the way ends here: a task that was cancelled anyway stays cancelled."""
+        if self.is_cancelled:
+            raise asyncio.CancelledError from error
+        if isinstance(error, JournalError):
+            raise error
+        raise RefusedError(
+            f"run {self.intent.call.run} is not held by this worker any more",
+            hint="it was cancelled or taken over; whoever holds it goes on with its effects",
+        ) from None
 
     async def meet(self) -> Effect:
         """Write the intent, or take over what is there."""
