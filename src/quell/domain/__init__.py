@@ -72,6 +72,13 @@ from quell.domain._lifecycle import Stage as Stage
 from quell.domain._lifecycle import step_to as step_to
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
+from quell.domain._resilience import DependencyHealth as DependencyHealth
+from quell.domain._resilience import Priority as Priority
+from quell.domain._resilience import ResilienceLimits as ResilienceLimits
+from quell.domain._scratchpad import PadOwner as PadOwner
+from quell.domain._scratchpad import PadReading as PadReading
+from quell.domain._scratchpad import ScratchpadLimits as ScratchpadLimits
+from quell.domain._scratchpad import Spilled as Spilled
 from quell.domain._signal import Answer as Answer
 from quell.domain._signal import AttributeDiff as AttributeDiff
 from quell.domain._signal import ChangeKind as ChangeKind
