@@ -70,6 +70,7 @@ class Resilience:
 
     budget_class: ClassVar[type[RetryBudget]] = RetryBudget
     breaker_class: ClassVar[type[Breaker]] = Breaker
+    throttle_class: ClassVar[type[Throttle]] = Throttle
 
     def __init__(
         self,
@@ -251,7 +252,7 @@ class Resilience:
                 limits=limits,
                 budget=self.budget_class(limits=limits),
                 breaker=self.breaker_class(limits=limits),
-                throttle=Throttle(limits=limits),
+                throttle=self.throttle_class(limits=limits),
                 bulkhead=Bulkhead(
                     dependency=dependency, concurrent_max=limits.concurrent_max, queue_max=limits.queue_max
                 ),

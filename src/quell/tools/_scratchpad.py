@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from quell.tools._scratchpad_text import TOKEN_BYTES, clip
 
 _HANDLES_SHOWN = 5
 
-Reader: TypeAlias = Callable[[PadOwner, Mapping[str, object]], Awaitable[PadReading]]
+Reader: TypeAlias = Callable[[PadOwner, Mapping[str, object]], Coroutine[None, None, PadReading]]
 """One reading tool: whose results, and the arguments as they came."""
 
 
