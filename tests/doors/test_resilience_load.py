@@ -229,6 +229,29 @@ def test_a_call_inside_a_call_to_the_same_dependency_does_not_wait_for_itself() 
     run_virtually(story())
 
 
+def test_many_calls_inside_one_call_to_the_same_dependency_take_turns() -> None:
+    async def story() -> None:
+        calls = resilience(ResilienceLimits(concurrent_max=1, queue_max=0))
+        at_once = busiest = 0
+
+        async def work() -> ToolOutcome:
+            nonlocal at_once, busiest
+            at_once += 1
+            busiest = max(busiest, at_once)
+            await asyncio.sleep(1)
+            at_once -= 1
+            return OK
+
+        async def fan_out() -> ToolOutcome:
+            await asyncio.gather(*(calls.call("d", work, deadline_s=60, retryable="read") for _ in range(5)))
+            return OK
+
+        assert (await calls.call("d", fan_out, deadline_s=60, retryable="read")).kind is OutcomeKind.OK
+        assert busiest == 1
+
+    run_virtually(story())
+
+
 def test_idle_dependencies_are_forgotten_when_there_are_very_many() -> None:
     async def story() -> None:
         calls = resilience()

@@ -30,6 +30,8 @@ def weather(**changed: object) -> proof.Weather:
 def test_a_failing_dependency_is_not_hurt_more_and_used_again() -> None:
     result = proof.try_failing_dependency("ci", SEED)
     assert (result.violations, result.cases) == (0, 9), result.failures
+    assert "three layers of three retries" in result.note
+    assert "never forgets" in result.note
 
 
 def test_three_layers_of_three_retries_are_caught() -> None:
@@ -54,12 +56,6 @@ def test_callers_that_do_not_forget_the_failure_are_caught() -> None:
     assert proof.brownout(weather(), made=proof.grudging).throughput() < 0.9
     without_breaker = proof.brownout(weather(), made=lambda chance: proof.grudging(chance, kind=Resilience))
     assert without_breaker.throughput() >= proof.THROUGHPUT_LEAST
-
-
-def test_the_proof_shows_the_broken_ones_beside_ours() -> None:
-    note = proof.try_failing_dependency("ci", SEED).note
-    assert "three layers of three retries" in note
-    assert "never forgets" in note
 
 
 def test_a_budget_that_is_never_spent_is_caught() -> None:
