@@ -218,6 +218,42 @@ def test_a_call_that_finds_no_place_before_its_deadline_is_shed_and_nothing_was_
     run_virtually(story())
 
 
+def test_a_call_that_gave_up_waiting_leaves_its_place_in_the_queue_to_others() -> None:
+    async def story() -> None:
+        calls = resilience(ResilienceLimits(concurrent_max=1, queue_max=1))
+        holder = asyncio.create_task(calls.call("d", lambda: asyncio.sleep(60, OK), deadline_s=90, retryable="read"))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadError, match="no place"):
+            await calls.call("d", well, deadline_s=5, retryable="read")
+        assert calls.health()[0].waiting == 0
+        assert (await calls.call("d", well, deadline_s=90, retryable="read")).kind is OutcomeKind.OK
+        await holder
+
+    run_virtually(story())
+
+
+def test_a_call_that_waits_while_the_breaker_opens_is_not_sent() -> None:
+    async def story() -> None:
+        calls = resilience(ResilienceLimits(concurrent_max=1, calls_min=1))
+        holder = asyncio.create_task(
+            calls.call("d", lambda: asyncio.sleep(5, FAILED), deadline_s=90, retryable="effect")
+        )
+        await asyncio.sleep(0)
+        sent: list[bool] = []
+
+        async def work() -> ToolOutcome:
+            sent.append(True)
+            return OK
+
+        with pytest.raises(OverloadError, match="failed too often"):
+            await calls.call("d", work, deadline_s=60, retryable="read")
+        assert (await holder).kind is OutcomeKind.TRANSPORT_ERROR
+        assert sent == []
+        assert calls.health()[0].in_flight == 0
+
+    run_virtually(story())
+
+
 def test_a_call_inside_a_call_to_the_same_dependency_does_not_wait_for_itself() -> None:
     async def story() -> None:
         calls = resilience(ResilienceLimits(concurrent_max=1, queue_max=0))

@@ -162,9 +162,20 @@ def test_putting_the_same_again_and_again_costs_no_room(tmp_path: Path, clock: F
     pad = opened(tmp_path, clock, session_max_bytes=10_000, total_max_bytes=10_000)
     first = put(pad, "a" * 4_000).handle
     for _ in range(10):
+        clock.forward(seconds=1)
         put(pad, "b" * 4_000)
     assert kind_of_read(pad, first) is OutcomeKind.OK
     pad.close()
+
+
+def test_a_result_that_comes_again_can_be_read_all_the_time(pad: Scratchpad) -> None:
+    async def story() -> None:
+        handle = (await pad.put(ME, "same" * 9_000)).handle
+        puts = [asyncio.create_task(pad.put(ME, "same" * 9_000)) for _ in range(5)]
+        while not all(task.done() for task in puts):
+            assert (await pad.readers["head"](ME, {"handle": handle})).kind is OutcomeKind.OK
+
+    asyncio.run(story())
 
 
 def test_a_session_that_is_forgotten_leaves_nothing(pad: Scratchpad, tmp_path: Path) -> None:

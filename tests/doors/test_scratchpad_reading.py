@@ -238,6 +238,21 @@ def test_grep_finds_letters_however_json_spelled_them(desk: Desk) -> None:
     assert desk.ask("schema").content.startswith("text of 1 lines")
 
 
+@pytest.mark.parametrize(
+    ("content", "pattern", "found"),
+    [
+        ("x\nab\ny\n", "^ab$", "2: ab"),
+        ("x\r\nab\r\ny\r\n", "ab$", "2: ab"),
+        ("x\r\nab\r", "ab$", "2: ab"),
+        ("x\nab\ny", r"\Aab\z", "2: ab"),
+        ("x\nab\ny", "(?s:x.ab)", ""),
+    ],
+)
+def test_grep_ends_lines_where_they_end(desk: Desk, content: str, pattern: str, found: str) -> None:
+    desk.put(content)
+    assert desk.ask("grep", pattern=pattern, context=0).content == found
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.text("ab 1é\r", max_size=6), max_size=30),

@@ -116,11 +116,13 @@ class Scratchpad:
             raise BoundExceededError(f"a result of {size_bytes:,} bytes on disk", limit=self.limits.session_max_bytes)
         with self._room:
             own = self._files.of_owner(owner)
-            self._remove([kept for kept in own if kept.file.startswith(stem)])  # it comes again, and is new
-            own = [kept for kept in own if not kept.file.startswith(stem)]
-            self._remove(_oldest(own[::-1], bytes_max=self.limits.session_max_bytes - size_bytes))
+            again = {kept for kept in own if kept.file.startswith(stem)}  # it is replaced, and costs no more room
+            self._total_bytes -= sum(kept.size_bytes for kept in again)
+            others = [kept for kept in reversed(own) if kept not in again]
+            self._remove(_oldest(others, bytes_max=self.limits.session_max_bytes - size_bytes))
             if self._total_bytes + size_bytes > self.limits.total_max_bytes:
-                self._remove(_oldest(self._files.all(), bytes_max=self.limits.total_max_bytes - size_bytes))
+                others = [kept for kept in self._files.all() if kept not in again]
+                self._remove(_oldest(others, bytes_max=self.limits.total_max_bytes - size_bytes))
             self._total_bytes += size_bytes
 
     def _sweep(self) -> int:
