@@ -23,7 +23,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]  # of BaseEventLoop
         while timers and timers[0].cancelled():
-            self._timer_cancelled_count -= 1
+            self._timer_cancelled_count -= 1  # type: ignore[attr-defined]  # of BaseEventLoop
             heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001 - as BaseEventLoop does
         if timers and not self._ready:  # type: ignore[attr-defined]  # of BaseEventLoop
             self._now_s = max(self._now_s, timers[0].when())

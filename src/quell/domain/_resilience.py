@@ -35,7 +35,7 @@ class ResilienceLimits:
     """Probes in a row that have to succeed before all calls are let through again."""
     throttle_factor: float = 2.0
     """K of adaptive throttling: calls sent for each one that was accepted."""
-    shed_max: float = 0.9
+    shed_max: float = 0.8
     """Share of calls that throttling sheds at most, so that a recovery is seen."""
     concurrent_max: int = 16
     queue_max: int = 64

@@ -113,7 +113,7 @@ class Breaker:
             if self._probes_well >= self._limits.probes_needed:
                 self._open_s = self._limits.open_first_s
                 self._become("closed")
-                self._forget()
+                self._answers.clear()
 
     def _open(self, *, at_s: float, jitter: float) -> None:
         # Several processes that saw the same failure do not all probe at the same moment.
@@ -124,9 +124,6 @@ class Breaker:
         self.state = state
         self._generation += 1
         self._is_probing = False
-
-    def _forget(self) -> None:
-        self._answers.clear()
 
 
 class Throttle:

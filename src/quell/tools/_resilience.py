@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from quell.domain import (
@@ -25,7 +26,7 @@ from quell.domain import (
 )
 from quell.tools._breaker import Breaker, Throttle, Ticket
 from quell.tools._bulkhead import Bulkhead
-from quell.tools._deadline import Scope, current, scope_until
+from quell.tools._deadline import Scope, current, holder_of, scope_until
 from quell.tools._retry import RetryBudget, backoff_s, fraction_of
 
 _FAILURES = frozenset({OutcomeKind.TRANSPORT_ERROR, OutcomeKind.TIMEOUT})
@@ -59,8 +60,8 @@ class _Asked:
     scope: Scope
     priority: Priority
     attempts_max: int
-    is_inside: bool
-    """Whether a call around it was already let in at this dependency: asking a second time could wait for itself."""
+    holder: Scope | None
+    """Call around it that was already let in at this dependency: a second place could be one that waits for itself."""
     call: str
     tool: str
 
@@ -70,6 +71,7 @@ class Resilience:
 
     budget_class: ClassVar[type[RetryBudget]] = RetryBudget
     breaker_class: ClassVar[type[Breaker]] = Breaker
+    throttle_class: ClassVar[type[Throttle]] = Throttle
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class Resilience:
         assert dependency, "a dependency has a name"
         around = current()
         is_inner = around is not None and around.is_attempt
+        holder = holder_of(dependency) if is_inner else None
         gate = self._gate(dependency)
         with scope_until(self._monotonic() + deadline_s, dependency=dependency) as scope:
             asked = _Asked(
@@ -117,7 +120,7 @@ class Resilience:
                 scope=scope,
                 priority=priority,
                 attempts_max=gate.limits.attempts_max if retryable == "read" and not is_inner else 1,
-                is_inside=around is not None and dependency in around.dependencies,
+                holder=holder,
                 call=call,
                 tool=tool,
             )
@@ -171,8 +174,9 @@ class Resilience:
 
     async def _attempt(self, gate: _Gate, asked: _Asked, *, attempt: int) -> ToolOutcome:
         """Go once through throttle, queue and breaker, and do the work. Raises OverloadError when nothing was sent."""
-        if asked.is_inside:
-            return await self._cut_off(asked, left_s=asked.scope.until_s - self._monotonic())
+        if asked.holder is not None:
+            work = partial(_in_turn, asked.holder.turn, asked.work)
+            return await self._cut_off(replace(asked, work=work), left_s=asked.scope.until_s - self._monotonic())
         self._refuse_while_open(gate)
         self._shed_some(gate, asked.priority)
         await gate.bulkhead.enter(priority=asked.priority, wait_s=asked.scope.until_s - self._monotonic())
@@ -251,7 +255,7 @@ class Resilience:
                 limits=limits,
                 budget=self.budget_class(limits=limits),
                 breaker=self.breaker_class(limits=limits),
-                throttle=Throttle(limits=limits),
+                throttle=self.throttle_class(limits=limits),
                 bulkhead=Bulkhead(
                     dependency=dependency, concurrent_max=limits.concurrent_max, queue_max=limits.queue_max
                 ),
@@ -267,6 +271,12 @@ class Resilience:
                 hint="nothing was sent; name dependencies by server, not by call",
             )
         del self._gates[idle]
+
+
+async def _in_turn(turn: asyncio.Lock, work: Work) -> ToolOutcome:
+    """Use the place of the call around this one: many inside one call take turns, and stay within its bound."""
+    async with turn:
+        return await work()
 
 
 def _cut(asked: _Asked, *, attempts: int) -> ToolOutcome:

@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from quell.tools._scratchpad_text import TOKEN_BYTES, clip
 
 _HANDLES_SHOWN = 5
 
-Reader: TypeAlias = Callable[[PadOwner, Mapping[str, object]], Awaitable[PadReading]]
+Reader: TypeAlias = Callable[[PadOwner, Mapping[str, object]], Coroutine[None, None, PadReading]]
 """One reading tool: whose results, and the arguments as they came."""
 
 
@@ -116,11 +116,13 @@ class Scratchpad:
             raise BoundExceededError(f"a result of {size_bytes:,} bytes on disk", limit=self.limits.session_max_bytes)
         with self._room:
             own = self._files.of_owner(owner)
-            self._remove([kept for kept in own if kept.file.startswith(stem)])  # it comes again, and is new
-            own = [kept for kept in own if not kept.file.startswith(stem)]
-            self._remove(_oldest(own[::-1], bytes_max=self.limits.session_max_bytes - size_bytes))
+            again = {kept for kept in own if kept.file.startswith(stem)}  # it is replaced, and costs no more room
+            self._total_bytes -= sum(kept.size_bytes for kept in again)
+            others = [kept for kept in reversed(own) if kept not in again]
+            self._remove(_oldest(others, bytes_max=self.limits.session_max_bytes - size_bytes))
             if self._total_bytes + size_bytes > self.limits.total_max_bytes:
-                self._remove(_oldest(self._files.all(), bytes_max=self.limits.total_max_bytes - size_bytes))
+                others = [kept for kept in self._files.all() if kept not in again]
+                self._remove(_oldest(others, bytes_max=self.limits.total_max_bytes - size_bytes))
             self._total_bytes += size_bytes
 
     def _sweep(self) -> int:

@@ -45,23 +45,28 @@ class Node:
 def lay_out(content: bytes) -> bytes | None:
     """Write JSON with one value per line; None when it is none, or nested so that it would explode."""
     try:
+        if b"\\u" in content:
+            content = _ESCAPE.sub(_spelled_out, content)
         msgspec.json.decode(content, type=msgspec.Raw)
         depth = _depth(content)
         lines = content.count(b",") + 2 * (content.count(b"[") + content.count(b"{"))
         grown_bytes = len(content) + lines * (depth + 2)
         if depth > DEPTH_MAX or grown_bytes > max(_SMALL_BYTES, _GROWTH_MAX * len(content)):
             return None
-        laid_out = msgspec.json.format(content, indent=1)
-        return _ESCAPE.sub(_spelled_out, laid_out) if b"\\u" in laid_out else laid_out
+        return msgspec.json.format(content, indent=1)
     except (msgspec.DecodeError, RecursionError):
         return None
 
 
 def _spelled_out(escape: re.Match[bytes]) -> bytes:
-    """Write an escaped letter as itself, so that a search for it finds it; leave all other escapes."""
-    letter = _text_of(b'"' + escape.group() + b'"')
-    is_plain = len(letter) == 1 and letter >= "\u00a0" and not "\ud800" <= letter <= "\udfff"
-    return letter.encode() if is_plain else escape.group()
+    """Write an escaped letter as itself, so that a search finds it, and half a letter as the mark for what is lost."""
+    spelled = escape.group()
+    if len(spelled) == 2:
+        return spelled
+    letter = _text_of(b'"' + spelled + b'"')
+    if "\ud800" <= letter <= "\udfff":
+        return "\ufffd".encode()
+    return letter.encode() if letter >= "\u00a0" else spelled
 
 
 def _depth(content: bytes) -> int:
