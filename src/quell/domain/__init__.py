@@ -177,9 +177,6 @@ from quell.domain._sandbox import CodeResult as CodeResult
 from quell.domain._sandbox import SandboxCapabilities as SandboxCapabilities
 from quell.domain._sandbox import SandboxedCommand as SandboxedCommand
 from quell.domain._sandbox import SandboxPolicy as SandboxPolicy
-from quell.domain._resilience import DependencyHealth as DependencyHealth
-from quell.domain._resilience import Priority as Priority
-from quell.domain._resilience import ResilienceLimits as ResilienceLimits
 from quell.domain._scratchpad import PadOwner as PadOwner
 from quell.domain._scratchpad import PadReading as PadReading
 from quell.domain._scratchpad import ScratchpadLimits as ScratchpadLimits

@@ -14,5 +14,3 @@ from quell.tools._resilience import Resilience as Resilience
 from quell.tools._sandbox import Sandbox as Sandbox
 from quell.tools._scratchpad import Scratchpad as Scratchpad
 from quell.tools._toolbox import Toolbox as Toolbox
-from quell.tools._resilience import Resilience as Resilience
-from quell.tools._scratchpad import Scratchpad as Scratchpad
