@@ -49,7 +49,6 @@ class Authority:
     runs: Runs
     settings: Settings
     guard: Guard
-    autonomy: Autonomy
     registry: Registry
     servers: Servers
     scratchpad: Scratchpad
@@ -91,34 +90,20 @@ async def open_authority(
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    state = settings.state_dir
     ledger = Ledger(runs.database, clock=clock)
     redactor = Redactor(dict(secrets_of(settings)), environment=env)
-    servers = Servers(
-        [tool_server(name, each) for name, each in settings.mcp.servers.items()],
-        clock=clock,
-        entropy=entropy,
-        prepare=_confined(settings, env=env),
-    )
-    scratchpad = await asyncio.to_thread(Scratchpad, state / "scratchpad", clock=clock, entropy=entropy)
-    registry = Registry(builtin, scratchpad=scratchpad)
-    guard = await asyncio.to_thread(
-        partial(
-            _guard,
-            runs,
-            settings,
-            ledger=ledger,
-            redactor=redactor,
-            registry=registry,
-            given=_Given(clock=clock, entropy=entropy, monotonic=monotonic),
-        )
-    )
+    servers = _servers(settings, clock=clock, entropy=entropy, env=env)
+    pad = await asyncio.to_thread(Scratchpad, settings.state_dir / "scratchpad", clock=clock, entropy=entropy)
+    registry = Registry(builtin, scratchpad=pad)
+    given = _Given(clock=clock, entropy=entropy, monotonic=monotonic)
+    build = partial(_guard, runs, settings, ledger=ledger, redactor=redactor, registry=registry, given=given)
+    guard = await asyncio.to_thread(build)
     toolbox = Toolbox(
         registry=registry,
         guard=guard,
         ledger=ledger,
         resilience=Resilience(entropy=entropy, monotonic=monotonic),
-        scratchpad=scratchpad,
+        scratchpad=pad,
         redactor=redactor,
         monotonic=monotonic,
         environment=settings.governance.environment,
@@ -127,15 +112,22 @@ async def open_authority(
         runs=runs,
         settings=settings,
         guard=guard,
-        autonomy=Autonomy(runs.database, clock=clock),
         registry=registry,
         servers=servers,
-        scratchpad=scratchpad,
+        scratchpad=pad,
         redactor=redactor,
         toolbox=toolbox,
     )
     await authority.reload()
     return authority
+
+
+def _servers(settings: Settings, *, clock: Clock, entropy: Entropy, env: Mapping[str, str]) -> Servers:
+    """Know the tool servers. Raises ConfigError for settings that cannot be."""
+    known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
+    for server in known:
+        Pins.check(server)
+    return Servers(known, clock=clock, entropy=entropy, prepare=_confined(settings, env=env))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +178,7 @@ def _guard(
         budgets=Budgets(caps_of(settings.budgets), clock=given.clock, pessimistic=dearest),
         audit=audit,
         ledger=ledger,
+        autonomy=Autonomy(database, clock=given.clock),
         clock=given.clock,
     )
 

@@ -19,6 +19,7 @@ from quell.domain import (
     AskedCall,
     AuditEntry,
     AuditKind,
+    AutonomyScope,
     BoundExceededError,
     CallRequest,
     Charge,
@@ -42,6 +43,7 @@ from quell.domain import (
 from quell.governance import _approval_rows as approval_rows
 from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
+from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
 from quell.governance._policy import PolicySet
 from quell.governance._switches import Switches
@@ -83,6 +85,7 @@ class Guard:
         budgets: Budgets,
         audit: Audit,
         ledger: Ledger,
+        autonomy: Autonomy,
         clock: Clock,
         services: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -95,6 +98,7 @@ class Guard:
         self.budgets = budgets
         self.audit = audit
         self.ledger = ledger
+        self.autonomy = autonomy
         self._clock = clock
         self._services = services
 
@@ -223,12 +227,7 @@ class Guard:
         stops = self.switches.state(connection, lock="share")
         facts = self._facts(connection, request, stops)
         people = self._people_of(connection, effect) if effect.approval else 0
-        verdict = self.policy.admit(
-            request.call,
-            tool=request.tool,
-            principal=request.caller.principal,
-            facts=replace(facts, approvals=people),
-        )
+        verdict = self._verdict(connection, request, replace(facts, approvals=people))
         if verdict.decision != "permit":
             raise RefusedError(f"it may not go now: {verdict.reason}", hint="nothing was sent by this attempt")
 
@@ -265,20 +264,30 @@ class Guard:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
-        verdict = self._verdict(request, facts)
+        verdict = self._verdict(connection, request, facts)
         if verdict.decision != "ask":
             return _Ruling(verdict=verdict, facts=facts)
         presented = _presented(request, verdict)
         people = self.approvals.valid(connection, presented)
         if people:
             counted = replace(facts, approvals=people)
-            again = self._verdict(request, counted)
+            again = self._verdict(connection, request, counted)
             if again.decision == "permit":
                 return _Ruling(verdict=again, facts=counted, presented=presented)
         return _Ruling(verdict=verdict, facts=facts)
 
-    def _verdict(self, request: CallRequest, facts: Facts) -> Verdict:
-        return self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
+    def _verdict(self, connection: Connection, request: CallRequest, facts: Facts) -> Verdict:
+        """Have policy decide. How far a workflow may go by itself is what it has earned, never what a caller says."""
+        principal, call = request.caller.principal, request.call
+        if request.tool.tool_class.is_effect and principal.workflow_digest:
+            scope = AutonomyScope(
+                tenant=principal.tenant,
+                workflow_digest=principal.workflow_digest,
+                action_class=request.tool.tool_class,
+                environment=call.resource.environment,
+            )
+            principal = replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
+        return self.policy.admit(call, tool=request.tool, principal=principal, facts=facts)
 
     def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
         """Use up what made it a permit. Raises RefusedError when it is none."""

@@ -57,6 +57,15 @@ EVENTS: Mapping[str, EventSpec] = {
     "effect.settled": _spec(
         "info", "A person settled an effect that nobody knew about.", "call", "tool", "resource", "state", "by"
     ),
+    # tool calls
+    "tool.called": _spec(
+        "debug", "A tool call ended.", "call", "tool", "outcome", "attempts", "elapsed_ms", "size_bytes"
+    ),
+    "tool.denied": _spec("info", "A tool call was refused.", "call", "tool", "reason"),
+    "tool.parked": _spec("info", "A tool call waits for people.", "call", "tool", "approval", "quorum", "expires_at"),
+    "tool.sandbox_weak": _spec(
+        "warning", "A tool server runs less confined than its settings want.", "server", "missing"
+    ),
     # trouble
     "alert.received": _spec("info", "Alerts arrived by the webhook.", "source", "firing", "resolved"),
     "alert.fired": _spec(
