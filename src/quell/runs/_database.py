@@ -13,7 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +122,7 @@ class Database(ABC):
     def __init__(self) -> None:
         self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
         self._lock = threading.Lock()
+        self._writer = threading.Lock()
         self._is_closed = False
 
     @property
@@ -141,7 +142,7 @@ class Database(ABC):
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
         """Give one write transaction, committed at the end or not at all. Raises JournalError when the database fails."""
-        with self._borrowed(durability) as raw:
+        with self._turn(), self._borrowed(durability) as raw:
             if self.dialect == "sqlite":
                 raw.execute("BEGIN IMMEDIATE", {})
             try:
@@ -161,6 +162,13 @@ class Database(ABC):
                 pool.clear()
         for raw in idle:
             raw.close()
+
+    def _turn(self) -> AbstractContextManager[object]:
+        """Give this process's writers their turn where the database has only one writer.
+
+        SQLite lets its writers in by chance, and one that was unlucky waits ever longer between its tries.
+        """
+        return self._writer if self.dialect == "sqlite" else nullcontext()
 
     @contextmanager
     def _borrowed(self, durability: Durability) -> Iterator[_Raw]:
