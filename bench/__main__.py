@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, step, brief, ingest, store_kill, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, step, guard, brief, ingest, store_kill, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -117,8 +117,15 @@ ROWS = [
         value=lambda r: f"{_number(r, 'ratio'):.2f}x",
         met=lambda _: None,
     ),
+    Row(
+        part="guard",
+        figure="guard, CPU added to a permitted read, p50",
+        goal="<= 1.5 ms",
+        value=lambda r: f"{_number(r, 'added_p50_ms'):.2f} ms, {_number(r, 'decisions_per_s'):,.0f} decisions/s",
+        met=lambda r: _number(r, "added_p50_ms") <= 1.5,
+    ),
 ]
-PARTS = ["cli", "step", "brief", "ingest", "store_kill", "lab"]
+PARTS = ["cli", "step", "guard", "brief", "ingest", "store_kill", "lab"]
 
 
 def _measure(part: str) -> dict[str, object]:
