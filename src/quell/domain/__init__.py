@@ -4,6 +4,14 @@ Owns:  the words of the glossary as frozen types, the tables of what may follow 
 Never: imports a third-party package, reads a clock, opens a file or a socket.
 """
 
+from quell.domain._audit import AuditAnchor as AuditAnchor
+from quell.domain._audit import AuditCheckpoint as AuditCheckpoint
+from quell.domain._audit import AuditEntry as AuditEntry
+from quell.domain._audit import AuditFinding as AuditFinding
+from quell.domain._audit import AuditKind as AuditKind
+from quell.domain._audit import AuditRecord as AuditRecord
+from quell.domain._audit import AuditReport as AuditReport
+from quell.domain._audit import Tampering as Tampering
 from quell.domain._case import Briefing as Briefing
 from quell.domain._case import Category as Category
 from quell.domain._case import Citation as Citation

@@ -1,0 +1,363 @@
+"""The audit log: an append-only account of what was decided and done, that tells where somebody changed it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from quell.domain import (
+    AuditAnchor,
+    AuditCheckpoint,
+    AuditEntry,
+    AuditKind,
+    AuditRecord,
+    AuditReport,
+    Clock,
+    ConfigError,
+    Entropy,
+    OverloadError,
+    WorldError,
+)
+from quell.governance._anchor import FileAnchor
+from quell.governance._audit_tables import (
+    TABLES,
+    Head,
+    follow,
+    lock_head,
+    make_tables,
+    newest_checkpoint,
+    next_record,
+    note_digest,
+    read_records,
+    write_checkpoint,
+    write_head,
+    write_record,
+)
+from quell.governance._audit_verify import verify_log
+from quell.governance._blobs import Blobs
+from quell.governance._checkpoint import Signer, make_signer, public_keys
+from quell.governance._export import export_records, verify_export
+from quell.governance._redact import DEPTH_MAX, Redactor
+from quell.runs import Connection, Database
+
+INLINE_MAX_BYTES = 2_048
+"""A longer text goes to the blob store; its record keeps digest and size."""
+CHECKPOINT_S = 60
+BUFFERED_MAX = 50
+BUFFERED_MAX_S = 0.05
+_WAITING_MAX = 10_000
+_NUMBER_MAX = 1 << 62
+
+
+class Audit:
+    """The log of one journal; safe to use from any thread."""
+
+    TABLES = TABLES
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        directory: Path,
+        clock: Clock,
+        entropy: Entropy,
+        redactor: Redactor,
+        anchors: Sequence[AuditAnchor] = (),
+        checkpoint_records: int = 100,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Know where things lie; nothing is read or written yet.
+
+        Args:
+            database: The journal.
+            directory: Holds the key, the public keys and the bodies: outside of the database.
+            clock: Dates the records.
+            entropy: Names the log and makes its key.
+            redactor: Cleans every body before it is written.
+            anchors: Places elsewhere that keep checkpoints.
+            checkpoint_records: Records between two checkpoints, at most.
+            monotonic: Bounds how long a note may wait.
+        """
+        self._database = database
+        self._directory = directory
+        self._clock = clock
+        self._entropy = entropy
+        self._redactor = redactor
+        self._anchors = tuple(anchors)
+        self._checkpoint_records = checkpoint_records
+        self._monotonic = monotonic
+        self._blobs = Blobs(directory / "audit-bodies", clock=clock, entropy=entropy)
+        self._signer: Signer | None = None
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._waiting: list[AuditEntry] = []
+        self._waiting_since_s = 0.0
+
+    def prepare(self) -> None:
+        """Make the tables, the directory and the key, where they are missing; blocks.
+
+        Raises:
+            ConfigError: the directory or the key cannot be used.
+            JournalError: the database cannot be used.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"cannot make {self._directory}: {error.strerror}") from error
+        self._get_signer()
+        origin = f"quell/audit/{self._entropy(8).hex()}"
+        with self._database.writing() as connection:
+            make_tables(connection, origin=origin)
+
+    @property
+    def public_key(self) -> str:
+        """The key that checks this machine's signatures: keep a copy elsewhere."""
+        return self._get_signer().public_key
+
+    @staticmethod
+    def file_anchor(path: Path) -> AuditAnchor:
+        """Return an anchor that appends to a file: on another disk or machine, or one that can only grow."""
+        return FileAnchor(path)
+
+    def entry(self, kind: AuditKind, *, run: str, principal: str, body: Mapping[str, object]) -> AuditEntry:
+        """Redact and freeze what is to be recorded; long texts go to the blob store, flushed, so do it before a lock.
+
+        Raises:
+            TypeError: the body holds something that is not a JSON text, integer, boolean, null, list or object.
+            BoundExceededError: the body is nested too deeply.
+            WorldError: a long text cannot be kept.
+        """
+        kept = self._kept(self._redactor.value(_checked(body, depth=0)))
+        return AuditEntry(
+            at=_written(self._clock()),
+            kind=kind,
+            run=_printable(self._redactor.text(run)),
+            principal=_printable(self._redactor.text(principal)),
+            body=json.dumps(kept, sort_keys=True, separators=(",", ":")),
+        )
+
+    def append(self, connection: Connection, *entries: AuditEntry) -> list[AuditRecord]:
+        """Record in the caller's transaction, as its last lock; sign when it is time.
+
+        Raises:
+            JournalError: the head of the log is damaged, or the database fails.
+        """
+        head = lock_head(connection, for_update=self._database.for_update)
+        records = []
+        for entry in entries:
+            if not head.signed_at:
+                head = replace(head, signed_at=entry.at)
+            record, leaf = next_record(
+                head, at=entry.at, kind=entry.kind, run=entry.run, principal=entry.principal, body=entry.body
+            )
+            write_record(connection, record)
+            records.append(record)
+            head = follow(head, record, leaf)
+            if self._is_due(head, at=entry.at):
+                head, _ = self._sign(connection, head, at=entry.at)
+        write_head(connection, head)
+        return records
+
+    def note(self, entry: AuditEntry) -> None:
+        """Record soon, with others, what no effect rests on: within 50 ms where `keep_flushing` runs, or 50 notes.
+
+        Raises:
+            OverloadError: the database has failed for so long that no more can wait.
+            JournalError: it was this note's turn to write them, and the database failed; they go on waiting.
+        """
+        with self._lock:
+            if len(self._waiting) >= _WAITING_MAX:
+                raise OverloadError("too many audit records wait for the journal", retry_after_s=5)
+            if not self._waiting:
+                self._waiting_since_s = self._monotonic()
+            self._waiting.append(entry)
+            is_due = (
+                len(self._waiting) % BUFFERED_MAX == 0 or self._monotonic() - self._waiting_since_s >= BUFFERED_MAX_S
+            )
+        if is_due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the notes that wait. Call it before the transaction of an effect, whose flush then covers them too."""
+        with self._flushing:
+            with self._lock:
+                batch = tuple(self._waiting)
+            if not batch:
+                return
+            with self._database.writing(durability="written") as connection:
+                self.append(connection, *batch)
+            with self._lock:
+                del self._waiting[: len(batch)]
+                self._waiting_since_s = self._monotonic()
+
+    async def keep_flushing(self) -> None:
+        """Write waiting notes every 50 ms until cancelled, and what is left then; failures are retried."""
+        try:
+            while True:
+                await asyncio.sleep(BUFFERED_MAX_S)
+                if self._waiting:
+                    try:
+                        await asyncio.to_thread(self.flush)
+                    except WorldError:
+                        # The notes go on waiting; `note` tells its callers when there are too many.
+                        await asyncio.sleep(1)
+        finally:
+            self.flush()
+
+    def checkpoint(self) -> AuditCheckpoint:
+        """Sign the log as it stands, flushed; the same checkpoint again when nothing was added since."""
+        self.flush()
+        with self._database.writing() as connection:
+            head = lock_head(connection, for_update=self._database.for_update)
+            newest = newest_checkpoint(connection)
+            if newest is not None and head.size == newest.size + 1:
+                return newest
+            head, checkpoint = self._sign(connection, head, at=_written(self._clock()))
+            write_head(connection, head)
+        return checkpoint
+
+    def anchor(self) -> AuditCheckpoint:
+        """Sign the log and publish the checkpoint to every anchor.
+
+        Raises:
+            WorldError: an anchor could not be written; the others were.
+        """
+        checkpoint = self.checkpoint()
+        failures = []
+        for anchor in self._anchors:
+            try:
+                if checkpoint.note not in anchor.published():
+                    anchor.publish(checkpoint.note)
+            except WorldError as error:
+                failures.append(f"{anchor.name}: {error}")
+        if failures:
+            raise WorldError(
+                f"the checkpoint of {checkpoint.size} records was not anchored: {'; '.join(failures)}",
+                hint="until it is, a rewrite of the whole log since the last anchor would not be found",
+            )
+        return checkpoint
+
+    def verify(self, *, keys: Sequence[str] | None = None) -> AuditReport:
+        """Walk over everything and name every tampering; needs no private key.
+
+        Args:
+            keys: Public keys that are trusted; None: those of this machine, which whoever owns it could replace.
+
+        Raises:
+            WorldError: an anchor or a body cannot be read: nothing is said then, rather than too little.
+        """
+        return verify_log(
+            self._database,
+            keys=public_keys(self._directory) if keys is None else keys,
+            anchored=[(anchor.name, note) for anchor in self._anchors for note in anchor.published()],
+            blobs=self._blobs,
+        )
+
+    def records(
+        self, *, after: int = 0, last: int = _NUMBER_MAX, run: str = "", kinds: Iterable[AuditKind] = ()
+    ) -> Iterator[AuditRecord]:
+        """Give the records after a number, in order, of one run or of some kinds."""
+        wanted = frozenset(kinds)
+        for record in read_records(self._database, after=after, last=last, run=run):
+            if isinstance(record, AuditRecord) and (not wanted or record.kind in wanted):
+                yield record
+
+    def body(self, digest: str) -> str | None:
+        """Return a long text by its digest; None when it is no longer kept.
+
+        Raises:
+            WorldError: it was changed, or cannot be read.
+        """
+        try:
+            content = self._blobs.find(digest)
+        except ValueError as error:
+            raise WorldError(str(error), hint="verify the audit log") from error
+        return None if content is None else content.decode("utf-8", "surrogatepass")
+
+    def sweep(self, *, kept_for: timedelta) -> int:
+        """Remove long texts that no record has named for so long; their digests stay. Return how many."""
+        return self._blobs.sweep(kept_for=kept_for)
+
+    def export(self, *, run: str = "", change: str = "") -> Iterator[str]:
+        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change."""
+        checkpoint = self.checkpoint()
+        return export_records(
+            self._database, checkpoint=checkpoint, blobs=self._blobs, public_key=self.public_key, run=run, change=change
+        )
+
+    @staticmethod
+    def verify_export(lines: Iterable[str], *, keys: Sequence[str]) -> AuditReport:
+        """Check an export with public keys alone, without the log."""
+        return verify_export(lines, keys=keys)
+
+    def _get_signer(self) -> Signer:
+        if self._signer is None:
+            self._signer = make_signer(self._directory, entropy=self._entropy)
+        return self._signer
+
+    def _is_due(self, head: Head, *, at: str) -> bool:
+        if head.size - head.signed >= self._checkpoint_records:
+            return True
+        return _read_at(at) - _read_at(head.signed_at) >= timedelta(seconds=CHECKPOINT_S)
+
+    def _sign(self, connection: Connection, head: Head, *, at: str) -> tuple[Head, AuditCheckpoint]:
+        checkpoint = self._get_signer().sign(
+            origin=head.origin, size=head.size, root=head.frontier.root, chain=head.hash
+        )
+        write_checkpoint(connection, checkpoint)
+        # The log tells of its own checkpoints, so that none can be taken away.
+        body = {"note": note_digest(checkpoint.note), "root": checkpoint.root, "size": checkpoint.size}
+        record, leaf = next_record(
+            head,
+            at=at,
+            kind=AuditKind.CHECKPOINT,
+            run="",
+            principal="",
+            body=json.dumps(body, sort_keys=True, separators=(",", ":")),
+        )
+        write_record(connection, record)
+        return replace(follow(head, record, leaf), signed=checkpoint.size, signed_at=at), checkpoint
+
+    def _kept(self, value: object) -> object:
+        if isinstance(value, str) and len(value) > INLINE_MAX_BYTES // 4:
+            content = value.encode("utf-8", "surrogatepass")
+            if len(content) > INLINE_MAX_BYTES:
+                return {"blob": self._blobs.put(content), "size_bytes": len(content)}
+        if isinstance(value, dict):
+            return {key: self._kept(under) for key, under in value.items()}
+        if isinstance(value, list):
+            return [self._kept(part) for part in value]
+        return value
+
+
+def _checked(value: object, *, depth: int) -> object:
+    """Return a JSON value with plain containers; floats have no canonical form."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if depth > DEPTH_MAX:
+        return value  # The redactor says so.
+    if isinstance(value, Mapping):
+        if any(not isinstance(key, str) for key in value):
+            raise TypeError("the keys of an audit body are texts")
+        return {key: _checked(under, depth=depth + 1) for key, under in value.items()}
+    if isinstance(value, list | tuple):
+        return [_checked(part, depth=depth + 1) for part in value]
+    raise TypeError(f"an audit body holds no {type(value).__name__}: write numbers as integers of a named unit")
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _read_at(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -1,0 +1,96 @@
+"""The forms in which a secret may appear in a text: every encoding that a tool, a log or a browser applies."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterator
+
+FORM_MIN_BYTES = 6
+"""Shorter ones would be found everywhere."""
+_LINE_MIN = 16
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+def forms_of(secret: str) -> frozenset[bytes]:
+    """Return every form of a secret that is long enough to be told from chance."""
+    found: set[bytes] = set()
+    for text in _parts(secret):
+        raw = _bytes(text)
+        base64_forms = set(_base64(raw))
+        found |= {raw, raw.hex().encode(), raw.hex().upper().encode()}
+        found |= set(_percent(raw)) | set(_json(text)) | set(_html(text)) | base64_forms
+        for form in base64_forms:
+            # Padding and the letters + and / are themselves escaped in URLs and in some JSON.
+            found |= {*_percent(form), form.replace(b"/", b"\\/")}
+    return frozenset(form for form in found if len(form) >= FORM_MIN_BYTES)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _parts(secret: str) -> Iterator[str]:
+    """Give the secret, and the long lines of one that has many: logs tear those apart."""
+    yield secret
+    lines = secret.splitlines()
+    if len(lines) > 1:
+        yield "\n".join(lines)
+        yield "\r\n".join(lines)
+        yield from (line for line in lines if len(line) >= _LINE_MIN and not line.startswith("-----"))
+
+
+def _base64(raw: bytes) -> Iterator[bytes]:
+    """Encode at the three alignments; of each only the letters that the neighbours cannot change."""
+    for shift in range(3):
+        encoded = base64.b64encode(b"\0" * shift + raw)
+        core = encoded[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
+        yield core
+        yield core.replace(b"+", b"-").replace(b"/", b"_")
+
+
+def _percent(raw: bytes) -> Iterator[bytes]:
+    for kept in (_UNRESERVED, _UNRESERVED | {0x2F}, _UNRESERVED | frozenset(b"!*'()"), frozenset[int]()):
+        for digits in ("%%%02X", "%%%02x"):
+            form = b"".join(bytes([byte]) if byte in kept else (digits % byte).encode() for byte in raw)
+            yield form
+            yield form.replace(b"%20", b"+")
+
+
+def _json(text: str) -> Iterator[bytes]:
+    units = text.encode("utf-16-be", "surrogatepass")
+    codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    for digits in ("\\u%04x", "\\u%04X"):
+        yield "".join(digits % code for code in codes).encode()
+        yield "".join(
+            chr(code) if 0x20 <= code < 0x7F and code not in _QUOTED else digits % code for code in codes
+        ).encode()
+    for ensure_ascii in (True, False):
+        once = json.dumps(text, ensure_ascii=ensure_ascii)[1:-1]
+        upper = "".join(_upper_escapes(once))
+        for form in (once, upper):
+            # Twice: JSON as a string inside of JSON.
+            yield from (_bytes(form), _bytes(form.replace("/", "\\/")), _bytes(json.dumps(form)[1:-1]))
+
+
+_QUOTED = frozenset(map(ord, "\"\\&<>'"))
+
+
+def _upper_escapes(escaped: str) -> Iterator[str]:
+    head, *rest = escaped.split("\\u")
+    yield head
+    for part in rest:
+        yield f"\\u{part[:4].upper()}{part[4:]}"
+
+
+def _html(text: str) -> Iterator[bytes]:
+    yield _bytes(html.escape(text, quote=False))
+    for apostrophe in ("&#x27;", "&#39;", "&apos;"):
+        for quote in ("&quot;", "&#34;"):
+            yield _bytes(html.escape(text, quote=False).replace("'", apostrophe).replace('"', quote))
+    for digits in ("&#%d;", "&#x%x;", "&#x%X;", "&#X%X;"):
+        yield "".join(digits % ord(letter) for letter in text).encode()
+        yield "".join(
+            letter if letter.isascii() and letter not in "&<>\"'" else digits % ord(letter) for letter in text
+        ).encode()
