@@ -24,6 +24,8 @@ class Stretch:
     last: int
     offset: int | None
     """What has to be added to a number to get the place where the record belongs; None: it belongs nowhere."""
+    first_hash: str = ""
+    last_hash: str = ""
 
     @property
     def begin(self) -> int:
@@ -75,9 +77,15 @@ def _trim(known: list[Stretch], findings: list[AuditFinding]) -> None:
     """Cut off forged records that were hashed for the place of one that still follows them."""
     for before, after in pairwise(known):
         overlap = before.end - after.begin + 1
-        if 0 < overlap < before.count and after.end > before.end:
+        if overlap == 1 and before.last_hash == after.first_hash and after.count > 1:
+            # One of the two is a copy of the other, letter by letter.
+            findings.append(_found(Tampering.INSERTED, before.last, after.first, f"a copy of record {after.begin}"))
+            after.first += 1
+        elif 0 < overlap < before.count and after.end >= before.end:
             first = before.last - overlap + 1
-            findings.append(_found(Tampering.INSERTED, first, before.last, "nobody recorded it before what follows"))
+            # Where nothing follows that could tell which is which, both places are named.
+            last = before.last if after.end > before.end else after.last
+            findings.append(_found(Tampering.INSERTED, first, last, "nobody recorded it before what follows"))
             before.last -= overlap
 
 
@@ -89,7 +97,8 @@ def _heaviest(known: list[Stretch]) -> list[Stretch]:
     for at, stretch in enumerate(known):
         before = [(best[other][0], other) for other in range(at) if known[other].end < stretch.begin]
         weight, via = max(before, default=(0, -1))
-        best.append((weight + stretch.count, via))
+        # Of equal ones, what stands where it belongs is the log.
+        best.append((weight + 2 * stretch.count + (stretch.offset == 0), via))
     at = max(range(len(best)), key=lambda index: best[index][0], default=-1)
     found = []
     while at >= 0:
@@ -127,11 +136,15 @@ def _judge_gap(
     if len(missing) > len(numbers):
         gone = [place for place in missing if place not in numbers]
         findings += [_found(Tampering.DELETED, first, last, "it is gone") for first, last in _ranges(gone)]
-    is_renumbered = before.offset != after.offset and after.first > before.last + 1
-    if is_renumbered and not missing and not numbers and after.begin == before.end + 1:
+    hole = any(not _is_named(number, findings) for number in range(before.last + 1, after.first))
+    if hole and before.offset != after.offset and not missing and not numbers and after.begin == before.end + 1:
         stretch, place = (after, after.begin) if after.offset else (before, before.end)
         assert stretch.offset is not None
         findings.append(_found(Tampering.EDITED, place, place, f"it stands at number {place - stretch.offset}"))
+
+
+def _is_named(number: int, findings: list[AuditFinding]) -> bool:
+    return any(one.first <= number <= one.last for one in findings)
 
 
 def _ranges(numbers: list[int]) -> Iterator[tuple[int, int]]:

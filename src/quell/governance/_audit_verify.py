@@ -64,13 +64,13 @@ class _Walk:
         """Take the next record, or the number of one that cannot be read."""
         self.count += 1
         if isinstance(record, int):
-            self._place(record, None)
+            self._place(record, None, "")
             self.final, self.is_whole = None, False
             return
         tail = leaf_tail(record)
         offset = self._offset_of(record, tail)
         self._link(record, offset)
-        self._place(record.number, offset)
+        self._place(record.number, offset, record.hash)
         self.final = record if offset is not None else None
         if offset is None:
             self.is_whole = False
@@ -114,12 +114,13 @@ class _Walk:
             is_broken = True
         self.is_whole = self.is_whole and not is_broken
 
-    def _place(self, number: int, offset: int | None) -> None:
+    def _place(self, number: int, offset: int | None, told: str) -> None:
         newest = self.stretches[-1] if self.stretches else None
         if newest and newest.offset == offset and newest.last + 1 == number:
-            newest.last = number
+            newest.last, newest.last_hash = number, told
         else:
-            self.stretches.append(Stretch(first=number, last=number, offset=offset))
+            stretch = Stretch(first=number, last=number, offset=offset, first_hash=told, last_hash=told)
+            self.stretches.append(stretch)
 
     def _remember(self, record: AuditRecord, place: int, tail: bytes) -> None:
         self.is_whole = self.is_whole and place == self.frontier.size + 1
@@ -150,7 +151,8 @@ def verify_log(
     rows += [
         _found(Tampering.EDITED, at, at, "its hash was made anew: the next one names another") for at in walk.rehashed
     ]
-    known = max((note.size for note in (*notes, *elsewhere)), default=0)
+    # A checkpoint is followed by the record that tells of it, in the same transaction.
+    known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
     _judge_end(walk, claim, reach=reach, known=known, rows=rows)
     _judge_told(walk, kept, rows=rows, findings=findings)
     for signed in (notes, elsewhere):
@@ -226,7 +228,7 @@ def _judge_anchored(
         size = checkpoint.size
         if not verifier.is_signed(note):
             findings.append(_found(Tampering.CHECKPOINT_FORGED, size, size, f"{name}: no trusted key signed it"))
-        if checkpoint.origin != claim.origin:
+        if claim.size >= 0 and checkpoint.origin != claim.origin:
             findings.append(_found(Tampering.FORKED, 1, max(size, 1), f"{name} holds another log, {checkpoint.origin}"))
         elif size in good and good[size].chain != checkpoint.chain:
             findings.append(_found(Tampering.FORKED, 1, size, f"{name}: two histories of {size} records were signed"))
@@ -236,7 +238,7 @@ def _judge_anchored(
 
 
 def _judge_end(walk: _Walk, claim: _Claim, *, reach: int, known: int, rows: list[AuditFinding]) -> None:
-    end = max(claim.size, known)
+    end = max(known, claim.size if claim.last < claim.size else 0)
     if reach < end:
         rows.append(_found(Tampering.TRUNCATED, reach + 1, end, "the log reached further"))
     if claim.size < 0:
