@@ -86,7 +86,7 @@ class Log:
         kinds = [kind for kind in AuditKind if kind is not AuditKind.CHECKPOINT]
         while sum(1 for _ in self.audit.records()) < records - 1:
             body: dict[str, object] = {"n": self.random.randrange(10**6), "policies": ["a", "b"], "ok": True}
-            if self.random.random() < 0.1:
+            if sum(1 for _ in self.audit.records()) % 9 == 4:
                 body["prompt"] = self.random.randbytes(1_500).hex()
             run = f"run_{self.random.randrange(9)}"
             entry = self.audit.entry(self.random.choice(kinds), run=run, principal="ada", body=body)
@@ -362,6 +362,12 @@ def rewrites(log: Log) -> Iterator[Attack]:
     """What needs an anchor: the owner of the key writes another history and signs it, or goes back to an older one."""
     key = (log.directory / "audit" / "audit.key").read_text().strip().split("+", 4)
     signer = Signer(key[2], base64.b64decode(key[4])[1:])
+    yield Attack(
+        name="whole log rewritten and signed with another key",
+        places=tuple(log.notes),
+        expected=frozenset({T.CHECKPOINT_FORGED}),
+        do=lambda: _rewrite(log, 1, Signer(key[2], log.random.randbytes(32))),
+    )
     for at in range(1, log.size):
         if at % max(log.size // 25, 1) == 1:
             yield Attack(
@@ -420,7 +426,7 @@ def wrong(attack: Attack, log: Log) -> str:
     try:
         if attack.anchored and not (alone := log.unanchored.verify()).is_intact:
             return f"found without an anchor: {alone.findings[0]}"
-        report = log.audit.verify()
+        report = log.audit.verify() if attack.anchored else log.unanchored.verify()
         log.besides += any(
             not any(one.first <= place <= one.last for place in attack.places) for one in report.findings
         )

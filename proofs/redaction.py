@@ -150,10 +150,10 @@ def secrets(count: int, dice: random.Random) -> Iterator[str]:
         yield made if len(made) >= 6 else made + "x8Kq2z"
 
 
-def try_redaction(scale: Scale, seed: int, *, redactor_class: type[Redactor] = Redactor) -> Result:
+def try_redaction(scale: Scale, seed: int, *, redactor_class: type[Redactor] = Redactor, count: int = 0) -> Result:
     """Hide every canary in every encoding and carrier, and look for it in what comes out."""
     dice = random.Random(seed)
-    held = list(secrets(SECRETS[scale], dice))
+    held = list(secrets(count or SECRETS[scale], dice))
     redactor = redactor_class({f"canary-{number}": Secret(secret) for number, secret in enumerate(held)}, rules="off")
     ruled = redactor_class({f"canary-{number}": Secret(secret) for number, secret in enumerate(held)})
     cases = 0

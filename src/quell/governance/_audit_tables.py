@@ -39,6 +39,8 @@ TABLES = (
     )""",
 )
 _PAGE = 2_000
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""Writes JSON as it is hashed: sorted keys, no spaces, ASCII."""
 _COLUMNS = "number, at, kind, run, principal, body, previous, hash"
 
 
@@ -58,7 +60,7 @@ class Head:
 def leaf_tail(record: AuditRecord) -> bytes:
     """Write what is hashed of a record, but for its number: a JSON list without spaces, in ASCII."""
     fields = [record.at, record.kind, record.run, record.principal, record.body]
-    return json.dumps(fields, separators=(",", ":"))[1:].encode()
+    return canonical(fields)[1:].encode()
 
 
 def leaf_at(number: int, tail: bytes) -> bytes:
