@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from quell.config import Secret
 from quell.governance import Redactor
@@ -64,7 +65,7 @@ def measure() -> dict[str, float]:
         ("rules_and_200", full, dirty),
         ("only_200", exact, dirty),
     ):
-        figures[f"{name}_mb_s"] = _mb_per_s(lambda redactor=redactor, data=data: redactor.raw(data), len(data))
+        figures[f"{name}_mb_s"] = _mb_per_s(partial(redactor.raw, data), len(data))
     figures["lines_and_200_mb_s"] = _mb_per_s(
         lambda: [full.raw(line) for line in dirty.splitlines()[:4_000]], small_bytes
     )

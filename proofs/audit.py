@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from proofs._proof import Promise, Result, Scale
@@ -75,7 +76,7 @@ class Log:
             entropy=self.random.randbytes,
             redactor=Redactor(),
             anchors=anchors,
-            checkpoint_records=max(records // 6, 5),
+            checkpoint_records=max(records // 4, 5),
         )
 
     def _clock(self) -> datetime:
@@ -92,6 +93,9 @@ class Log:
             entry = self.audit.entry(self.random.choice(kinds), run=run, principal="ada", body=body)
             with database.writing(durability="written") as connection:
                 self.audit.append(connection, entry)
+
+    def run(self, sql: str, values: tuple[str | int, ...] = ()) -> None:
+        self.raw.execute(sql, values)
 
     def read(self) -> list[AuditRecord]:
         rows = self.raw.execute(f"SELECT number, {', '.join(COLUMNS)} FROM quell_audit ORDER BY number").fetchall()
@@ -179,27 +183,20 @@ def edits(log: Log) -> Iterator[Attack]:
                 name=f"edit {column}",
                 places=(at,),
                 expected=frozenset({T.EDITED}),
-                do=lambda at=at, column=column, value=value: (
-                    log.raw.execute(f"UPDATE quell_audit SET {column} = ? WHERE number = ?", (value, at)) and None
-                ),
+                do=partial(log.run, f"UPDATE quell_audit SET {column} = ? WHERE number = ?", (value, at)),
             )
         for number in (log.size + 1_000 + at, -at, 0):
             yield Attack(
                 name=f"edit number to {number}",
                 places=(at,),
                 expected=frozenset({T.EDITED, T.SWAPPED, T.DELETED, T.TRUNCATED}),
-                do=lambda at=at, number=number: (
-                    log.raw.execute("UPDATE quell_audit SET number = ? WHERE number = ?", (number, at)) and None
-                ),
+                do=partial(log.run, "UPDATE quell_audit SET number = ? WHERE number = ?", (number, at)),
             )
         yield Attack(
             name="edit to no text",
             places=(at,),
             expected=frozenset({T.EDITED}),
-            do=lambda at=at: (
-                log.raw.execute("UPDATE quell_audit SET body = CAST(x'fffe22' AS TEXT) WHERE number = ?", (at,))
-                and None
-            ),
+            do=partial(log.run, "UPDATE quell_audit SET body = CAST(x'fffe22' AS TEXT) WHERE number = ?", (at,)),
         )
         if at <= log.signed:
             forged = hashed(replace(row, principal="mallory"), previous=row.previous)
@@ -208,7 +205,7 @@ def edits(log: Log) -> Iterator[Attack]:
                 name="edit and hash anew",
                 places=(at,),
                 expected=frozenset({T.EDITED}),
-                do=lambda rows=rows: log.write(rows, head=True),
+                do=partial(log.write, rows, head=True),
             )
 
 
@@ -217,24 +214,24 @@ def removals(log: Log) -> Iterator[Attack]:
         at = row.number
         gone = frozenset({T.DELETED}) if at < log.size else frozenset({T.TRUNCATED})
         rest = [*log.rows[: at - 1], *log.rows[at:]]
-        yield Attack(name="delete", places=(at,), expected=gone, do=lambda rows=rest: log.write(rows, head=False))
+        yield Attack(name="delete", places=(at,), expected=gone, do=partial(log.write, rest, head=False))
         yield Attack(
             name="delete and renumber",
             places=(at,),
             expected=gone,
-            do=lambda rows=rest: log.write(renumbered(rows), head=True),
+            do=partial(log.write, renumbered(rest), head=True),
         )
         yield Attack(
             name="truncate",
             places=(at,),
             expected=frozenset({T.TRUNCATED}),
-            do=lambda at=at: log.write(log.rows[: at - 1], head=False),
+            do=partial(log.write, log.rows[: at - 1], head=False),
         )
         yield Attack(
             name="truncate with the head",
             places=(at,),
             expected=frozenset({T.TRUNCATED}),
-            do=lambda at=at: log.write(log.rows[: at - 1], head=True),
+            do=partial(log.write, log.rows[: at - 1], head=True),
         )
 
 
@@ -255,7 +252,7 @@ def insertions(log: Log) -> Iterator[Attack]:
                 name=name,
                 places=(at,),
                 expected=frozenset({T.INSERTED}),
-                do=lambda rows=rows, head=at <= log.signed: log.write(rows, head=head),
+                do=partial(log.write, rows, head=at <= log.signed),
             )
 
 
@@ -270,7 +267,7 @@ def swaps(log: Log) -> Iterator[Attack]:
                 name="swap",
                 places=(first, second),
                 expected=frozenset({T.SWAPPED}),
-                do=lambda rows=rows: log.write(rows, head=False),
+                do=partial(log.write, rows, head=False),
             )
             if second <= log.signed:
                 careful = list(rows)
@@ -280,7 +277,7 @@ def swaps(log: Log) -> Iterator[Attack]:
                     name="swap and hash anew",
                     places=(first, second),
                     expected=frozenset({T.EDITED, T.SWAPPED}),
-                    do=lambda rows=careful: log.write(rows, head=True),
+                    do=partial(log.write, careful, head=True),
                 )
 
 
@@ -292,7 +289,7 @@ def forks(log: Log) -> Iterator[Attack]:
             name="fork",
             places=(at,),
             expected=frozenset({T.FORKED}),
-            do=lambda rows=forged: log.write(rehashed(rows), head=True),
+            do=partial(log.write, rehashed(forged), head=True),
         )
 
 
@@ -314,15 +311,13 @@ def signatures(log: Log) -> Iterator[Attack]:
                 name=name,
                 places=(size,),
                 expected=frozenset({T.CHECKPOINT_FORGED}),
-                do=lambda size=size, told=told: (
-                    log.raw.execute("UPDATE quell_audit_checkpoint SET note = ? WHERE size = ?", (told, size)) and None
-                ),
+                do=partial(log.run, "UPDATE quell_audit_checkpoint SET note = ? WHERE size = ?", (told, size)),
             )
         yield Attack(
             name="checkpoint deleted",
             places=(size,),
             expected=frozenset({T.CHECKPOINT_DELETED}),
-            do=lambda size=size: log.raw.execute("DELETE FROM quell_audit_checkpoint WHERE size = ?", (size,)) and None,
+            do=partial(log.run, "DELETE FROM quell_audit_checkpoint WHERE size = ?", (size,)),
         )
     for change in ("hash = previous_hash", "frontier = ''", "frontier = 'zz'"):
         sql = change.replace("previous_hash", f"'{log.rows[-2].hash}'")
@@ -330,13 +325,13 @@ def signatures(log: Log) -> Iterator[Attack]:
             name=f"head {change}",
             places=(log.size,),
             expected=frozenset({T.HEAD_CHANGED}),
-            do=lambda sql=sql: log.raw.execute(f"UPDATE quell_audit_head SET {sql}") and None,
+            do=partial(log.run, f"UPDATE quell_audit_head SET {sql}"),
         )
     yield Attack(
         name="head deleted",
         places=(log.size,),
         expected=frozenset({T.HEAD_CHANGED}),
-        do=lambda: log.raw.execute("DELETE FROM quell_audit_head") and None,
+        do=partial(log.run, "DELETE FROM quell_audit_head"),
     )
 
 
@@ -354,8 +349,12 @@ def bodies(log: Log) -> Iterator[Attack]:
                 name="body changed",
                 places=(row.number,),
                 expected=frozenset({T.BLOB_CHANGED}),
-                do=lambda path=path: path.write_bytes(path.read_bytes()[:-1] + b"!") and None,
+                do=partial(_spoil, path),
             )
+
+
+def _spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
 
 
 def rewrites(log: Log) -> Iterator[Attack]:
@@ -366,7 +365,7 @@ def rewrites(log: Log) -> Iterator[Attack]:
         name="whole log rewritten and signed with another key",
         places=tuple(log.notes),
         expected=frozenset({T.CHECKPOINT_FORGED}),
-        do=lambda: _rewrite(log, 1, Signer(key[2], log.random.randbytes(32))),
+        do=partial(_rewrite, log, 1, Signer(key[2], log.random.randbytes(32))),
     )
     for at in range(1, log.size):
         if at % max(log.size // 25, 1) == 1:
@@ -374,7 +373,7 @@ def rewrites(log: Log) -> Iterator[Attack]:
                 name="whole log rewritten and signed",
                 places=(at,),
                 expected=frozenset({T.FORKED}),
-                do=lambda at=at: _rewrite(log, at, signer),
+                do=partial(_rewrite, log, at, signer),
                 anchored=True,
             )
         # Where a checkpoint ends, going back between it and the record that tells of it shows.
@@ -383,7 +382,7 @@ def rewrites(log: Log) -> Iterator[Attack]:
                 name="whole log set back",
                 places=(at + 1,),
                 expected=frozenset({T.TRUNCATED}),
-                do=lambda at=at: _set_back(log, at),
+                do=partial(_set_back, log, at),
                 anchored=True,
             )
 

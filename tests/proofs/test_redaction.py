@@ -8,6 +8,7 @@ import pytest
 from proofs.redaction import PROMISES, try_redaction
 
 from quell.governance import Redactor, _redact, _redact_forms
+from quell.governance._redact_rules import Span
 
 SEED = 20261120
 
@@ -57,7 +58,7 @@ class Forgetful(Redactor):
 
 
 class _Torn(_redact.ByteStream):
-    def _cut(self, data: bytes, spans: list[_redact.Span]) -> int:
+    def _cut(self, data: bytes, spans: list[Span]) -> int:
         return len(data)
 
     def feed(self, chunk: bytes) -> bytes:
