@@ -85,7 +85,7 @@ class Log:
 
     def _fill(self, database: Database, records: int) -> None:
         kinds = [kind for kind in AuditKind if kind is not AuditKind.CHECKPOINT]
-        while sum(1 for _ in self.audit.records()) < records - 1:
+        while sum(1 for _ in self.audit.records()) < records:
             body: dict[str, object] = {"n": self.random.randrange(10**6), "policies": ["a", "b"], "ok": True}
             if sum(1 for _ in self.audit.records()) % 9 == 4:
                 body["prompt"] = self.random.randbytes(1_500).hex()

@@ -16,6 +16,8 @@ import pytest
 from quell.config import Secret
 from quell.domain import AuditKind, BoundExceededError, JournalError, OverloadError, Tampering
 from quell.governance import Audit, Redactor
+from quell.governance._audit_tables import Head, next_record, write_record
+from quell.governance._merkle import GENESIS, Frontier
 from tests._postgres import fresh_database
 from tests.conftest import FakeClock
 from tests.doors._audit_bench import audited, entry, fill
@@ -281,3 +283,46 @@ def test_large_bodies_lie_beside_the_log_and_may_be_forgotten(tmp_path: Path, cl
         report = audit.verify()
         assert (report.is_intact, report.blobs, report.blobs_expired) == (True, 1, 1)
         assert audit.body(kept["blob"]) is None
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "UPDATE quell_audit SET principal = 'eve' WHERE number % 2 = 0",
+        "UPDATE quell_audit SET number = -number",
+        "DELETE FROM quell_audit WHERE number % 3 = 0",
+        "UPDATE quell_audit SET number = 9000000000000000000 WHERE number = 7",
+        "UPDATE quell_audit_head SET size = 9000000000000000000",
+        "UPDATE quell_audit SET previous = hash, hash = previous",
+        "UPDATE quell_audit SET hash = 'x' WHERE number = 5",
+        "DELETE FROM quell_audit",
+    ],
+)
+def test_however_much_was_changed_the_walk_ends_and_names_a_place(
+    tmp_path: Path, clock: FakeClock, attack: str
+) -> None:
+    with audited(tmp_path, clock=clock) as (audit, database):
+        with database.writing() as connection:
+            for number in range(2_600):
+                audit.append(connection, entry(audit, number))
+        assert audit.verify().is_intact
+        with database.writing() as connection:
+            connection.run(attack)
+        report = audit.verify()
+        assert report.findings
+        assert len(report.findings) < 3_000
+
+
+def test_records_that_were_forged_for_impossible_places_are_named(tmp_path: Path, clock: FakeClock) -> None:
+    with audited(tmp_path, clock=clock) as (audit, database):
+        fill(audit, database, count=9)
+        places = (4_000_000_000_000_000_000, -4_000_000_000_000_000_000, 0, -1)
+        with database.writing() as connection:
+            for place in places:
+                head = Head(origin="", size=place - 1, hash=GENESIS, frontier=Frontier(), signed=0, signed_at="")
+                forged, _ = next_record(head, at="", kind="effect", run="", principal="eve", body="{}")
+                write_record(connection, forged)
+        found = audit.verify().findings
+        inserted = [one for one in found if one.what is Tampering.INSERTED]
+        assert all(any(one.first <= place <= one.last for one in inserted) for place in places)
+        assert not any(one.last >= 1 and one.first <= 9 for one in found)

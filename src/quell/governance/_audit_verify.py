@@ -16,7 +16,11 @@ from quell.runs import Database
 
 _SEARCH_MAX = 5_000
 """How far from its number a record is looked for."""
-_SEARCHES_MAX = 500
+_NEAR = 8
+"""How far it is always looked for."""
+_TRIES_MAX = 200_000
+_BEYOND_MAX = 100_000
+_REHASHED_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,8 @@ class _Walk:
     """Whether the tree of what was walked over is known."""
     count: int = 0
     final: AuditRecord | None = None
-    searches: int = 0
+    tries: int = _TRIES_MAX
+    """Hashes that may still be made to find out where displaced records belong."""
 
     def step(self, record: AuditRecord | int) -> None:
         """Take the next record, or the number of one that cannot be read."""
@@ -89,10 +94,8 @@ class _Walk:
                 return 0
         except ValueError:
             return None
-        self.searches += 1
-        if self.searches > _SEARCHES_MAX:
-            return None
-        reach = min(_SEARCH_MAX, max(self.last, abs(record.number)))
+        reach = max(min(_SEARCH_MAX, max(self.last, abs(record.number)), self.tries // 2), _NEAR)
+        self.tries -= 2 * reach
         # Near places first: most of what is moved is moved by one.
         return next((offset for far in range(1, reach + 1) for offset in (far, -far) if fits(offset)), None)
 
@@ -108,7 +111,7 @@ class _Walk:
         elif before.offset == offset and before.last + 1 == record.number:
             assert self.final is not None
             is_broken = record.previous != self.final.hash
-            if is_broken:
+            if is_broken and len(self.rehashed) < _REHASHED_MAX:
                 self.rehashed.append(before.last)
         else:
             is_broken = True
@@ -147,12 +150,16 @@ def verify_log(
     walk = _Walk(sizes=frozenset(note.size for note in (*notes, *elsewhere)), last=claim.last)
     for record in read_records(database, last=claim.last):
         walk.step(record)
-    rows, reach = judge_order(walk.stretches, size=claim.last if claim.size < 0 else claim.size)
+    # A checkpoint is followed by the record that tells of it, in the same transaction.
+    known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
+    rows, reach = judge_order(
+        walk.stretches,
+        size=walk.count if claim.size < 0 else claim.size,
+        bound=max(walk.count, known) + _BEYOND_MAX,
+    )
     rows += [
         _found(Tampering.EDITED, at, at, "its hash was made anew: the next one names another") for at in walk.rehashed
     ]
-    # A checkpoint is followed by the record that tells of it, in the same transaction.
-    known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
     _judge_end(walk, claim, reach=reach, known=known, rows=rows)
     _judge_told(walk, kept, rows=rows, findings=findings)
     for signed in (notes, elsewhere):
