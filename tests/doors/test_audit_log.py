@@ -182,19 +182,19 @@ def test_notes_wait_while_the_database_fails_and_are_bounded(tmp_path: Path, clo
         with database.writing() as connection:
             connection.run("ALTER TABLE quell_audit_head RENAME TO away")
         failures = 0
-        for number in range(10_000):
+        for number in range(2_000):
             try:
                 audit.note(entry(audit, number))
             except JournalError:
                 failures += 1
-        assert failures == 200
+        assert failures == 40
         with pytest.raises(OverloadError):
-            audit.note(entry(audit, 10_000))
+            audit.note(entry(audit, 2_000))
         with database.writing() as connection:
             connection.run("ALTER TABLE away RENAME TO quell_audit_head")
         audit.flush()
         numbers = [json.loads(record.body) for record in audit.records() if record.kind != AuditKind.CHECKPOINT]
-        assert [body["n"] for body in numbers] == list(range(10_000))
+        assert [body["n"] for body in numbers] == list(range(2_000))
 
 
 def test_a_damaged_head_stops_everything_rather_than_starting_anew(tmp_path: Path, clock: FakeClock) -> None:
@@ -285,6 +285,7 @@ def test_large_bodies_lie_beside_the_log_and_may_be_forgotten(tmp_path: Path, cl
         assert audit.body(kept["blob"]) is None
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     "attack",
     [
@@ -295,6 +296,11 @@ def test_large_bodies_lie_beside_the_log_and_may_be_forgotten(tmp_path: Path, cl
         "UPDATE quell_audit_head SET size = 9000000000000000000",
         "UPDATE quell_audit SET previous = hash, hash = previous",
         "UPDATE quell_audit SET hash = 'x' WHERE number = 5",
+        "UPDATE quell_audit SET run = x'ff' WHERE number = 5",
+        "UPDATE quell_audit SET body = '" + "[" * 100_000 + "' WHERE number = 5",
+        "UPDATE quell_audit_head SET size = 'many'",
+        "UPDATE quell_audit_head SET frontier = x'ff'",
+        "UPDATE quell_audit_checkpoint SET note = x'ff'",
         "DELETE FROM quell_audit",
     ],
 )
@@ -303,14 +309,14 @@ def test_however_much_was_changed_the_walk_ends_and_names_a_place(
 ) -> None:
     with audited(tmp_path, clock=clock) as (audit, database):
         with database.writing() as connection:
-            for number in range(2_600):
+            for number in range(1_300):
                 audit.append(connection, entry(audit, number))
         assert audit.verify().is_intact
         with database.writing() as connection:
             connection.run(attack)
         report = audit.verify()
         assert report.findings
-        assert len(report.findings) < 3_000
+        assert len(report.findings) < 2_000
 
 
 def test_records_that_were_forged_for_impossible_places_are_named(tmp_path: Path, clock: FakeClock) -> None:

@@ -35,6 +35,14 @@ def test_texts_keys_and_numbers_of_a_json_value_are_cleaned() -> None:
         "n": "[redacted:pin]42",
         "ok": True,
     }
+    twice = Redactor({"x": Secret("tok-one-1"), "x ": Secret("tok-two-2")})
+    assert twice.value({"tok-one-1": 1, "tok-two-2": 2}) == {"[redacted:x]": 1, "[redacted:x_]": 2}
+    assert twice.value({"tok-one-1": 1, "a": 3, "%74ok-one-1": 2, "dG9rLW9uZS0x": 4}) == {
+        "[redacted:x]": 1,
+        "a": 3,
+        "%74ok-one-1": 2,
+        "[redacted:x]#3": 4,
+    }
     deep: list[object] = []
     for _ in range(100):
         deep = [deep]

@@ -53,8 +53,8 @@ def test_a_verification_that_leaves_out_a_check_is_caught(mutant: str, monkeypat
 def test_a_place_that_is_not_the_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = _audit_order.judge_order
 
-    def elsewhere(stretches: list[_audit_order.Stretch], *, size: int) -> object:
-        findings, reach = judge(stretches, size=size)
+    def elsewhere(stretches: list[_audit_order.Stretch], *, size: int, bound: int) -> object:
+        findings, reach = judge(stretches, size=size, bound=bound)
         moved = [_audit_order._found(one.what, one.first + 9, one.last + 9, one.detail) for one in findings]
         return moved, reach
 

@@ -18,7 +18,7 @@ _SEARCH_MAX = 5_000
 """How far from its number a record is looked for."""
 _NEAR = 8
 """How far it is always looked for."""
-_TRIES_MAX = 200_000
+_TRIES_MAX = 100_000
 _BEYOND_MAX = 100_000
 _REHASHED_MAX = 1_000
 
@@ -190,7 +190,8 @@ def _claimed(database: Database) -> tuple[_Claim, list[tuple[int, str]]]:
         after = [pair for pair in read_checkpoints(connection) if pair[0] < last]
     claim = (
         _Claim(origin="", size=-1, hash="", frontier="", last=last)
-        if row.origin is None
+        if not isinstance(row.size, int)
+        or not all(isinstance(text, str) for text in (row.origin, row.hash, row.frontier))
         else _Claim(origin=row.origin, size=row.size, hash=row.hash, frontier=row.frontier, last=last)
     )
     return claim, sorted({*before, *after})
@@ -331,5 +332,5 @@ def _told_of(record: AuditRecord, place: int) -> _Told | None:
     try:
         body = json.loads(record.body)
         return _Told(number=place, size=int(body["size"]), digest=str(body["note"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

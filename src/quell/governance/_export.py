@@ -180,7 +180,7 @@ def verify_export(lines: Iterable[str], *, keys: Sequence[str]) -> AuditReport:
         try:
             read = json.loads(line)
             known[read["type"]](read)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             reading.blame(
                 Tampering.EDITED, reading.before.number if reading.before else 0, f"line {number} cannot be read"
             )
@@ -208,6 +208,6 @@ def _is_of_change(record: AuditRecord, change: str) -> bool:
         return False
     try:
         body = json.loads(record.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(body, dict) and body.get("change") == change
