@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from quell.governance._anchor import FileAnchor
 from quell.governance._audit_tables import (
     TABLES,
     Head,
+    canonical,
     follow,
     lock_head,
     make_tables,
@@ -42,7 +42,8 @@ from quell.governance._audit_tables import (
 from quell.governance._audit_verify import verify_log
 from quell.governance._blobs import Blobs
 from quell.governance._checkpoint import Signer, make_signer, public_keys
-from quell.governance._export import export_records, verify_export
+from quell.governance._export import export_records, prove_consistency, verify_export
+from quell.governance._merkle import is_consistent
 from quell.governance._redact import DEPTH_MAX, Redactor
 from quell.runs import Connection, Database
 
@@ -51,7 +52,7 @@ INLINE_MAX_BYTES = 2_048
 CHECKPOINT_S = 60
 BUFFERED_MAX = 50
 BUFFERED_MAX_S = 0.05
-_WAITING_MAX = 10_000
+_WAITING_MAX = 2_000
 _NUMBER_MAX = 1 << 62
 
 
@@ -139,7 +140,7 @@ class Audit:
             kind=kind,
             run=_printable(self._redactor.text(run)),
             principal=_printable(self._redactor.text(principal)),
-            body=json.dumps(kept, sort_keys=True, separators=(",", ":")),
+            body=canonical(kept),
         )
 
     def append(self, connection: Connection, *entries: AuditEntry) -> list[AuditRecord]:
@@ -190,10 +191,13 @@ class Audit:
                 batch = tuple(self._waiting)
             if not batch:
                 return
-            with self._database.writing(durability="written") as connection:
-                self.append(connection, *batch)
-            with self._lock:
-                del self._waiting[: len(batch)]
+            try:
+                with self._database.writing(durability="written") as connection:
+                    self.append(connection, *batch)
+                with self._lock:
+                    del self._waiting[: len(batch)]
+            finally:
+                # After a failure too: a database that is away is not asked for every note.
                 self._waiting_since_s = self._monotonic()
 
     async def keep_flushing(self) -> None:
@@ -296,6 +300,25 @@ class Audit:
         """Check an export with public keys alone, without the log."""
         return verify_export(lines, keys=keys)
 
+    def consistency(self, first: AuditCheckpoint, second: AuditCheckpoint) -> list[str]:
+        """Return the proof, in hex, that the second checkpoint continues the first (RFC 6962, section 2.1.2).
+
+        Raises:
+            UsageError: the log does not reach the second, or the first is empty or the later one.
+        """
+        return prove_consistency(self._database, first=first.size, second=second.size)
+
+    @staticmethod
+    def continues(first: AuditCheckpoint, second: AuditCheckpoint, *, proof: Sequence[str]) -> bool:
+        """Check such a proof, without the log."""
+        return first.origin == second.origin and is_consistent(
+            first=first.size,
+            first_root=bytes.fromhex(first.root),
+            second=second.size,
+            second_root=bytes.fromhex(second.root),
+            proof=[bytes.fromhex(step) for step in proof],
+        )
+
     def _get_signer(self) -> Signer:
         if self._signer is None:
             self._signer = make_signer(self._directory, entropy=self._entropy)
@@ -319,7 +342,7 @@ class Audit:
             kind=AuditKind.CHECKPOINT,
             run="",
             principal="",
-            body=json.dumps(body, sort_keys=True, separators=(",", ":")),
+            body=canonical(body),
         )
         write_record(connection, record)
         return replace(follow(head, record, leaf), signed=checkpoint.size, signed_at=at), checkpoint

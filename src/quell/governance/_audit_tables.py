@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from quell.domain import AuditCheckpoint, AuditRecord, JournalError
 from quell.governance._checkpoint import read_note
@@ -39,6 +40,8 @@ TABLES = (
     )""",
 )
 _PAGE = 2_000
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+"""Writes JSON as it is hashed: sorted keys, no spaces, ASCII."""
 _COLUMNS = "number, at, kind, run, principal, body, previous, hash"
 
 
@@ -58,7 +61,7 @@ class Head:
 def leaf_tail(record: AuditRecord) -> bytes:
     """Write what is hashed of a record, but for its number: a JSON list without spaces, in ASCII."""
     fields = [record.at, record.kind, record.run, record.principal, record.body]
-    return json.dumps(fields, separators=(",", ":"))[1:].encode()
+    return canonical(fields)[1:].encode()
 
 
 def leaf_at(number: int, tail: bytes) -> bytes:
@@ -139,7 +142,8 @@ def write_checkpoint(connection: Connection, checkpoint: AuditCheckpoint) -> Non
 def read_checkpoints(connection: Connection) -> list[tuple[int, str]]:
     """Return every signed note with the size under which it lies."""
     return [
-        (row.size, row.note) for row in connection.all("SELECT size, note FROM quell_audit_checkpoint ORDER BY size")
+        (row.size, str(row.note))
+        for row in connection.all("SELECT size, note FROM quell_audit_checkpoint ORDER BY size")
     ]
 
 
@@ -174,7 +178,7 @@ def _read_page(database: Database, *, after: int | None, last: int, run: str, li
     try:
         with database.reading() as connection:
             rows = connection.all(f"SELECT {_COLUMNS} {rest}", **bound)
-        return [AuditRecord(**vars(row)) for row in rows]
+        return [_record_of(vars(row)) for row in rows]
     except JournalError:
         # A row whose text is no text must not hide itself, nor the others.
         with database.reading() as connection:
@@ -186,9 +190,17 @@ def _read_one(database: Database, number: int) -> AuditRecord | int:
     try:
         with database.reading() as connection:
             row = connection.one(f"SELECT {_COLUMNS} FROM quell_audit WHERE number = :number", number=number)
-        return AuditRecord(**vars(row))
+        return _record_of(vars(row))
     except JournalError:
         return number
+
+
+def _record_of(columns: dict[str, Any]) -> AuditRecord | int:
+    """Read a row; where somebody put anything but texts into it, its number is all there is to read."""
+    number = int(columns.pop("number"))
+    if all(isinstance(text, str) for text in columns.values()):
+        return AuditRecord(number=number, **columns)
+    return number
 
 
 def follow(head: Head, record: AuditRecord, leaf: bytes) -> Head:
@@ -226,7 +238,7 @@ def digests_in(body: str) -> list[str]:
     """Return the digests of the large texts that a body names."""
     try:
         return _digests_of(json.loads(body)) if '"blob":"sha256:' in body else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
 
 

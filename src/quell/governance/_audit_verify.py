@@ -16,7 +16,11 @@ from quell.runs import Database
 
 _SEARCH_MAX = 5_000
 """How far from its number a record is looked for."""
-_SEARCHES_MAX = 500
+_NEAR = 8
+"""How far it is always looked for."""
+_TRIES_MAX = 100_000
+_BEYOND_MAX = 100_000
+_REHASHED_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +62,20 @@ class _Walk:
     """Whether the tree of what was walked over is known."""
     count: int = 0
     final: AuditRecord | None = None
-    searches: int = 0
+    tries: int = _TRIES_MAX
+    """Hashes that may still be made to find out where displaced records belong."""
 
     def step(self, record: AuditRecord | int) -> None:
         """Take the next record, or the number of one that cannot be read."""
         self.count += 1
         if isinstance(record, int):
-            self._place(record, None)
+            self._place(record, None, "")
             self.final, self.is_whole = None, False
             return
         tail = leaf_tail(record)
         offset = self._offset_of(record, tail)
         self._link(record, offset)
-        self._place(record.number, offset)
+        self._place(record.number, offset, record.hash)
         self.final = record if offset is not None else None
         if offset is None:
             self.is_whole = False
@@ -89,10 +94,8 @@ class _Walk:
                 return 0
         except ValueError:
             return None
-        self.searches += 1
-        if self.searches > _SEARCHES_MAX:
-            return None
-        reach = min(_SEARCH_MAX, max(self.last, abs(record.number)))
+        reach = max(min(_SEARCH_MAX, max(self.last, abs(record.number)), self.tries // 2), _NEAR)
+        self.tries -= 2 * reach
         # Near places first: most of what is moved is moved by one.
         return next((offset for far in range(1, reach + 1) for offset in (far, -far) if fits(offset)), None)
 
@@ -108,18 +111,19 @@ class _Walk:
         elif before.offset == offset and before.last + 1 == record.number:
             assert self.final is not None
             is_broken = record.previous != self.final.hash
-            if is_broken:
+            if is_broken and len(self.rehashed) < _REHASHED_MAX:
                 self.rehashed.append(before.last)
         else:
             is_broken = True
         self.is_whole = self.is_whole and not is_broken
 
-    def _place(self, number: int, offset: int | None) -> None:
+    def _place(self, number: int, offset: int | None, told: str) -> None:
         newest = self.stretches[-1] if self.stretches else None
         if newest and newest.offset == offset and newest.last + 1 == number:
-            newest.last = number
+            newest.last, newest.last_hash = number, told
         else:
-            self.stretches.append(Stretch(first=number, last=number, offset=offset))
+            stretch = Stretch(first=number, last=number, offset=offset, first_hash=told, last_hash=told)
+            self.stretches.append(stretch)
 
     def _remember(self, record: AuditRecord, place: int, tail: bytes) -> None:
         self.is_whole = self.is_whole and place == self.frontier.size + 1
@@ -146,11 +150,16 @@ def verify_log(
     walk = _Walk(sizes=frozenset(note.size for note in (*notes, *elsewhere)), last=claim.last)
     for record in read_records(database, last=claim.last):
         walk.step(record)
-    rows, reach = judge_order(walk.stretches, size=claim.last if claim.size < 0 else claim.size)
+    # A checkpoint is followed by the record that tells of it, in the same transaction.
+    known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
+    rows, reach = judge_order(
+        walk.stretches,
+        size=walk.count if claim.size < 0 else claim.size,
+        bound=max(walk.count, known) + _BEYOND_MAX,
+    )
     rows += [
         _found(Tampering.EDITED, at, at, "its hash was made anew: the next one names another") for at in walk.rehashed
     ]
-    known = max((note.size for note in (*notes, *elsewhere)), default=0)
     _judge_end(walk, claim, reach=reach, known=known, rows=rows)
     _judge_told(walk, kept, rows=rows, findings=findings)
     for signed in (notes, elsewhere):
@@ -181,7 +190,8 @@ def _claimed(database: Database) -> tuple[_Claim, list[tuple[int, str]]]:
         after = [pair for pair in read_checkpoints(connection) if pair[0] < last]
     claim = (
         _Claim(origin="", size=-1, hash="", frontier="", last=last)
-        if row.origin is None
+        if not isinstance(row.size, int)
+        or not all(isinstance(text, str) for text in (row.origin, row.hash, row.frontier))
         else _Claim(origin=row.origin, size=row.size, hash=row.hash, frontier=row.frontier, last=last)
     )
     return claim, sorted({*before, *after})
@@ -226,7 +236,7 @@ def _judge_anchored(
         size = checkpoint.size
         if not verifier.is_signed(note):
             findings.append(_found(Tampering.CHECKPOINT_FORGED, size, size, f"{name}: no trusted key signed it"))
-        if checkpoint.origin != claim.origin:
+        if claim.size >= 0 and checkpoint.origin != claim.origin:
             findings.append(_found(Tampering.FORKED, 1, max(size, 1), f"{name} holds another log, {checkpoint.origin}"))
         elif size in good and good[size].chain != checkpoint.chain:
             findings.append(_found(Tampering.FORKED, 1, size, f"{name}: two histories of {size} records were signed"))
@@ -236,7 +246,7 @@ def _judge_anchored(
 
 
 def _judge_end(walk: _Walk, claim: _Claim, *, reach: int, known: int, rows: list[AuditFinding]) -> None:
-    end = max(claim.size, known)
+    end = max(known, claim.size if claim.last < claim.size else 0)
     if reach < end:
         rows.append(_found(Tampering.TRUNCATED, reach + 1, end, "the log reached further"))
     if claim.size < 0:
@@ -322,5 +332,5 @@ def _told_of(record: AuditRecord, place: int) -> _Told | None:
     try:
         body = json.loads(record.body)
         return _Told(number=place, size=int(body["size"]), digest=str(body["note"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -69,14 +69,15 @@ class Verifier:
         from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - as above
 
         text, separator, signatures = note.rpartition("\n\n")
-        if not separator:
+        lines = signatures.split("\n")
+        if not separator or lines.pop() or not all(line.startswith(_SIGNED) for line in lines):
             return False
-        for line in signatures.splitlines():
+        for line in lines:
             name, _, encoded = line.removeprefix(_SIGNED).partition(" ")
             with suppress(InvalidSignature, ValueError):
                 raw = base64.b64decode(encoded, validate=True)
                 key = self._keys.get((name, raw[:_ID_BYTES]))
-                if line.startswith(_SIGNED) and key is not None:
+                if key is not None:
                     key.verify(raw[_ID_BYTES:], f"{text}\n".encode())
                     return True
         return False

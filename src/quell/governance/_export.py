@@ -65,6 +65,20 @@ def export_records(
             yield _line({"type": "body", "digest": digest, "state": "kept", "text": text})
 
 
+def prove_consistency(database: Database, *, first: int, second: int) -> list[str]:
+    """Return the proof that a tree of one size is the start of that of another."""
+    leaves = [
+        leaf_at(record.number, leaf_tail(record))
+        for record in read_records(database, last=second)
+        if isinstance(record, AuditRecord)
+    ]
+    if not 0 < first <= second == len(leaves):
+        raise UsageError(
+            f"the log has no proof from {first} to {second} records", hint=f"it holds {len(leaves)} of them"
+        )
+    return [step.hex() for step in Tree(leaves).consistency(first)]
+
+
 def _head(
     chosen: Sequence[AuditRecord], *, checkpoint: AuditCheckpoint, public_key: str, run: str, change: str
 ) -> dict[str, object]:
@@ -144,6 +158,8 @@ class _Reading:
             self.blame(Tampering.BLOB_CHANGED, place, f"its body {digest} was changed")
         elif state == "kept":
             self.kept.add(digest)
+        elif state != "expired":
+            raise ValueError(f"no state of a body: {state}")
 
     def end(self) -> None:
         """Judge whether all is there."""
@@ -164,7 +180,7 @@ def verify_export(lines: Iterable[str], *, keys: Sequence[str]) -> AuditReport:
         try:
             read = json.loads(line)
             known[read["type"]](read)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             reading.blame(
                 Tampering.EDITED, reading.before.number if reading.before else 0, f"line {number} cannot be read"
             )
@@ -192,6 +208,6 @@ def _is_of_change(record: AuditRecord, change: str) -> bool:
         return False
     try:
         body = json.loads(record.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(body, dict) and body.get("change") == change

@@ -194,7 +194,14 @@ class Redactor:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {self.text(str(key)): self._clean_under(str(key), under) for key, under in value.items()}
+            cleaned: dict[str, object] = {}
+            for key, under in value.items():
+                name = once = self.text(str(key))
+                # Two secrets of one name as keys: neither value may push the other out.
+                while name in cleaned:
+                    name = f"{once}#{len(cleaned)}"
+                cleaned[name] = self._clean_under(str(key), under)
+            return cleaned
         if isinstance(value, Sequence):
             return [self._clean(part) for part in value]
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[int, int, str, int]
@@ -157,7 +158,18 @@ def spans_by_rule(data: bytes) -> list[Span]:
 
 def rule_of_key(key: str, value: str) -> str:
     """Name the rule by which a value is a secret because of the key that it stands under; empty when none does."""
-    low, raw = key.lower().encode("utf-8", "surrogatepass"), value.encode("utf-8", "surrogatepass")
+    strength = _strength(key)
+    if not strength:
+        return ""
+    raw = value.encode("utf-8", "surrogatepass")
+    if strength == "password":
+        return strength if raw and _is_password(raw) else ""
+    return strength if looks_random(raw) else ""
+
+
+@lru_cache(maxsize=4_096)
+def _strength(key: str) -> str:
+    low = key.lower().encode("utf-8", "surrogatepass")
     if any(word in low for word in STRONG):
-        return "password" if raw and _is_password(raw) else ""
-    return "credential" if any(word in low for word in WEAK) and looks_random(raw) else ""
+        return "password"
+    return "credential" if any(word in low for word in WEAK) else ""
