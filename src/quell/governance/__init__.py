@@ -16,5 +16,3 @@ from quell.governance._identity import Identities as Identities
 from quell.governance._policy import PolicySet as PolicySet
 from quell.governance._redact import Redactor as Redactor
 from quell.governance._switches import Switches as Switches
-from quell.governance._audit import Audit as Audit
-from quell.governance._redact import Redactor as Redactor
