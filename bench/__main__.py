@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, step, guard, brief, ingest, store_kill, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, step, guard, audit, redact, brief, ingest, store_kill, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -124,8 +124,22 @@ ROWS = [
         value=lambda r: f"{_number(r, 'added_p50_ms'):.2f} ms, {_number(r, 'decisions_per_s'):,.0f} decisions/s",
         met=lambda r: _number(r, "added_p50_ms") <= 1.5,
     ),
+    Row(
+        part="audit",
+        figure="audit records appended, grouped and flushed each",
+        goal="reported",
+        value=lambda r: f"{_number(r, 'grouped_per_s'):,.0f}/s, {_number(r, 'flushed_per_s'):,.0f}/s",
+        met=lambda _: None,
+    ),
+    Row(
+        part="redact",
+        figure="redaction of log lines, 200 secrets and rules",
+        goal="reported, 0 left",
+        value=lambda r: f"{_number(r, 'rules_and_200_mb_s'):.0f} MB/s, {_number(r, 'left'):.0f} left",
+        met=lambda r: _number(r, "left") == 0,
+    ),
 ]
-PARTS = ["cli", "step", "guard", "brief", "ingest", "store_kill", "lab"]
+PARTS = ["cli", "step", "guard", "audit", "redact", "brief", "ingest", "store_kill", "lab"]
 
 
 def _measure(part: str) -> dict[str, object]:

@@ -198,6 +198,8 @@ class Guard:
     def intent(self, request: CallRequest) -> Intent:
         """Return what the ledger is to bring about, with the approval that it will use up if there is one."""
         call, caller = request.call, request.caller
+        # What waits to be recorded is written before the effect, whose flush covers it.
+        self.audit.flush()
         with self._database.reading() as connection:
             ruling = self._decide(connection, request, lock="none")
             approval = self._approval_of(connection, request) if ruling.presented is not None else ""
