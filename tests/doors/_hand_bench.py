@@ -6,14 +6,22 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from quell.app import Authority, open_authority
-from quell.config import BudgetSettings, GovernanceSettings, JournalSettings, Secret, Settings
+from quell.config import (
+    BudgetSettings,
+    GovernanceSettings,
+    JournalSettings,
+    McpServerSettings,
+    McpSettings,
+    Secret,
+    Settings,
+)
 from quell.domain import (
     CallRequest,
     Fence,
@@ -256,6 +264,7 @@ async def hand_room(
     pack: str = "copilot",
     policies: Sequence[str] = (),
     budgets: BudgetSettings | None = None,
+    servers: Mapping[str, McpServerSettings] | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
     """Open runs, start one and hold it, and give the guard and the hand."""
@@ -270,6 +279,7 @@ async def hand_room(
         journal=JournalSettings(url=Secret(url)),
         governance=GovernanceSettings(pack=pack, policies=tuple(files)),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
+        mcp=McpSettings(servers=servers or {}),
     )
     runs = await Runs.open(settings.journal, state_dir=state_dir, clock=clock, entropy=os.urandom, version="v1")
     runs.register("heal", _nothing)

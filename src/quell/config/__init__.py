@@ -17,6 +17,7 @@ from quell.config._settings import GovernanceSettings as GovernanceSettings
 from quell.config._settings import InvestigationSettings as InvestigationSettings
 from quell.config._settings import JournalSettings as JournalSettings
 from quell.config._settings import McpServerSettings as McpServerSettings
+from quell.config._settings import McpSettings as McpSettings
 from quell.config._settings import PrometheusSettings as PrometheusSettings
 from quell.config._settings import Secret as Secret
 from quell.config._settings import ServerSettings as ServerSettings

@@ -1,0 +1,116 @@
+"""Tools of servers through the one path: pinned by a person, refused when they change, typed whatever the server does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quell.config import McpServerSettings
+from quell.domain import OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
+from quell.tools import Pins
+from tests._mcp_rogue import Rogue, rogue
+from tests.doors._hand_bench import Room, hand_room, person
+
+pytestmark = pytest.mark.timeout(60)
+
+READ = ToolTerms(tool_class=ToolClass.READ, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
+
+
+def _told(tmp_path: Path, story: Callable[[Room, Rogue], Awaitable[None]]) -> None:
+    async def tell() -> None:
+        async with rogue() as server:
+            known = {"bad": McpServerSettings(transport="http_streamable", url=server.url, call_timeout_s=5.0)}
+            async with hand_room(tmp_path, servers=known) as room:
+                await story(room, server)
+
+    asyncio.run(tell())
+
+
+async def _pin(room: Room, *names: str, terms: ToolTerms = READ) -> None:
+    pins = Pins(clock=room.clock)
+    offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
+    with room.runs.database.writing() as connection:
+        for name in names:
+            pins.accept(connection, offers[name], terms, by=person("ann", "operator"))
+    await room.authority.reload()
+
+
+async def _call(room: Room, tool: str, *, call: str = "") -> ToolOutcome:
+    ended = await room.call(tool, call=call, n=1)
+    assert isinstance(ended, ToolOutcome), ended
+    return ended
+
+
+def test_a_tool_that_nobody_pinned_does_not_exist(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        assert "echo" not in [tool.name for tool in room.authority.toolbox.catalog()]
+        assert (await _call(room, "echo")).kind is OutcomeKind.DENIED
+        await _pin(room, "echo")
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+        assert len(server.calls) == 1
+
+    _told(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("tool", "kind"),
+    [
+        ("failed", OutcomeKind.TOOL_ERROR),
+        ("empty_list", OutcomeKind.EMPTY),
+        ("lie", OutcomeKind.SUSPICIOUS),
+        ("status_500", OutcomeKind.TRANSPORT_ERROR),
+        ("close", OutcomeKind.TRANSPORT_ERROR),
+        ("park", OutcomeKind.DENIED),
+    ],
+)
+def test_whatever_a_server_does_comes_back_typed_and_is_not_cited(tool: str, kind: OutcomeKind, tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, tool, "echo")
+        outcome = await _call(room, tool)
+        assert (outcome.kind, outcome.is_citable) == (kind, False), outcome
+        assert outcome.detail or kind is OutcomeKind.EMPTY
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+
+    _told(tmp_path, story)
+
+
+def test_a_large_result_is_put_aside_and_read_in_parts(tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "huge", terms=replace(READ, result_max_bytes=8_000_000))
+        outcome = await _call(room, "huge")
+        assert outcome.handle
+        assert len(outcome.content) < 10_000
+        reading = next(tool.name for tool in room.authority.toolbox.catalog() if tool.name.endswith("head"))
+        part = await room.call(reading, handle=outcome.handle)
+        assert isinstance(part, ToolOutcome)
+        assert part.kind in {OutcomeKind.OK, OutcomeKind.TRUNCATED}, part
+        stranger = await room.call(reading, caller=room.caller(session="another"), handle=outcome.handle)
+        assert isinstance(stranger, ToolOutcome)
+        assert stranger.kind is OutcomeKind.DENIED
+
+    _told(tmp_path, story)
+
+
+def test_an_effect_of_a_server_carries_its_key_and_one_that_hangs_is_left_to_people(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        effect = ToolTerms(
+            tool_class=ToolClass.IRREVERSIBLE, recovery=Recovery.BLIND, timeout_s=1.0, reason="nobody can tell"
+        )
+        await _pin(room, "hang", terms=effect)
+        parked = await room.call("hang", call="h1", n=1)
+        assert isinstance(parked, Parked)
+        assert server.calls == []
+        for who in ("bob", "cat"):
+            room.decide(parked, person(who, "approver"))
+        outcome = await _call(room, "hang", call="h1")
+        assert outcome.kind is OutcomeKind.TIMEOUT
+        assert "nobody knows" in outcome.detail
+        assert [sent["_meta"] for sent in server.calls if "_meta" in sent], "the key travels"
+        await _call(room, "hang", call="h1")
+        assert len(server.calls) == 1
+
+    _told(tmp_path, story)
