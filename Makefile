@@ -44,6 +44,7 @@ bench: $(VENV)/.dev
 
 prove: $(VENV)/.dev
 	$(PY) -m proofs --full $(PROOF)
+	$(PY) -m proofs --write
 
 lock: $(VENV)/.dev
 	$(PY) scripts/lock.py

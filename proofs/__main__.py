@@ -1,4 +1,4 @@
-"""Print the table of promises: `python -m proofs [--full] [--seed N] [NAME ...]`."""
+"""Print the table of promises: `python -m proofs [--full] [--seed N] [NAME ...]`; `--write` makes PROMISES.md of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 
 import proofs
+from proofs._document import DOCUMENT, keep, write
 from proofs._proof import Promise, Scale
 
 
@@ -29,11 +30,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--full", action="store_true", help="the sizes that PROMISES.md states; CI tries fewer")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--list", action="store_true", help="name the promises and try none")
+    parser.add_argument("--write", action="store_true", help="write PROMISES.md from the last full runs, and stop")
     told = parser.parse_args(arguments)
     known = {promise.name: promise for promise in promises()}
     if told.list:
         for promise in known.values():
             print(f"{promise.name:24} {promise.promise}")
+        return 0
+    if told.write:
+        missing = write(known.values())
+        print(f"written: {DOCUMENT}" + (f"; without a full run: {', '.join(missing)}" if missing else ""))
         return 0
     unknown = [name for name in told.names if name not in known]
     if unknown:
@@ -54,6 +60,7 @@ def main(arguments: list[str]) -> int:
         for failure in result.failures:
             print(f"{'':24} violated: {failure}")
         broken += result.violations
+        keep(name, result, scale=scale, seed=told.seed)
     return 1 if broken else 0
 
 
