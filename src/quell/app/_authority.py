@@ -180,6 +180,7 @@ def _guard(
         ledger=ledger,
         autonomy=Autonomy(database, clock=given.clock),
         clock=given.clock,
+        entropy=given.entropy,
     )
 
 

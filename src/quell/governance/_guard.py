@@ -27,6 +27,7 @@ from quell.domain import (
     Consumption,
     Effect,
     EffectState,
+    Entropy,
     Facts,
     Intent,
     Level,
@@ -87,6 +88,7 @@ class Guard:
         ledger: Ledger,
         autonomy: Autonomy,
         clock: Clock,
+        entropy: Entropy,
         services: Callable[[], int] = lambda: 0,
     ) -> None:
         """Join the organs; `services` tells how many services are known, for the share that a call touches."""
@@ -100,6 +102,7 @@ class Guard:
         self.ledger = ledger
         self.autonomy = autonomy
         self._clock = clock
+        self._entropy = entropy
         self._services = services
 
     def enter(self, request: CallRequest) -> Passage | Parked | Verdict:
@@ -180,7 +183,8 @@ class Guard:
             if needs_people:
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
-            reservation = self._reserve(connection, request)
+            # A key of its own each time: a read that comes again under its old id is done again, and costs again.
+            reservation = self._reserve(connection, request, key=f"{request.call.id}.{self._entropy(8).hex()}")
             (record,) = self.audit.append(connection, entry)
         ids = {"audit": str(record.number)} | ({"approval": used.approval} if used else {})
         return Passage(reservation=reservation, spender=_spender(request), ids=ids)
@@ -219,7 +223,7 @@ class Guard:
         """Decide again, use the approval up, reserve and keep the account, all with the intent or not at all."""
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
-        self._reserve(connection, request)
+        self._reserve(connection, request, key=request.call.id)
         body = {**_reasons(ruling), "revert": _plan_of(request)}
         body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
@@ -238,7 +242,7 @@ class Guard:
         with suppress(
             RefusedError, BoundExceededError, UsageError
         ):  # what cannot be settled is charged as reserved when its time is over
-            reservation = self._reserve(connection, request)
+            reservation = self._reserve(connection, request, key=request.call.id)
             spent = _spent(request, outcome) if outcome is not None else None
             self.budgets.settle(connection, reservation, spent, spender=_spender(request))
         if effect.approval and (used := self._used_of(connection, effect)) is not None:
@@ -320,8 +324,8 @@ class Guard:
             blast_percent=min(100, -(-100 // known)) if known else 0,
         )
 
-    def _reserve(self, connection: Connection, request: CallRequest) -> Reservation:
-        """Reserve the most that a call can take; the same call again takes nothing more."""
+    def _reserve(self, connection: Connection, request: CallRequest, *, key: str) -> Reservation:
+        """Reserve the most that a call can take; the same key again takes nothing more."""
         tool, call = request.tool, request.call
         charge = Charge(
             calls=1,
@@ -330,7 +334,7 @@ class Guard:
             blast_units=call.resource.units if tool.tool_class.is_effect else 0,
         )
         return self.budgets.reserve(
-            connection, charge, spender=_spender(request), key=call.id, lifetime_s=tool.timeout_s + _GRACE_S
+            connection, charge, spender=_spender(request), key=key, lifetime_s=tool.timeout_s + _GRACE_S
         )
 
     def _approval_of(self, connection: Connection, request: CallRequest) -> str:
