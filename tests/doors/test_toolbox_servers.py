@@ -64,7 +64,7 @@ def test_a_tool_that_nobody_pinned_does_not_exist(tmp_path: Path) -> None:
         ("lie", OutcomeKind.SUSPICIOUS),
         ("status_500", OutcomeKind.TRANSPORT_ERROR),
         ("close", OutcomeKind.TRANSPORT_ERROR),
-        ("park", OutcomeKind.DENIED),
+        ("sample", OutcomeKind.TOOL_ERROR),
     ],
 )
 def test_whatever_a_server_does_comes_back_typed_and_is_not_cited(tool: str, kind: OutcomeKind, tmp_path: Path) -> None:
@@ -112,5 +112,34 @@ def test_an_effect_of_a_server_carries_its_key_and_one_that_hangs_is_left_to_peo
         assert [sent["_meta"] for sent in server.calls if "_meta" in sent], "the key travels"
         await _call(room, "hang", call="h1")
         assert len(server.calls) == 1
+
+    _told(tmp_path, story)
+
+
+@pytest.mark.parametrize("tool_class", [ToolClass.READ, ToolClass.IRREVERSIBLE])
+def test_a_server_that_asks_people_gets_the_answer_of_people(tool_class: ToolClass, tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        terms = ToolTerms(tool_class=tool_class, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
+        await _pin(room, "park", terms=terms)
+        ended = await room.call("park", call="p", n=1)
+        if tool_class.is_effect:
+            assert isinstance(ended, Parked)
+            for who in ("bob", "cat"):
+                room.decide(ended, person(who, "approver"))
+            ended = await room.call("park", call="p", n=1)
+        assert isinstance(ended, Parked)
+        assert (ended.call, len(server.calls)) == ("p~1", 1)
+        again = await room.call("park", call="p~1", n=1)
+        assert isinstance(again, Parked)
+        assert (again.approval, len(server.calls)) == (ended.approval, 1)
+        with room.runs.database.reading() as connection:
+            approval = room.authority.guard.approvals.find(connection, ended.approval, tenant="local")
+        assert approval is not None
+        assert "the server asks, in its own words" in room.authority.guard.approvals.show(approval, form="text")
+        for who in ("bob", "cat")[: ended.quorum]:
+            room.decide(ended, person(who, "approver"))
+        outcome = await _call(room, "park", call="p~1")
+        assert outcome.kind is OutcomeKind.OK, outcome
+        assert server.calls[-1]["inputResponses"], "the server got its answer"
 
     _told(tmp_path, story)

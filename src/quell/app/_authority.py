@@ -100,6 +100,8 @@ async def open_authority(
     guard = await asyncio.to_thread(build)
     toolbox = Toolbox(
         registry=registry,
+        database=runs.database,
+        clock=clock,
         guard=guard,
         ledger=ledger,
         resilience=Resilience(entropy=entropy, monotonic=monotonic),
@@ -317,6 +319,7 @@ def _make_tables(runs: Runs, audit: Audit) -> None:
             Autonomy.TABLES,
             Ledger.TABLES,
             Pins.TABLES,
+            Toolbox.TABLES,
         ):
             connection.make_tables(tables)
     audit.prepare()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from quell.domain._guard import FrozenCall, Principal, Tool
 from quell.domain._ledger import Fence
+from quell.domain._mcp import NeedsPeople
 from quell.domain._resilience import Priority
 
 
@@ -48,3 +49,5 @@ class CallRequest:
     """The model's own words: shown apart, never believed."""
     facts: tuple[tuple[str, str], ...] = ()
     """What the inventory knows of the resource, as people are shown it."""
+    needs: NeedsPeople | None = None
+    """What the server asked about it before: approving the call is the answer, and nothing else lets it through."""

@@ -37,6 +37,7 @@ from quell.domain import (
     Reservation,
     Spender,
     SwitchState,
+    ToolClass,
     ToolOutcome,
     UsageError,
     Verdict,
@@ -118,7 +119,7 @@ class Guard:
         """
         if not request.tool.tool_class.is_effect:
             ruling = self._read_ruling(request)
-            if ruling.verdict.decision == "permit":
+            if ruling.verdict.decision == "permit" and request.needs is None:
                 return self._begin_read(request, ruling)
         with self._database.reading() as connection:
             if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
@@ -148,7 +149,7 @@ class Guard:
             tool_class=request.tool.tool_class,
             diff=request.diff,
             revert_plan=_plan_of(request),
-            facts=request.facts,
+            facts=(*request.facts, *_words_of_server(request)),
         )
         wish = ApprovalRequest(
             principal=request.caller.principal,
@@ -271,11 +272,13 @@ class Guard:
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
         verdict = self._verdict(connection, request, facts)
+        if verdict.decision == "permit" and request.needs is not None:
+            verdict = _asked_by_server(request, verdict)
         if verdict.decision != "ask":
             return _Ruling(verdict=verdict, facts=facts)
         presented = _presented(request, verdict)
         people = self.approvals.valid(connection, presented)
-        if people:
+        if people and (request.needs is None or people >= verdict.quorum):
             counted = replace(facts, approvals=people)
             again = self._verdict(connection, request, counted)
             if again.decision == "permit":
@@ -402,6 +405,24 @@ def _flat(value: object) -> dict[str, object]:
 
 def _reasons(ruling: _Ruling) -> dict[str, object]:
     return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts)}
+
+
+def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
+    """Turn a permit into a question: policy lets the call through, and its server wants people."""
+    return replace(
+        verdict,
+        decision="ask",
+        policies=("quell.server-asks", *verdict.policies),
+        reason="the server asks people before it goes on",
+        approver_roles=("approver", "admin"),
+        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
+    )
+
+
+def _words_of_server(request: CallRequest) -> tuple[tuple[str, str], ...]:
+    """Return what the server asks, as a fact about it: its words, not ours."""
+    asks = request.needs.asks if request.needs is not None else ()
+    return tuple(("the server asks, in its own words", f"{ask.message} {ask.url}".strip()) for ask in asks)
 
 
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:

@@ -19,6 +19,7 @@ from quell.domain import (
     ToolPin,
 )
 from quell.governance import pin_of
+from quell.tools._asks import NeedsPeopleError, replies_of
 from quell.tools._mcp import Servers
 from quell.tools._naming import model_names
 from quell.tools._scratchpad import Scratchpad
@@ -136,6 +137,8 @@ class ServerHand:
                 answers=terms.answers,
                 as_of=terms.as_of,
                 result_max_bytes=terms.result_max_bytes,
+                replies=replies_of(request.needs.asks) if request.needs is not None else None,
+                request_state=request.needs.request_state if request.needs is not None else "",
             )
         except ServerUnavailable as error:
             kind = OutcomeKind.TRANSPORT_ERROR
@@ -146,9 +149,7 @@ class ServerHand:
 
 def _of_answer(request: CallRequest, answer: ServerAnswer) -> ToolOutcome:
     if answer.needs is not None:
-        asked = "; ".join(ask.message for ask in answer.needs.asks)
-        told = f"the server asks people before it goes on, and nobody answered: {asked[:500]!a}"
-        return outcome(request, OutcomeKind.DENIED, detail=told, evidence={"sent": "asked"})
+        raise NeedsPeopleError(answer.needs)
     return ToolOutcome(
         call=request.call.id,
         tool=request.call.tool,

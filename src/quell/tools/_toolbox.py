@@ -15,10 +15,12 @@ from quell import telemetry
 from quell.domain import (
     BoundExceededError,
     CallRequest,
+    Clock,
     Effect,
     EffectState,
     Ending,
     Happened,
+    NeedsPeople,
     NotHappened,
     OutcomeKind,
     OverloadError,
@@ -35,7 +37,8 @@ from quell.domain import (
     Verdict,
 )
 from quell.governance import Guard, Passage, Redactor, freeze
-from quell.runs import Connection, Ledger
+from quell.runs import Connection, Database, Ledger
+from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round, replies_of
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
@@ -48,10 +51,15 @@ _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, Out
 class Toolbox:
     """Every effect and every outside read of a process."""
 
+    TABLES = ServerAsks.TABLES
+    """What `Connection.make_tables` makes."""
+
     def __init__(
         self,
         *,
         registry: Registry,
+        database: Database,
+        clock: Clock,
         guard: Guard,
         ledger: Ledger,
         resilience: Resilience,
@@ -62,6 +70,8 @@ class Toolbox:
     ) -> None:
         """Join the organs; `environment` is that of calls whose arguments name none."""
         self._registry = registry
+        self._database = database
+        self._asks = ServerAsks(clock=clock)
         self._guard = guard
         self._ledger = ledger
         self._resilience = resilience
@@ -120,6 +130,7 @@ class Toolbox:
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         """Have it decided, and done if it may be."""
         try:
+            request = await asyncio.to_thread(self._continued, request)
             way = await asyncio.to_thread(self._guard.enter, request)
             match way:
                 case Parked():
@@ -129,10 +140,36 @@ class Toolbox:
             effect = entry.tool.tool_class.is_effect
             outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
             return await self._handed_over(request, outcome)
+        except NeedsPeopleError as asked:
+            return await asyncio.to_thread(self._ask_people, request, asked.needs)
         except (RefusedError, BoundExceededError) as refusal:
             return self._outcome(request, OutcomeKind.DENIED, refusal)
         except OverloadError as shed:
             return self._outcome(request, OutcomeKind.TRANSPORT_ERROR, shed)
+
+    # -- questions of servers ---------------------------------------------------------------------------------------
+
+    def _continued(self, request: CallRequest) -> CallRequest:
+        """Take up what a server asked about this call before."""
+        if not is_round(request.call.id):
+            return request
+        with self._database.reading() as connection:
+            needs = self._asks.find(connection, run=request.call.run, call=request.call.id)
+        return replace(request, needs=needs)
+
+    def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
+        """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
+        identifier = next_round(request.call.id)
+        if identifier is None or replies_of(needs.asks) is None:
+            asked = "; ".join(ask.message for ask in needs.asks)
+            told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
+            return self._outcome(request, OutcomeKind.DENIED, None, detail=self._redactor.text(told))
+        again = replace(request, call=replace(request.call, id=identifier), needs=needs)
+        with self._database.writing() as connection:
+            self._asks.keep(connection, again, needs)
+        way = self._guard.enter(again)
+        assert not isinstance(way, Passage), "a server's question is answered by people only"
+        return way if isinstance(way, Parked) else _denied(again, way)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -142,6 +179,9 @@ class Toolbox:
             outcome = await self._sent(request, entry, key="", retryable="read")
         except QuellError as error:
             outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, error)
+        except NeedsPeopleError as asked:
+            outcome = self._outcome(request, OutcomeKind.DENIED, None, detail=str(asked))
+            raise
         finally:
             await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, passage, outcome))
         return replace(outcome, evidence={**outcome.evidence, **passage.ids})
@@ -171,10 +211,14 @@ class Toolbox:
         if fence is None:
             raise RefusedError("only a run may change something", hint="start a run; a person's command is one too")
         last: list[ToolOutcome] = []
+        asked: list[NeedsPeopleError] = []
 
         async def send(key: str, attempt: int) -> Ending:
             try:
                 outcome = await self._sent(request, entry, key=key, retryable="effect")
+            except NeedsPeopleError as error:
+                asked.append(error)
+                return NotHappened(detail=str(error))
             except (OverloadError, RefusedError) as error:
                 return NotHappened(detail=str(error))
             last[:] = [replace(outcome, attempts=attempt)]
@@ -199,6 +243,8 @@ class Toolbox:
                 on_start=on_start,
                 on_end=on_end,
             )
+        if asked:
+            raise asked[-1]
         return _outcome_of(request, effect, last[0] if last else None)
 
     def _probe(self, request: CallRequest) -> Callable[[], Awaitable[Ending]] | None:
