@@ -283,3 +283,22 @@ def test_one_call_id_is_one_call(tmp_path: Path) -> None:
         assert [done[1]["service"] for done in room.world.done] == ["web"]
 
     _told(tmp_path, story)
+
+
+def test_nothing_is_carried_out_of_the_house_after_a_kill_however_fresh_it_is(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        async def fetch(call: str) -> ToolOutcome:
+            parked = _parked(await room.call("fetch_page", call=call, url="https://docs.example/a"))
+            room.decide(parked, person("bob", "approver"))
+            return _outcome(await room.call("fetch_page", call=call, url="https://docs.example/a"))
+
+        assert (await fetch("f1")).kind is OutcomeKind.OK
+        parked = _parked(await room.call("fetch_page", call="f2", url="https://docs.example/a"))
+        room.decide(parked, person("bob", "approver"))
+        with room.runs.database.writing() as connection:
+            room.authority.guard.switches.kill(connection, by=person("eve", "admin"), reason="a leak")
+        ended = await room.call("fetch_page", call="f2", url="https://docs.example/a")
+        assert _outcome(ended).kind is OutcomeKind.DENIED
+        assert room.world.reads == 1
+
+    _told(tmp_path, story)

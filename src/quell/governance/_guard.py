@@ -117,9 +117,9 @@ class Guard:
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
-        if not request.tool.tool_class.is_effect:
+        if _is_plain_read(request):
             ruling = self._read_ruling(request)
-            if ruling.verdict.decision == "permit" and request.needs is None:
+            if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
         with self._database.reading() as connection:
             if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
@@ -181,7 +181,7 @@ class Guard:
         needs_people = ruling.presented is not None
         entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
         with self._database.writing(durability="flushed" if needs_people else "written") as connection:
-            if needs_people:
+            if not _is_plain_read(request):
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
             # A key of its own each time: a read that comes again under its old id is done again, and costs again.
@@ -261,7 +261,7 @@ class Guard:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _read_ruling(self, request: CallRequest) -> _Ruling:
-        """Decide about a read from memory: nothing about it has a history, and stops are known well enough."""
+        """Decide about a plain read from memory: it has no history, takes nothing out, and stops are known well enough."""
         stops = self.switches.glance()
         facts = _stop_facts(request, stops, is_emergency=False)
         verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
@@ -423,6 +423,12 @@ def _words_of_server(request: CallRequest) -> tuple[tuple[str, str], ...]:
     """Return what the server asks, as a fact about it: its words, not ours."""
     asks = request.needs.asks if request.needs is not None else ()
     return tuple(("the server asks, in its own words", f"{ask.message} {ask.url}".strip()) for ask in asks)
+
+
+def _is_plain_read(request: CallRequest) -> bool:
+    """Tell whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
+    tool = request.tool
+    return tool.tool_class is ToolClass.READ and not tool.resource.destination and request.needs is None
 
 
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
