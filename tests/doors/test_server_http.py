@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from starlette.routing import Route
 
-from quell.app import App, Vault
+from quell.app import App, Vault, Warden
 from quell.config import InvestigationSettings, JournalSettings, ServerSettings, Settings
 from quell.domain import BoundExceededError, ConfigError, ObservedChange, OverloadError, StateHeldError, UsageError
 from quell.incidents import CaseFile, Desk
@@ -86,6 +86,7 @@ async def a_house(state_dir: Path, *, server: ServerSettings, receives: bool = T
         entropy=os.urandom,
         telemetry=cast("Telemetry", None),
         runs=runs,
+        warden=Warden(runs, settings, clock=clock, entropy=os.urandom, env={}),
         vault=cast("Vault", Parts(receiver=intake if receives else None)),
         readers=(),
         desk=desk,

@@ -9,3 +9,4 @@ from quell.app._app import Vault as Vault
 from quell.app._app import open_app as open_app
 from quell.app._authority import Authority as Authority
 from quell.app._authority import open_authority as open_authority
+from quell.app._warden import Warden as Warden

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from quell import __version__, telemetry
+from quell.app._authority import Authority
+from quell.app._warden import Warden
 from quell.config import Settings, version_of
 from quell.domain import (
     Alert,
@@ -39,6 +41,9 @@ _CLOSE_TIMEOUT_S = 10.0
 _STORE_RETRY_S = 5.0
 _TEND_INTERVAL_S = 2.0
 _RETAIN_INTERVAL_S = 3600.0
+_AUTHORITY_INTERVAL_S = 5.0
+_SIGN_INTERVAL_S = 60.0
+_HERALD_INTERVAL_S = 1.0
 _STORE_READER = "store"
 _SERIES_TIMEOUT_S = 5.0
 
@@ -53,6 +58,7 @@ class App:
     entropy: Entropy
     telemetry: Telemetry
     runs: Runs
+    warden: Warden
     vault: Vault
     readers: tuple[Reader, ...]
     desk: Desk
@@ -81,12 +87,26 @@ class App:
         """Open the telemetry store, or attach to the one that runs. Raises StoreError when it cannot be used."""
         return await self.vault.open()
 
+    @property
+    def authority(self) -> Authority | None:
+        """What decides and acts, if it was needed so far."""
+        return self.warden.authority
+
+    async def open_authority(self) -> Authority:
+        """Open what decides and acts. Raises ConfigError with every mistake, or JournalError."""
+        return await self.warden.open()
+
     async def watch_forever(self) -> None:
         """Run the loops of a server until cancelled; one that fails says so and goes on."""
         async with asyncio.TaskGroup() as group:
             group.create_task(_loop("store", self._keep_store, interval_s=_STORE_RETRY_S))
             group.create_task(_loop("incidents", self.desk.tend, interval_s=_TEND_INTERVAL_S))
             group.create_task(_loop("retention", self._retain, interval_s=_RETAIN_INTERVAL_S))
+            group.create_task(_loop("authority", self.warden.tend, interval_s=_AUTHORITY_INTERVAL_S))
+            group.create_task(_loop("audit", self.warden.sign, interval_s=_SIGN_INTERVAL_S))
+            group.create_task(_loop("audit records", self.warden.keep_flushing, interval_s=_AUTHORITY_INTERVAL_S))
+            group.create_task(_loop("bodies", self.warden.sweep, interval_s=_RETAIN_INTERVAL_S))
+            group.create_task(_loop("approvals", self.warden.look, interval_s=_HERALD_INTERVAL_S))
             if self.settings.detection.enabled:
                 interval_s = self.settings.detection.interval_s
                 telemetry.event("detector.started", interval_s=interval_s)
@@ -94,6 +114,7 @@ class App:
 
     def announce(self, url: str) -> None:
         """Write down where this server answers, for other processes of this user."""
+        self.warden.url = url
         path = self.settings.state_dir / "serve.json"
         scratch = path.with_suffix(".json.new")
         scratch.write_text(json.dumps({"pid": os.getpid(), "url": url}) + "\n", encoding="utf-8")
@@ -245,6 +266,7 @@ async def open_app(
     Raises:
         StateHeldError: another server has this state directory.
         JournalError: the journal cannot be used.
+        ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     version = version_of(settings)
     async with AsyncExitStack() as stack:
@@ -259,8 +281,9 @@ async def open_app(
             settings.journal, state_dir=settings.state_dir, clock=clock, entropy=entropy, version=version
         )
         stack.push_async_callback(_closed, "journal", runs.close)
+        warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
-        stack.push_async_callback(_closed, "store", vault.close)
+        _end_after_runs(stack, warden, vault)
         readers = _readers(settings, vault, stack)
         _end_first(stack, runs, telling)
         launch = _once(runs.launch)
@@ -283,16 +306,21 @@ async def open_app(
             entropy=entropy,
             telemetry=telling,
             runs=runs,
+            warden=warden,
             vault=vault,
             readers=readers,
             desk=desk,
             version=version,
             launch=launch,
         )
-        _tell_own_store(app)
-        if role == "serve":
-            await _start_serving(app)
+        await _start(app)
         yield app
+
+
+def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None:
+    """Have what runs rest on closed after them: a call in flight whose server is taken away ends as nobody knows."""
+    stack.push_async_callback(_closed, "authority", warden.close)
+    stack.push_async_callback(_closed, "store", vault.close)
 
 
 def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:
@@ -345,8 +373,16 @@ def _tell_own_store(app: App) -> None:
     app.vault.on_open = attach
 
 
-async def _start_serving(app: App) -> None:
-    """Open what a server needs from the beginning; without its store it is a server that says so."""
+async def _start(app: App) -> None:
+    """Open what a server needs from the beginning, and nothing else; without its store it is one that says so.
+
+    Without its authority it is none: nothing that a policy or an identity cannot be read for may begin to answer.
+    """
+    _tell_own_store(app)
+    if app.role == "command":
+        return
+    await app.warden.identities()
+    await app.warden.herald()
     try:
         await app.vault.open()
     except QuellError as error:

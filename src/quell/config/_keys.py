@@ -81,6 +81,8 @@ RANGES: Mapping[str, Range] = {
     "investigation.group_window_s": Range(low=0, high=86_400),
     "governance.approval_minutes": _above(0, to=10_080),
     "governance.body_retention_days": _above(0, to=3_650),
+    "approvals.tolerance_s": Range(low=1, high=86_400),
+    "approvals.timeout_s": _above(0, to=3_600),
     "identity.oidc.skew_s": Range(low=0, high=600),
     "budgets.run_usd": Range(low=0, high=1_000_000),
     "budgets.run_tokens": Range(low=0, high=1_000_000_000),

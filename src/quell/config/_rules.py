@@ -31,6 +31,7 @@ def rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
         told = rule(value) if rule is not None and isinstance(value, str) else None
         if told is not None:
             yield Problem(path=path, reason=told[0], hint=told[1], source=where(path))
+    yield from _server_rules(tree, where=where)
     yield from _prometheus_rules(tree.get("prometheus"), where=where)
     mcp = tree.get("mcp")
     named = mcp.get("servers") if isinstance(mcp, dict) else None
@@ -64,17 +65,26 @@ def _prometheus_rules(sources: Toml, *, where: Where) -> Iterator[Problem]:
                 yield Problem(path=at, reason=f"not a regular expression: {error}", hint="", source=where(at))
 
 
-def _loopback(value: str) -> tuple[str, str] | None:
-    try:
-        is_loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
-    except ValueError:
-        is_loopback = False
-    if is_loopback:
-        return None
-    return (
-        "must be a loopback address: nobody is asked who they are yet",
-        'keep "127.0.0.1" and put a reverse proxy that knows its users in front',
+def _server_rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
+    """Refuse to listen beyond this machine while nobody could be told from anybody."""
+    server, identity = tree.get("server"), tree.get("identity")
+    host = server.get("host") if isinstance(server, dict) else None
+    ways = identity if isinstance(identity, dict) else {}
+    if not isinstance(host, str) or _is_loopback(host) or any(ways.get(way) for way in ("api_keys", "oidc", "proxy")):
+        return
+    yield Problem(
+        path="server.host",
+        reason="must be a loopback address while nobody is asked who they are",
+        hint='keep "127.0.0.1", or configure [identity]: API keys, an OIDC issuer or a trusted proxy',
+        source=where("server.host"),
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _http_url(value: str) -> tuple[str, str] | None:
@@ -112,7 +122,12 @@ def _not_empty(value: str) -> tuple[str, str] | None:
 
 
 _VALUE_RULES: Mapping[str, Callable[[str], tuple[str, str] | None]] = {
-    "server.host": _loopback,
+    "approvals.webhook_url": _http_url,
+    "approvals.link_url": _http_url,
+    "approvals.webhook_user": _not_empty,
+    "identity.oidc.issuer": _not_empty,
+    "identity.oidc.audience": _not_empty,
+    "identity.oidc.jwks_url": _needed_http_url,
     "store.url": _http_url,
     "store.database": _not_empty,
     "journal.url": _journal_url,

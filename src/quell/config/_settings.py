@@ -75,6 +75,8 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs an identity table: nobody is served unasked."""
+    names: tuple[str, ...] = ()
+    """Host names under which it is reached besides loopback names and addresses, such as that of a proxy in front."""
     port: int = 7433
     """TCP port; 0 picks a free one and prints it."""
     body_max_mb: float = 16.0
@@ -236,6 +238,34 @@ class GovernanceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalSettings:
+    """Who outside is told of requests for approval: a service that may answer, and a chat that shows them."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    webhook_url: str = ""
+    """Address that is sent every request and answers it, at once or later by POST /v1/approvals/ID; empty: none."""
+    webhook_secret: Secret = field(default_factory=lambda: Secret(""))
+    """Signs what is sent, and must sign every answer; 32 bytes or more. With it plain http is refused."""
+    webhook_secondary: Secret = field(default_factory=lambda: Secret(""))
+    """A second secret that answers may be signed with, while one is being replaced."""
+    webhook_headers: Mapping[str, Secret] = field(default_factory=dict)
+    """Headers sent with every request."""
+    webhook_user: str = "webhook"
+    """Name under which the service's answers count: it is one person, so it never fills a quorum of two alone."""
+    webhook_roles: tuple[str, ...] = ("approver",)
+    """Roles that the service has when it answers."""
+    tolerance_s: int = 300
+    """How old, or how far in the future, a signature may be."""
+    timeout_s: float = 300.0
+    """How long the service may take to answer a request."""
+    slack_url: Secret = field(default_factory=lambda: Secret(""))
+    """Incoming webhook of a chat, as Slack has it: it is shown every request, whole or as a link; empty: none."""
+    link_url: str = ""
+    """Address under which people reach this server, for links in a chat; empty: its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OidcSettings:
     """One identity provider whose signed tokens are believed."""
 
@@ -251,6 +281,8 @@ class OidcSettings:
     """Tenant of every user of this issuer."""
     user_claim: str = "sub"
     """Claim that names the person."""
+    user_prefix: str = ""
+    """Stands before every user of this issuer, so that two sources never name the same person."""
     roles_claim: str = "roles"
     """Claim that lists groups or roles."""
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -269,6 +301,8 @@ class ProxySettings:
     """Addresses that it may come from, such as "10.0.0.5/32"; the header is refused from anywhere else."""
     user_header: str = "X-Forwarded-User"
     """Header that holds the person."""
+    user_prefix: str = ""
+    """Stands before every user of this proxy, so that two sources never name the same person."""
     roles_header: str = ""
     """Header that holds the groups, separated by commas; empty: none is read."""
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -287,8 +321,10 @@ class IdentitySettings:
 
     api_keys: bool = False
     """Whether API keys are accepted."""
+    local_owner: Literal["auto", "kept", "none"] = "auto"
+    """Whether who sits at this machine is the owner, over loopback. `auto`: only while nothing else is configured here."""
     tenants: tuple[str, ...] = ("local",)
-    """Tenants that are served; a credential of another one is refused."""
+    """Tenants that are served; a credential of another one is refused. Incidents, runs and telemetry are the first's."""
     oidc: tuple[OidcSettings, ...] = ()
     proxy: tuple[ProxySettings, ...] = ()
 
@@ -416,6 +452,7 @@ class Settings:
     investigation: InvestigationSettings = InvestigationSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     governance: GovernanceSettings = GovernanceSettings()
+    approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
     identity: IdentitySettings = IdentitySettings()
     budgets: BudgetSettings = BudgetSettings()
     mcp: McpSettings = field(default_factory=McpSettings)

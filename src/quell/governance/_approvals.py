@@ -34,7 +34,7 @@ from quell.domain import (
     new_id,
 )
 from quell.governance import _approval_rows as rows
-from quell.governance import _break_glass, _plan, _question, _signing
+from quell.governance import _break_glass, _notices, _plan, _question, _signing
 from quell.governance._approval_rows import approvers, stamp
 from quell.governance._break_glass import BreakGlassRows, check_person, given_reason
 from quell.runs import Connection, Database
@@ -52,7 +52,7 @@ _REPLAYS = (
 class Approvals:
     """The approvals of one database."""
 
-    TABLES: tuple[str, ...] = (*rows.TABLES, *_REPLAYS, *_break_glass.TABLES)
+    TABLES: tuple[str, ...] = (*rows.TABLES, *_REPLAYS, *_break_glass.TABLES, *_notices.TABLES)
     """What `Connection.make_tables` makes."""
 
     signer = staticmethod(_signing.signer)
@@ -88,6 +88,8 @@ class Approvals:
         self._open_max = open_max
         self.break_glass = BreakGlassRows(clock=clock, entropy=entropy)
         """Authority taken in emergencies."""
+        self.notices = _notices.Notices(clock=clock)
+        """Who outside was told of which request."""
 
     def ask(self, connection: Connection, request: ApprovalRequest, *, expires_s: float | None = None) -> Approval:
         """Write a request for decision, or return the same one that is asked or given already.

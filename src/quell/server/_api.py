@@ -13,10 +13,9 @@ from quell.domain import QuellError, Stage
 from quell.incidents import render
 from quell.server._body import Bodies
 from quell.server._errors import WireError, json_response
+from quell.server._query import limit_of
 from quell.signals import parse_alertmanager
 
-_LIMIT_MAX = 500
-_LIMIT_DIGITS_MAX = 10
 _FORMS: dict[str, tuple[Literal["text", "markdown", "json", "html"], str]] = {
     "md": ("markdown", "text/markdown; charset=utf-8"),
     "json": ("json", "application/json"),
@@ -58,7 +57,7 @@ class Api:
 
     async def incidents(self, request: Request) -> Response:
         """List incidents, newest first."""
-        limit = _limit(request)
+        limit = limit_of(request)
         stage = request.query_params.get("stage")
         if stage is not None and stage not in set(Stage):
             raise WireError(400, "UsageError", f"there is no stage {stage[:40]!r}", hint=f"one of {', '.join(Stage)}")
@@ -89,7 +88,7 @@ class Api:
 
     async def runs(self, request: Request) -> Response:
         """List runs, newest first."""
-        limit = _limit(request)
+        limit = limit_of(request)
         found = await self._app.runs.list(limit=limit + 1)
         return json_response({"kind": "runs", "ok": True, "runs": found[:limit], "is_cut": len(found) > limit})
 
@@ -101,7 +100,7 @@ class Api:
 
     async def alerts(self, request: Request) -> Response:
         """List alerts, newest first."""
-        limit = _limit(request)
+        limit = limit_of(request)
         found = await self._app.desk.alerts(limit=limit + 1)
         return json_response({"kind": "alerts", "ok": True, "alerts": found[:limit], "is_cut": len(found) > limit})
 
@@ -114,11 +113,3 @@ class Api:
         incidents = await self._app.desk.handle(alerts)
         ids = [incident.id for incident in incidents]
         return json_response({"kind": "alerts_received", "ok": True, "alerts": len(alerts), "incidents": ids})
-
-
-def _limit(request: Request) -> int:
-    written = request.query_params.get("limit", "50")
-    # The length first: Python refuses to read a number of thousands of digits.
-    if not written.isdecimal() or len(written) > _LIMIT_DIGITS_MAX or not 1 <= int(written) <= _LIMIT_MAX:
-        raise WireError(400, "UsageError", f"limit is {written[:20]!r}", hint=f"a number from 1 to {_LIMIT_MAX}")
-    return int(written)

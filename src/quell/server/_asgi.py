@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,42 +15,81 @@ from quell import telemetry
 from quell.app import App
 from quell.domain import QuellError, UsageError
 from quell.server._api import Api
+from quell.server._approvals import DECIDE, Inbox
 from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response, wire_error_of
 from quell.server._events import Streams
-from quell.server._guard import LocalOnly
-from quell.server._telemetry import Intake
+from quell.server._guard import KnownNames, is_local
+from quell.server._identity import ANY, OPERATORS, READERS, Access, Endpoint, Gate
+from quell.server._stops import Stops
+from quell.server._telemetry import Intake, Signal
 
-Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+_TELEMETRY = Access(verb="telemetry.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
+_ALERTS = Access(verb="alert.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
+_CHANGES = Access(verb="change.write", roles=OPERATORS, grants="role or scope")
 
 
 def asgi(app: App) -> Starlette:
     """Return the HTTP face of an app."""
-    bodies = Bodies(timeout_s=app.settings.server.request_timeout_s)
-    api, intake, streams = Api(app, bodies=bodies), Intake(app, bodies=bodies), Streams(app)
-    routes = [
-        Route("/v1/logs", intake.endpoint("logs"), methods=["POST"]),
-        Route("/v1/traces", intake.endpoint("traces"), methods=["POST"]),
-        Route("/v1/metrics", intake.endpoint("metrics"), methods=["POST"]),
-        Route("/webhooks/alertmanager", _traced(api.alertmanager), methods=["POST"]),
-        Route("/health", api.health),
-        Route("/api/v1/incidents", _traced(api.incidents)),
-        Route("/api/v1/incidents/{id}", _traced(api.incident)),
-        Route("/api/v1/incidents/{id}/report.{form}", _traced(api.report)),
-        Route("/api/v1/runs", _traced(api.runs)),
-        Route("/api/v1/runs/{id}", _traced(api.run)),
-        Route("/api/v1/alerts", _traced(api.alerts)),
-        Route("/api/v1/events", streams.endpoint),
-        Route("/api/v1/changes", _traced(intake.change), methods=["POST"]),
-    ]
+    settings = app.settings.server
+    bodies = Bodies(timeout_s=settings.request_timeout_s)
+    streams, gate = Streams(app), Gate(app)
+    reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
     starlette = Starlette(
-        routes=routes,
-        middleware=[Middleware(LocalOnly)],
+        routes=[*_trouble(app, gate, streams, bodies=bodies), *_authority(app, gate, bodies=bodies)],
+        middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
         exception_handlers={WireError: _wire, QuellError: _ours, HTTPException: _http, Exception: _unexpected},
     )
     starlette.state.streams = streams
     starlette.state.bodies = bodies
     return starlette
+
+
+def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:
+    """Return the routes by which telemetry and alerts come in, and incidents and runs are read."""
+    api, intake = Api(app, bodies=bodies), Intake(app, bodies=bodies)
+
+    def reads(verb: str, endpoint: Endpoint) -> Endpoint:
+        return _traced(gate.guarded(endpoint, Access(verb=verb)))
+
+    def takes(signal: Signal) -> Endpoint:
+        return gate.guarded(intake.endpoint(signal), _TELEMETRY, form="otlp")
+
+    return [
+        Route("/v1/logs", takes("logs"), methods=["POST"]),
+        Route("/v1/traces", takes("traces"), methods=["POST"]),
+        Route("/v1/metrics", takes("metrics"), methods=["POST"]),
+        Route("/webhooks/alertmanager", _traced(gate.guarded(api.alertmanager, _ALERTS)), methods=["POST"]),
+        Route("/health", api.health),
+        Route("/api/v1/incidents", reads("incident.read", api.incidents)),
+        Route("/api/v1/incidents/{id}", reads("incident.read", api.incident)),
+        Route("/api/v1/incidents/{id}/report.{form}", reads("incident.read", api.report)),
+        Route("/api/v1/runs", reads("run.read", api.runs)),
+        Route("/api/v1/runs/{id}", reads("run.read", api.run)),
+        Route("/api/v1/alerts", reads("alert.read", api.alerts)),
+        Route("/api/v1/events", gate.guarded(streams.endpoint, Access(verb="event.read"))),
+        Route("/api/v1/changes", _traced(gate.guarded(intake.change, _CHANGES)), methods=["POST"]),
+    ]
+
+
+def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
+    """Return the routes by which people use their authority."""
+    inbox, stops = Inbox(app, bodies=bodies, gate=gate), Stops(app, bodies=bodies)
+
+    def own(verb: str, endpoint: Endpoint, *, roles: frozenset[str] = READERS) -> Endpoint:
+        return _traced(gate.guarded(endpoint, Access(verb=verb, roles=roles, belongs_to="tenant")))
+
+    return [
+        Route("/api/v1/approvals", own("approval.list", inbox.listed, roles=ANY)),
+        Route("/api/v1/approvals/{id}", own("approval.list", inbox.one, roles=ANY)),
+        Route("/api/v1/approvals/{id}", _traced(gate.guarded(inbox.decide, DECIDE)), methods=["POST"]),
+        Route("/v1/approvals/{id}", _traced(inbox.decide_on_the_wire), methods=["POST"]),
+        Route("/api/v1/switches", own("switch.list", stops.listed)),
+        Route("/api/v1/switches", own("switch.set", stops.set), methods=["POST"]),
+        Route("/api/v1/switches/{id}", own("switch.lift", stops.lift), methods=["DELETE"]),
+        Route("/api/v1/effects", own("effect.list", stops.effects)),
+        Route("/api/v1/audit/checkpoint", _traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
+    ]
 
 
 def _traced(endpoint: Endpoint) -> Endpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -12,6 +13,7 @@ from quell.domain import (
     ConfigError,
     OverloadError,
     QuellError,
+    RefusalCode,
     RefusedError,
     StateHeldError,
     UsageError,
@@ -29,7 +31,16 @@ _STATUS: tuple[tuple[type[QuellError], int], ...] = (
     (WorldError, 503),
     (StateHeldError, 503),
 )
-_GRPC_CODE = {400: 3, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
+_REFUSALS: Mapping[RefusalCode, int] = {
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "unknown": 404,
+    "mismatch": 409,
+    "gone": 410,
+}
+_CHALLENGES = {401: 'Bearer realm="quell"', 403: 'Bearer realm="quell", error="insufficient_scope"'}
+"""What RFC 6750 wants in WWW-Authenticate."""
+_GRPC_CODE = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 415: 3, 429: 8, 500: 13, 503: 14}
 """HTTP status -> google.rpc.Code, as OTLP/HTTP wants in the body of an error."""
 RETRY_AFTER_S = 5
 
@@ -46,6 +57,7 @@ class WireError(Exception):
         hint: str = "",
         retry_after_s: float | None = None,
         ends_connection: bool = False,
+        code: RefusalCode | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -53,6 +65,8 @@ class WireError(Exception):
         self.hint = hint
         self.retry_after_s = retry_after_s
         self.ends_connection = ends_connection
+        self.code = code
+        """Why authority said no; None for every other error."""
 
 
 def wire_error_of(error: QuellError) -> WireError:
@@ -64,6 +78,11 @@ def wire_error_of(error: QuellError) -> WireError:
     return WireError(status, type(error).__name__, str(error), hint=error.hint, retry_after_s=retry_after_s)
 
 
+def refused(error: RefusedError) -> WireError:
+    """Say what a refusal of authority means on the wire; elsewhere a refusal is a conflict of life cycles."""
+    return WireError(_REFUSALS[error.code], type(error).__name__, str(error), hint=error.hint, code=error.code)
+
+
 def json_response(body: object, *, status: int = 200) -> Response:
     """Answer with JSON."""
     return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
@@ -72,8 +91,9 @@ def json_response(body: object, *, status: int = 200) -> Response:
 def error_response(error: WireError) -> Response:
     """Answer with an error of our API."""
     said = {"kind": error.kind, "message": str(error), "hint": error.hint}
-    response = json_response({"ok": False, "error": said}, status=error.status)
-    return _with_retry(response, error)
+    if error.code is not None:
+        said["code"] = error.code
+    return _with_headers(json_response({"ok": False, "error": said}, status=error.status), error)
 
 
 def otlp_error_response(error: WireError, *, form: Form) -> Response:
@@ -81,18 +101,20 @@ def otlp_error_response(error: WireError, *, form: Form) -> Response:
     code = _GRPC_CODE.get(error.status, 2)
     said = f"{error}; {error.hint}" if error.hint else str(error)
     if form == "json":
-        return _with_retry(json_response({"code": code, "message": said}, status=error.status), error)
+        return _with_headers(json_response({"code": code, "message": said}, status=error.status), error)
     message = said.encode()
     body = b"\x08" + _varint(code) + b"\x12" + _varint(len(message)) + message
     response = Response(body, status_code=error.status, media_type="application/x-protobuf")
-    return _with_retry(response, error)
+    return _with_headers(response, error)
 
 
-def _with_retry(response: Response, error: WireError) -> Response:
+def _with_headers(response: Response, error: WireError) -> Response:
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if error.ends_connection:
         response.headers["Connection"] = "close"
+    if error.code is not None and error.status in _CHALLENGES:
+        response.headers["WWW-Authenticate"] = _CHALLENGES[error.status]
     return response
 
 

@@ -14,11 +14,11 @@ import uvicorn
 from quell import telemetry
 from quell.app import App
 from quell.domain import StateHeldError
+from quell.governance import Identities
 from quell.server._asgi import asgi
 from quell.server._body import Bodies
 from quell.server._connection import connection_class
 from quell.server._events import Streams
-from quell.server._guard import check_host
 
 _STOP_TIMEOUT_S = 5
 _BACKLOG = 256
@@ -50,11 +50,11 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         on_ready: Told the URL once requests are answered.
 
     Raises:
-        ConfigError: the host is not loopback.
+        ConfigError: the host is not loopback, and nobody could be told from anybody.
         StateHeldError: the port is taken.
     """
     settings = app.settings.server
-    check_host(settings.host)
+    Identities.may_bind(settings.host, app.warden.plan)
     telemetry.event("server.starting", host=settings.host, port=settings.port)
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
@@ -68,6 +68,8 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         log_config=None,
         access_log=False,
         lifespan="off",
+        # Who is at the other end is judged by us: uvicorn would believe what a header says of it.
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_STOP_TIMEOUT_S,

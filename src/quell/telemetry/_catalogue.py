@@ -66,6 +66,9 @@ EVENTS: Mapping[str, EventSpec] = {
     "tool.sandbox_weak": _spec(
         "warning", "A tool server runs less confined than its settings want.", "server", "missing"
     ),
+    "approval.notice_failed": _spec(
+        "warning", "A request for approval could not be told to people outside.", "approval", "channel", "error"
+    ),
     # trouble
     "alert.received": _spec("info", "Alerts arrived by the webhook.", "source", "firing", "resolved"),
     "alert.fired": _spec(

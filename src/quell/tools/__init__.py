@@ -5,6 +5,7 @@ Never: decides whether a call may happen, holds an approval, lets a model's word
 """
 
 from quell.tools._code import CodeTool as CodeTool
+from quell.tools._jwks import fetch_keys as fetch_keys
 from quell.tools._mcp import Servers as Servers
 from quell.tools._pin_book import Pins as Pins
 from quell.tools._registry import Hand as Hand
@@ -14,3 +15,4 @@ from quell.tools._resilience import Resilience as Resilience
 from quell.tools._sandbox import Sandbox as Sandbox
 from quell.tools._scratchpad import Scratchpad as Scratchpad
 from quell.tools._toolbox import Toolbox as Toolbox
+from quell.tools._webhook import post_webhook as post_webhook

@@ -1,0 +1,170 @@
+"""Authority in a process: opened when first needed, kept in order while it is there, closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal
+
+from quell.app._authority import Authority, open_authority
+from quell.app._herald import Herald
+from quell.app._identity import open_identities, plan_of
+from quell.app._votes import Way, masked, vote
+from quell.config import Settings
+from quell.domain import Approval, AuditKind, Clock, Decided, Effect, Entropy, IdentityPlan, Principal
+from quell.governance import Identities
+from quell.runs import Runs
+
+_BUSY = timedelta(minutes=10)
+"""How long a worker may still be busy with an effect whose run has ended."""
+
+
+class Warden:
+    """Who decides, who is believed and who asks, of one process on one journal."""
+
+    def __init__(
+        self, runs: Runs, settings: Settings, *, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+    ) -> None:
+        self._runs = runs
+        self._settings = settings
+        self._clock = clock
+        self._entropy = entropy
+        self._env = env
+        self._opening = asyncio.Lock()
+        self._knowing = asyncio.Lock()
+        self._identities: Identities | None = None
+        self._herald: Herald | None = None
+        self.authority: Authority | None = None
+        self.url = ""
+        """Where this process answers, once it does."""
+
+    @property
+    def plan(self) -> IdentityPlan:
+        """Which ways of showing an identity are accepted."""
+        return plan_of(self._settings.identity)
+
+    async def open(self) -> Authority:
+        """Open the authority once. Raises ConfigError with every mistake, or JournalError."""
+        async with self._opening:
+            if self.authority is None:
+                self.authority = await open_authority(
+                    self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
+                )
+            return self.authority
+
+    async def identities(self) -> Identities:
+        """Return who tells callers apart. Raises ConfigError with every mistake, or JournalError."""
+        async with self._knowing:
+            if self._identities is None:
+                self._identities = await asyncio.to_thread(
+                    open_identities,
+                    self._runs.database,
+                    self._settings.identity,
+                    state_dir=self._settings.state_dir,
+                    clock=self._clock,
+                    entropy=self._entropy,
+                )
+            return self._identities
+
+    async def herald(self) -> Herald:
+        """Return who tells people outside. Raises ConfigError with every mistake of its settings, or JournalError."""
+        authority = await self.open()
+        if self._herald is None:
+            self._herald = Herald(authority, clock=self._clock, entropy=self._entropy, link_of=self._link_of)
+        return self._herald
+
+    async def vote(
+        self,
+        identifier: str,
+        *,
+        by: Principal,
+        verdict: Literal["approve", "reject"],
+        digest_seen: str,
+        reason: str,
+        way: Way,
+        signature: str = "",
+    ) -> Decided:
+        """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
+        return await asyncio.to_thread(
+            vote,
+            await self.open(),
+            identifier,
+            by=by,
+            verdict=verdict,
+            digest_seen=digest_seen,
+            reason=reason,
+            way=way,
+            signature=signature,
+        )
+
+    async def shown(self, approval: Approval) -> Approval:
+        """Return an approval as it may be shown: without the secrets that are held here."""
+        return masked(approval, (await self.open()).redactor)
+
+    async def look(self) -> None:
+        """Tell people outside what waits for them."""
+        await (await self.herald()).look()
+
+    async def tend(self) -> None:
+        """End what has passed its time: requests, reservations, and effects of runs that ended without them."""
+        await asyncio.to_thread(self._tend, await self.open())
+
+    async def sign(self) -> None:
+        """Sign the audit log and anchor it. Raises WorldError when an anchor could not be written."""
+        authority = await self.open()
+        await asyncio.to_thread(authority.guard.audit.anchor)
+
+    async def sweep(self) -> None:
+        """Remove bodies and results that are kept no longer."""
+        authority = await self.open()
+        kept_for = timedelta(days=self._settings.governance.body_retention_days)
+        await authority.scratchpad.sweep()
+        await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
+
+    async def keep_flushing(self) -> None:
+        """Write waiting audit records, soon, until cancelled."""
+        authority = await self.open()
+        await authority.guard.audit.keep_flushing()
+
+    async def close(self) -> None:
+        """Close what was opened."""
+        if self._herald is not None:
+            await self._herald.close()
+        if self.authority is not None:
+            await self.authority.close()
+
+    def _tend(self, authority: Authority) -> None:
+        guard, database = authority.guard, self._runs.database
+        with database.writing(durability="written") as connection:
+            guard.approvals.expire(connection)
+        with database.writing(durability="written") as connection:
+            expired = guard.budgets.expire(connection)
+            if expired:
+                told = {"expired": [each.key for each in expired], "charged": "as reserved"}
+                guard.audit.append(connection, guard.audit.entry(AuditKind.BUDGET, run="", principal="", body=told))
+        with database.writing() as connection:
+            closed = guard.ledger.close_abandoned(connection, before=self._clock() - _BUSY)
+            entries = [
+                guard.audit.entry(AuditKind.OUTCOME, run=each.call.run, principal=each.user, body=_told_of(each))
+                for each in closed
+            ]
+            if entries:
+                guard.audit.append(connection, *entries)
+
+    def _link_of(self, approval: str) -> str:
+        base = (self._settings.approvals.link_url or self.url).rstrip("/")
+        return f"{base}/api/v1/approvals/{approval}"
+
+
+def _told_of(effect: Effect) -> dict[str, object]:
+    return {
+        "call": effect.call.id,
+        "tool": effect.call.tool,
+        "digest": effect.call.digest,
+        "effect": effect.key,
+        "state": effect.state.value,
+        "reason": effect.reason,
+        "detail": effect.detail,
+        "attempts": effect.attempts,
+    }
