@@ -116,9 +116,9 @@ def test_each_refusal_has_its_status_and_changes_nothing(tmp_path: Path) -> None
             assert (answer.status_code, answer.json()["error"].get("code")) == (status, code), (changed, answer.text)
             assert house.find(approval).status is ApprovalStatus.REQUESTED
             assert house.find(approval).votes == ()
-        for body in (b"", b"[]", b"{", b"\xff", b'{"decision":' * 5000, b" " * 200_000):
-            answer = await house.http.post(f"/api/v1/approvals/{approval.id}", content=body, headers=approver["bo"])
-            assert answer.status_code in {400, 413}, body[:20]
+        for raw in (b"", b"[]", b"{", b"\xff", b'{"decision":' * 5000, b" " * 200_000):
+            answer = await house.http.post(f"/api/v1/approvals/{approval.id}", content=raw, headers=approver["bo"])
+            assert answer.status_code in {400, 413}, raw[:20]
         for path in ("/api/v1/approvals?status=dreaming", "/api/v1/approvals?limit=0"):
             assert (await house.http.get(path, headers=viewer)).status_code == 400
         for identifier in ("apr_none", "x" * 300, "%00"):
@@ -177,7 +177,7 @@ def test_secrets_that_are_held_are_not_shown(tmp_path: Path) -> None:
     canary = "canary-7f3a9c1e5b8d2046"
 
     async def story(house: House) -> None:
-        call = frozen_with(1, arguments=json.dumps({"token": canary}, separators=(",", ":")), name=canary)
+        call = frozen_with(1, arguments=json.dumps({"note": canary}, separators=(",", ":")), name=canary)
         approval = house.ask(call=call)
         for path in ("/api/v1/approvals", f"/api/v1/approvals/{approval.id}"):
             shown = await house.http.get(path)

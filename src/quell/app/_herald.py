@@ -149,7 +149,11 @@ class Herald:
         )
         if reply.status == _ACCEPTED and not reply.body.strip():
             return  # It will post its decision.
-        answer = self.service.answer(reply.body, headers=reply.headers, approval=approval.id, at=self._clock())
+        try:
+            answer = self.service.answer(reply.body, headers=reply.headers, approval=approval.id, at=self._clock())
+        except RefusedError as error:
+            await asyncio.to_thread(self._refuse, approval, error)
+            raise
         await asyncio.to_thread(
             vote,
             self._authority,
@@ -160,6 +164,14 @@ class Herald:
             reason=answer.reason or ("" if answer.approved else _UNEXPLAINED),
             way="webhook",
             signature=answer.signature,
+        )
+
+    def _refuse(self, approval: Approval, error: RefusedError) -> None:
+        """Keep the account of an answer that is worth nothing: somebody may be trying."""
+        audit = self._authority.guard.audit
+        body = {"approval": approval.id, "way": "webhook", "code": error.code, "refused": str(error)}
+        audit.note(
+            audit.entry(AuditKind.REFUSAL, run=approval.terms.run, principal=self._settings.webhook_user, body=body)
         )
 
     def _failed(self, approval: Approval, channel: Channel, error: Exception) -> None:

@@ -8,6 +8,7 @@ import time
 import httpx2
 
 from quell.domain import WorldError
+from quell.tools._trust import trusted
 
 _TIMEOUT_S = 5.0
 _BODY_MAX_BYTES = 1_000_000
@@ -27,7 +28,7 @@ def fetch_keys(url: str) -> bytes:
     if target.scheme != "https" and not (target.scheme == "http" and _is_local(target.host)):
         raise WorldError(f"the keys of {target.host} would come unprotected", hint="use https")
     try:
-        with httpx2.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+        with httpx2.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False, verify=trusted()) as client:
             return _read(client, target)
     except (httpx2.HTTPError, OSError) as error:
         raise WorldError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import httpx2
 
 from quell.domain import WorldError
+from quell.tools._trust import trusted
 
 _CONNECT_S = 5.0
 _ANSWER_MAX_BYTES = 64 * 1024
@@ -44,7 +45,7 @@ async def post_webhook(url: str, *, headers: Iterable[tuple[str, str]], body: by
 
 def _client(timeout_s: float) -> httpx2.AsyncClient:
     bounds = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
-    return httpx2.AsyncClient(timeout=bounds, follow_redirects=False, trust_env=False)
+    return httpx2.AsyncClient(timeout=bounds, follow_redirects=False, trust_env=False, verify=trusted())
 
 
 async def _answered(client: httpx2.AsyncClient, url: str, *, headers: list[tuple[str, str]], body: bytes) -> Reply:

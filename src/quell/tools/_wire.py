@@ -11,12 +11,10 @@ import contextvars
 import os
 import re
 import signal
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -30,6 +28,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
 from quell.domain import ToolServer
+from quell.tools._trust import trusted
 
 FRAME_BYTES = 65_536
 """What an envelope and the fields beside the content may take over the largest result."""
@@ -284,12 +283,6 @@ async def child_streams(
             await child.stop()
 
 
-@cache
-def _trust() -> ssl.SSLContext:
-    """Load the certificates that are trusted, once: it takes longer than all the rest of a connection."""
-    return httpx2.create_ssl_context()
-
-
 class Carrier(httpx2.AsyncBaseTransport):
     """HTTP whose failures fail the one call they belong to, and whose bodies are bounded.
 
@@ -298,7 +291,7 @@ class Carrier(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, server: ToolServer, *, lost: Lost) -> None:
-        self._inner = httpx2.AsyncHTTPTransport(verify=_trust())
+        self._inner = httpx2.AsyncHTTPTransport(verify=trusted())
         self._body_max = server.result_max_bytes + FRAME_BYTES
         self._gap_s = server.call_timeout_s + GRACE_S
         self._is_events = server.transport == "sse"
