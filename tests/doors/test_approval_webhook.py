@@ -181,9 +181,9 @@ def test_settings_that_would_not_protect_are_refused_all_at_once() -> None:
             headers={"X-Bad": "a\nb", "bad name": "x"},
         )
     assert [problem.path.split(".")[-1] for problem in refused.value.problems] == [
-        "url",
-        "secondary",
-        "secondary",
+        "webhook_url",
+        "webhook_secondary",
+        "webhook_secondary",
         "tolerance_s",
         "'X-Bad'",
         "'bad name'",

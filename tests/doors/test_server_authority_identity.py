@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -221,6 +222,8 @@ def test_telemetry_and_alerts_come_in_on_loopback_as_ever_and_through_a_proxy_wi
         passed_on = {"X-Forwarded-For": "10.1.2.3"}
         otlp = {**JSON, **passed_on}
         assert (await house.http.get("/health")).status_code == 503, "no store, and no identity asked for"
+        assert "parts" in (await house.http.get("/health")).json()
+        assert (await house.http.get("/health", headers=passed_on)).json() == {"kind": "health", "ok": False}
         assert (await house.http.post("/webhooks/alertmanager", json=ALERTS)).status_code == 200
         assert (await house.http.post("/v1/logs", content=b"{}", headers=JSON)).status_code == 503
         assert (await house.http.post("/webhooks/alertmanager", json=ALERTS, headers=passed_on)).status_code == 401
@@ -317,3 +320,19 @@ def test_refusals_and_grants_leave_a_record_that_verifies(tmp_path: Path) -> Non
         assert secret.encode() not in everything
 
     in_a_house(story, settings_of(tmp_path, identity=KEYS))
+
+
+def test_the_settings_of_the_page_are_accepted_together(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "put-identity-in-front.md"
+    blocks = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 4
+    written = tmp_path / "quell.toml"
+    written.write_text("\n".join(blocks).replace('host = "0.0.0.0"', "port = 0"))
+    env = {"APPROVAL_SECRET": "s" * 32, "CHAT_WEBHOOK": "https://chat.example/x"}
+    settings = replace(load(written, env=env).settings, state_dir=tmp_path, store=settings_of(tmp_path).store)
+
+    async def story(house: House) -> None:
+        assert house.app.warden.plan.owner is None
+        assert (await house.http.get("/api/v1/runs")).status_code == 401
+
+    in_a_house(story, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Literal
 
@@ -12,12 +13,15 @@ from quell.app._herald import Herald
 from quell.app._identity import open_identities, plan_of
 from quell.app._votes import Way, masked, vote
 from quell.config import Settings
-from quell.domain import Approval, AuditKind, Clock, Decided, Effect, Entropy, IdentityPlan, Principal
+from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
 from quell.governance import Identities
 from quell.runs import Runs
 
 _BUSY = timedelta(minutes=10)
 """How long a worker may still be busy with an effect whose run has ended."""
+
+
+_ASKERS = 4
 
 
 class Warden:
@@ -34,6 +38,8 @@ class Warden:
         self._opening = asyncio.Lock()
         self._knowing = asyncio.Lock()
         self._identities: Identities | None = None
+        # Threads of their own: strangers who make us wait for an identity provider keep nobody else from the journal.
+        self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="identity")
         self._herald: Herald | None = None
         self.authority: Authority | None = None
         self.url = ""
@@ -66,6 +72,12 @@ class Warden:
                     entropy=self._entropy,
                 )
             return self._identities
+
+    async def identify(self, caller: Caller) -> Principal | Refusal:
+        """Return who calls, or why nobody was believed: for the audit, never for the caller."""
+        identities = await self.identities()
+        # Keys are looked up in the database, and those of an issuer perhaps on the network: both block.
+        return await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
 
     async def herald(self) -> Herald:
         """Return who tells people outside. Raises ConfigError with every mistake of its settings, or JournalError."""
@@ -129,6 +141,7 @@ class Warden:
 
     async def close(self) -> None:
         """Close what was opened."""
+        self._askers.shutdown(wait=False, cancel_futures=True)
         if self._herald is not None:
             await self._herald.close()
         if self.authority is not None:

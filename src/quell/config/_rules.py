@@ -123,6 +123,7 @@ def _not_empty(value: str) -> tuple[str, str] | None:
 
 _VALUE_RULES: Mapping[str, Callable[[str], tuple[str, str] | None]] = {
     "approvals.webhook_url": _http_url,
+    "approvals.slack_url": _http_url,
     "approvals.link_url": _http_url,
     "approvals.webhook_user": _not_empty,
     "identity.oidc.issuer": _not_empty,

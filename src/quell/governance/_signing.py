@@ -313,4 +313,5 @@ def _unread(why: str) -> RefusedError:
 
 
 def _problem(path: str, reason: str, hint: str) -> Problem:
-    return Problem(path=f"approvals.webhook.{path}", reason=reason, hint=hint, source="settings")
+    key = path if path == "tolerance_s" else f"webhook_{path}"
+    return Problem(path=f"approvals.{key}", reason=reason, hint=hint, source="settings")

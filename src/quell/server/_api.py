@@ -13,6 +13,7 @@ from quell.domain import QuellError, Stage
 from quell.incidents import render
 from quell.server._body import Bodies
 from quell.server._errors import WireError, json_response
+from quell.server._identity import is_from_here
 from quell.server._query import limit_of
 from quell.signals import parse_alertmanager
 
@@ -32,8 +33,8 @@ class Api:
         self._app = app
         self._bodies = bodies
 
-    async def health(self, _request: Request) -> Response:
-        """Say whether this server does its work; 503 while an organ is missing."""
+    async def health(self, request: Request) -> Response:
+        """Say whether this server does its work; 503 while an organ is missing. Who is elsewhere learns no more."""
         store = self._app.store
         parts: dict[str, object] = {"journal": "ok", "store": "ok" if store is not None else "not open"}
         if store is not None:
@@ -46,13 +47,9 @@ class Api:
         except QuellError as error:
             parts["journal"] = str(error)
         is_well = parts["journal"] == parts["store"] == "ok"
-        body = {
-            "kind": "health",
-            "ok": is_well,
-            "version": __version__,
-            "workflow_version": self._app.version,
-            "parts": parts,
-        }
+        body: dict[str, object] = {"kind": "health", "ok": is_well}
+        if is_from_here(request):
+            body |= {"version": __version__, "workflow_version": self._app.version, "parts": parts}
         return json_response(body, status=200 if is_well else 503)
 
     async def incidents(self, request: Request) -> Response:

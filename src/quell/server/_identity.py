@@ -72,9 +72,7 @@ class Gate:
         caller = _caller_of(request)
         if access.opens == "on loopback" and _is_direct(caller):
             return None
-        identities = await self._app.warden.identities()
-        # Keys are looked up in the database, and those of an issuer perhaps on the network: both block.
-        found = await asyncio.to_thread(identities.identify, caller)
+        found = await self._app.warden.identify(caller)
         if isinstance(found, Refusal):
             told = {"way": found.way, "reason": found.reason, "credential": found.credential}
             await self._ledger.tell(request, principal="", told=told)
@@ -130,6 +128,11 @@ class _Account:
             await asyncio.to_thread(audit.note, entry)
 
 
+def is_from_here(request: Request) -> bool:
+    """Tell whether somebody on this machine calls for itself, and no proxy for somebody elsewhere."""
+    return _is_direct(_caller_of(request))
+
+
 def _caller_of(request: Request) -> Caller:
     peer = request.client.host if request.client else ""
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"])
@@ -145,7 +148,6 @@ def _is_loopback(peer: str) -> bool:
 
 
 def _is_direct(caller: Caller) -> bool:
-    """Tell whether somebody on this machine calls for itself, and no proxy for somebody elsewhere."""
     names = {name.lower().replace("_", "-") for name, _ in caller.headers}
     is_passed_on = any(name.startswith("x-forwarded-") or name in {"forwarded", "via", "x-real-ip"} for name in names)
     return caller.is_loopback and not is_passed_on
