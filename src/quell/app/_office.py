@@ -1,0 +1,262 @@
+"""What people need to use their authority: organs of the guard on one journal, without tools, servers or policies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from quell.config import BudgetSettings, Secret, Settings
+from quell.domain import (
+    AuditKind,
+    BoundExceededError,
+    BudgetKind,
+    BudgetScope,
+    Caller,
+    Cap,
+    Clock,
+    ConfigError,
+    EffectState,
+    Entropy,
+    IdentityPlan,
+    LocalOwner,
+    Principal,
+    RefusedError,
+    Signer,
+    Switch,
+    UsageError,
+    WorldError,
+)
+from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Redactor, Switches
+from quell.runs import Connection, Ledger, Runs
+
+_MICRO = 1_000_000
+_KEY_BYTES = 32
+_RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
+
+
+@dataclass(slots=True, kw_only=True)
+class Office:
+    """Who may decide, and where the account of it lies, on one journal."""
+
+    runs: Runs
+    settings: Settings
+    clock: Clock
+    entropy: Entropy
+    redactor: Redactor
+    audit: Audit
+    signer: Signer
+    """Signs votes."""
+    approvals: Approvals
+    switches: Switches
+    ledger: Ledger
+    budgets: Budgets
+    autonomy: Autonomy
+
+    def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
+        """Return who acts at this machine: whoever the key proves, or without one the owner of this state directory.
+
+        Raises:
+            RefusedError: the key proves nobody.
+            UsageError: that tenant is not served here.
+        """
+        served = self.settings.identity.tenants
+        if tenant and tenant not in served:
+            raise UsageError(f"tenant {tenant!r} is not served here", hint=f"identity.tenants: {', '.join(served)}")
+        if api_key:
+            shown = (("Authorization", f"Bearer {api_key.reveal()}"),)
+            return self.identities().authenticate(Caller(peer="", headers=shown, is_loopback=True, tenant=tenant))
+        owner = LocalOwner(tenant=tenant or served[0])
+        return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
+
+    def identities(self) -> Identities:
+        """Return the keys of this journal and what they prove. Raises ConfigError when they cannot be used."""
+        wanted = self.settings.identity
+        return Identities(
+            self.runs.database,
+            IdentityPlan(api_keys="accepted" if wanted.api_keys else "refused", tenants=wanted.tenants),
+            clock=self.clock,
+            entropy=self.entropy,
+            pepper=pepper_of(self.settings, entropy=self.entropy),
+            fetch=_nobody_answers,
+        )
+
+    @contextmanager
+    def changing(self, by: Principal, *, verb: str, about: str) -> Iterator[Connection]:
+        """Give the transaction in which a person changes something; what is refused there is on record too."""
+        try:
+            with self.runs.database.writing() as connection:
+                yield connection
+        except (RefusedError, UsageError, BoundExceededError) as error:
+            self.refused(by, verb=verb, about=about, error=error)
+            raise
+
+    def refused(self, by: Principal, *, verb: str, about: str, error: Exception) -> None:
+        """Keep the account of something that a person wanted and may not have."""
+        body = {"verb": verb, "about": about[:200], "reason": str(error)[:2000], "tenant": by.tenant}
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body))
+
+    def record(
+        self,
+        connection: Connection,
+        kind: AuditKind,
+        *,
+        by: Principal,
+        verb: str,
+        body: Mapping[str, object],
+        run: str = "",
+    ) -> int:
+        """Keep the account of what a person did, in the transaction that does it; return the number of the record."""
+        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body}
+        (record,) = self.audit.append(connection, self.audit.entry(kind, run=run, principal=by.user, body=told))
+        return record.number
+
+    async def close(self) -> None:
+        """Write what still waits to be recorded."""
+        await asyncio.to_thread(self.audit.flush)
+
+
+async def open_office(
+    runs: Runs,
+    settings: Settings,
+    *,
+    clock: Clock,
+    entropy: Entropy,
+    env: Mapping[str, str],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Office:
+    """Build what people decide with; tables and keys are made where they are missing.
+
+    Raises:
+        ConfigError: keys cannot be used.
+        JournalError: the journal cannot be used.
+    """
+    database, directory = runs.database, settings.state_dir / "audit"
+    ledger = Ledger(database, clock=clock)
+    redactor = Redactor(dict(secrets_of(settings)), environment=env)
+    anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
+    audit = Audit(database, directory=directory, clock=clock, entropy=entropy, redactor=redactor, anchors=anchors)
+    signer = Approvals.signer(_key(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
+    await asyncio.to_thread(_make_tables, runs, audit)
+    return Office(
+        runs=runs,
+        settings=settings,
+        clock=clock,
+        entropy=entropy,
+        redactor=redactor,
+        audit=audit,
+        signer=signer,
+        approvals=Approvals(
+            database,
+            clock=clock,
+            entropy=entropy,
+            signers=[signer],
+            expires_s=settings.governance.approval_minutes * 60,
+        ),
+        switches=Switches(database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)),
+        ledger=ledger,
+        budgets=Budgets(caps_of(settings.budgets), clock=clock),
+        autonomy=Autonomy(database, clock=clock),
+    )
+
+
+def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
+    """Return the secret that seals API keys, from a file outside of the database, made when it is missing."""
+    path = settings.state_dir / "audit" / "api-keys.key"
+    return Secret(_key(path, entropy=entropy, use="API keys are sealed with it").hex())
+
+
+def caps_of(budgets: BudgetSettings) -> Sequence[Cap]:
+    """Return the caps that the settings state."""
+    return (
+        Cap(kind=BudgetKind.MONEY, limit=int(budgets.run_usd * _MICRO), per=(_RUN,)),
+        Cap(kind=BudgetKind.TOKENS, limit=budgets.run_tokens, per=(_RUN,)),
+        Cap(kind=BudgetKind.CALLS, limit=budgets.run_calls, per=(_RUN,)),
+        Cap(kind=BudgetKind.WALL, limit=int(budgets.run_minutes * 60_000), per=(_RUN,)),
+        Cap(kind=BudgetKind.BYTES, limit=budgets.run_bytes, per=(_RUN,)),
+        Cap(kind=BudgetKind.BLAST, limit=budgets.run_units, per=(_RUN,)),
+        Cap(kind=BudgetKind.MONEY, limit=int(budgets.day_usd * _MICRO), per=(_TENANT, _DAY)),
+        Cap(kind=BudgetKind.CALLS, limit=budgets.day_calls, per=(_TENANT, _DAY)),
+    )
+
+
+def secrets_of(value: object, path: str = "") -> Iterator[tuple[str, Secret]]:
+    """Yield every secret of the settings with the key that holds it."""
+    if isinstance(value, Secret):
+        if value:
+            yield path, value
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from secrets_of(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from secrets_of(item, f"{path}.{name}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from secrets_of(item, f"{path}.{index}")
+
+
+def _nobody_answers(_address: str) -> bytes:
+    raise WorldError("tokens are not believed at the command line", hint="show an API key")
+
+
+def _in_flight_of(ledger: Ledger) -> Callable[[Connection, Switch], Iterable[str]]:
+    """Return what names the effects that a stop came too late for; an agent's name is not in the ledger: all count."""
+
+    def in_flight(connection: Connection, switch: Switch) -> Iterable[str]:
+        return [
+            effect.key
+            for effect in ledger.entries(connection, state=EffectState.STARTED, rows_max=10_000)
+            if fnmatchcase(effect.tenant, switch.tenant)
+            and fnmatchcase(effect.resource.environment, switch.environment)
+            and fnmatchcase(effect.call.tool, switch.tool)
+        ]
+
+    return in_flight
+
+
+def _make_tables(runs: Runs, audit: Audit) -> None:
+    with runs.database.writing() as connection:
+        for tables in (
+            Approvals.TABLES,
+            Switches.TABLES,
+            Budgets.tables,
+            Autonomy.TABLES,
+            Ledger.TABLES,
+            Identities.TABLES,
+        ):
+            connection.make_tables(tables)
+    audit.prepare()
+
+
+def _key(path: Path, *, entropy: Entropy, use: str) -> bytes:
+    """Return the key of a file that only its owner can read, made when it is missing. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            scratch = path.with_suffix(f".{entropy(6).hex()}")
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(entropy(_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            # A link is made only where nothing is: of two processes at once, one key wins for both.
+            try:
+                os.link(scratch, path)
+            except FileExistsError:
+                pass
+            finally:
+                scratch.unlink()
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"the key {path} cannot be used: {error.strerror}", hint="check its owner and rights"
+        ) from error
+    if len(key) != _KEY_BYTES:
+        raise ConfigError(f"the key {path} is damaged", hint=f"restore it from a backup; {use}")
+    return key
