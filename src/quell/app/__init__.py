@@ -10,6 +10,4 @@ from quell.app._app import open_app as open_app
 from quell.app._authority import Authority as Authority
 from quell.app._authority import open_authority as open_authority
 from quell.app._office import Office as Office
-from quell.app._office import open_office as open_office
 from quell.app._toolset import Toolset as Toolset
-from quell.app._toolset import open_toolset as open_toolset

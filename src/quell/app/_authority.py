@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from quell.app._office import open_office
-from quell.app._toolset import open_toolset, policy_sources
+from quell.app._office import Office
+from quell.app._toolset import Toolset, policy_sources
 from quell.config import Settings
 from quell.domain import Clock, Entropy, Tool
 from quell.governance import Autonomy, Guard, PolicySet, Redactor
@@ -65,8 +65,8 @@ async def open_authority(
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    office = await open_office(runs, settings, clock=clock, entropy=entropy, env=env, monotonic=monotonic)
-    toolset = await open_toolset(office, builtin=builtin)
+    office = await Office.open(runs, settings, clock=clock, entropy=entropy, env=env, monotonic=monotonic)
+    toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:
         policy = PolicySet.load(policy_sources(settings), tools=registry.tools)

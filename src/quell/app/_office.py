@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Self
 
+from quell.app._key_file import key_of
 from quell.config import BudgetSettings, Secret, Settings
 from quell.domain import (
     AuditKind,
@@ -20,7 +21,6 @@ from quell.domain import (
     Caller,
     Cap,
     Clock,
-    ConfigError,
     EffectState,
     Entropy,
     IdentityPlan,
@@ -36,7 +36,6 @@ from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Re
 from quell.runs import Connection, Ledger, Runs
 
 _MICRO = 1_000_000
-_KEY_BYTES = 32
 _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
 
 
@@ -58,21 +57,81 @@ class Office:
     budgets: Budgets
     autonomy: Autonomy
 
+    @classmethod
+    async def open(
+        cls,
+        runs: Runs,
+        settings: Settings,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        env: Mapping[str, str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Build what people decide with; tables and keys are made where they are missing.
+
+        Raises:
+            ConfigError: keys cannot be used.
+            JournalError: the journal cannot be used.
+        """
+        database, directory = runs.database, settings.state_dir / "audit"
+        ledger = Ledger(database, clock=clock)
+        redactor = Redactor(dict(secrets_of(settings)), environment=env)
+        anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
+        audit = Audit(database, directory=directory, clock=clock, entropy=entropy, redactor=redactor, anchors=anchors)
+        signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
+        await asyncio.to_thread(_make_tables, runs, audit)
+        return cls(
+            runs=runs,
+            settings=settings,
+            clock=clock,
+            entropy=entropy,
+            redactor=redactor,
+            audit=audit,
+            signer=signer,
+            approvals=Approvals(
+                database,
+                clock=clock,
+                entropy=entropy,
+                signers=[signer],
+                expires_s=settings.governance.approval_minutes * 60,
+            ),
+            switches=Switches(
+                database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
+            ),
+            ledger=ledger,
+            budgets=Budgets(caps_of(settings.budgets), clock=clock),
+            autonomy=Autonomy(database, clock=clock),
+        )
+
     def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
         """Return who acts at this machine: whoever the key proves, or without one the owner of this state directory.
 
         Raises:
-            RefusedError: the key proves nobody.
+            RefusedError: the key proves nobody; why is on record and not told.
             UsageError: that tenant is not served here.
         """
         served = self.settings.identity.tenants
         if tenant and tenant not in served:
             raise UsageError(f"tenant {tenant!r} is not served here", hint=f"identity.tenants: {', '.join(served)}")
         if api_key:
-            shown = (("Authorization", f"Bearer {api_key.reveal()}"),)
-            return self.identities().authenticate(Caller(peer="", headers=shown, is_loopback=True, tenant=tenant))
+            return self._proven(api_key, tenant=tenant)
         owner = LocalOwner(tenant=tenant or served[0])
         return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
+
+    def _proven(self, api_key: Secret, *, tenant: str) -> Principal:
+        shown = (("Authorization", f"Bearer {api_key.reveal()}"),)
+        found = self.identities().identify(Caller(peer="", headers=shown, is_loopback=True, tenant=tenant))
+        if isinstance(found, Principal):
+            return found
+        nobody = Principal(user="nobody", tenant=tenant or self.settings.identity.tenants[0])
+        about = found.credential or found.way
+        self.refused(nobody, verb="identity.prove", about=about, error=RefusedError(found.reason))
+        raise RefusedError(
+            "the API key proves nobody here",
+            hint="`quell key list` tells which keys hold, and identity.api_keys whether keys are believed",
+            code="unauthenticated",
+        )
 
     def identities(self) -> Identities:
         """Return the keys of this journal and what they prove. Raises ConfigError when they cannot be used."""
@@ -121,54 +180,10 @@ class Office:
         await asyncio.to_thread(self.audit.flush)
 
 
-async def open_office(
-    runs: Runs,
-    settings: Settings,
-    *,
-    clock: Clock,
-    entropy: Entropy,
-    env: Mapping[str, str],
-    monotonic: Callable[[], float] = time.monotonic,
-) -> Office:
-    """Build what people decide with; tables and keys are made where they are missing.
-
-    Raises:
-        ConfigError: keys cannot be used.
-        JournalError: the journal cannot be used.
-    """
-    database, directory = runs.database, settings.state_dir / "audit"
-    ledger = Ledger(database, clock=clock)
-    redactor = Redactor(dict(secrets_of(settings)), environment=env)
-    anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
-    audit = Audit(database, directory=directory, clock=clock, entropy=entropy, redactor=redactor, anchors=anchors)
-    signer = Approvals.signer(_key(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
-    await asyncio.to_thread(_make_tables, runs, audit)
-    return Office(
-        runs=runs,
-        settings=settings,
-        clock=clock,
-        entropy=entropy,
-        redactor=redactor,
-        audit=audit,
-        signer=signer,
-        approvals=Approvals(
-            database,
-            clock=clock,
-            entropy=entropy,
-            signers=[signer],
-            expires_s=settings.governance.approval_minutes * 60,
-        ),
-        switches=Switches(database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)),
-        ledger=ledger,
-        budgets=Budgets(caps_of(settings.budgets), clock=clock),
-        autonomy=Autonomy(database, clock=clock),
-    )
-
-
 def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
     """Return the secret that seals API keys, from a file outside of the database, made when it is missing."""
     path = settings.state_dir / "audit" / "api-keys.key"
-    return Secret(_key(path, entropy=entropy, use="API keys are sealed with it").hex())
+    return Secret(key_of(path, entropy=entropy, use="API keys are sealed with it").hex())
 
 
 def caps_of(budgets: BudgetSettings) -> Sequence[Cap]:
@@ -232,31 +247,3 @@ def _make_tables(runs: Runs, audit: Audit) -> None:
         ):
             connection.make_tables(tables)
     audit.prepare()
-
-
-def _key(path: Path, *, entropy: Entropy, use: str) -> bytes:
-    """Return the key of a file that only its owner can read, made when it is missing. Raises ConfigError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            scratch = path.with_suffix(f".{entropy(6).hex()}")
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(entropy(_KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            # A link is made only where nothing is: of two processes at once, one key wins for both.
-            try:
-                os.link(scratch, path)
-            except FileExistsError:
-                pass
-            finally:
-                scratch.unlink()
-        key = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"the key {path} cannot be used: {error.strerror}", hint="check its owner and rights"
-        ) from error
-    if len(key) != _KEY_BYTES:
-        raise ConfigError(f"the key {path} is damaged", hint=f"restore it from a backup; {use}")
-    return key

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from quell.app._office import Office
 from quell.config import McpServerSettings, Settings, ToolSettings
@@ -35,6 +36,31 @@ class Toolset:
     servers: Servers
     scratchpad: Scratchpad
 
+    @classmethod
+    async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, Hand]] = ()) -> Self:
+        """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
+        settings, database = office.settings, office.runs.database
+        servers = Servers(
+            [tool_server(name, each) for name, each in settings.mcp.servers.items()],
+            clock=office.clock,
+            entropy=office.entropy,
+        )
+        scratchpad = await asyncio.to_thread(
+            Scratchpad, settings.state_dir / "scratchpad", clock=office.clock, entropy=office.entropy
+        )
+        with database.writing() as connection:
+            connection.make_tables(Pins.TABLES)
+        toolset = cls(
+            settings=settings,
+            pins=Pins(clock=office.clock),
+            registry=Registry(builtin, scratchpad=scratchpad),
+            servers=servers,
+            scratchpad=scratchpad,
+        )
+        with database.reading() as connection:
+            toolset.serve(Pins.listed(connection))
+        return toolset
+
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
         said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
@@ -53,31 +79,6 @@ class Toolset:
         """Let go of servers and files."""
         await self.servers.close()
         self.scratchpad.close()
-
-
-async def open_toolset(office: Office, *, builtin: Iterable[tuple[Tool, Hand]] = ()) -> Toolset:
-    """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
-    settings, database = office.settings, office.runs.database
-    servers = Servers(
-        [tool_server(name, each) for name, each in settings.mcp.servers.items()],
-        clock=office.clock,
-        entropy=office.entropy,
-    )
-    scratchpad = await asyncio.to_thread(
-        Scratchpad, settings.state_dir / "scratchpad", clock=office.clock, entropy=office.entropy
-    )
-    with database.writing() as connection:
-        connection.make_tables(Pins.TABLES)
-    toolset = Toolset(
-        settings=settings,
-        pins=Pins(clock=office.clock),
-        registry=Registry(builtin, scratchpad=scratchpad),
-        servers=servers,
-        scratchpad=scratchpad,
-    )
-    with database.reading() as connection:
-        toolset.serve(Pins.listed(connection))
-    return toolset
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:
