@@ -38,7 +38,7 @@ _KINDS = [
     "refusal",
     "checkpoint",
 ]
-_FIRST = ("verb", "tool", "approval", "effect", "switch", "key", "verdict", "state", "decision", "reason")
+_FIRST = ("verb", "tool", "approval", "effect", "switch", "key", "verdict", "state", "kind", "reason", "detail")
 
 
 @click.group("audit", cls=QuellGroup)
@@ -216,7 +216,9 @@ def _verdict(report: AuditReport) -> str:
     rest = report.records - report.signed
     facts = [
         f"{report.records} records, {report.checkpoints} checkpoints, {report.blobs} bodies ({report.blobs_expired} deleted after their time)",
-        f"signed up to record {report.signed}" + (f"; the {rest} after it rest on the chain alone" if rest > 0 else ""),
+        f"signed up to record {report.signed}" + (f"; the {rest} after it rest on the chain alone" if rest > 0 else "")
+        if report.signed
+        else "not signed yet",
         f"anchored up to record {report.anchored}" if report.anchored else "not anchored",
     ]
     if report.is_intact:

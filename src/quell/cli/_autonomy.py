@@ -181,7 +181,8 @@ def _shown(view: AutonomyView, records: tuple[AutonomyRecord, ...]) -> str:
     if standing.every != standing.live:
         lines.append(f"  in all:  {standing.every.successes} agreed successes, {standing.every.failures} failures")
     if view.next_level is not None:
-        needs = [*view.blockers] or [f"{view.confirmations_needed} confirmations: quell autonomy promote"]
+        words = "one person's word" if view.confirmations_needed == 1 else f"{view.confirmations_needed} people's words"
+        needs = [*view.blockers] or [f"it is earned, and needs {words}: quell autonomy promote"]
         claim = "" if view.claim is None else f", when a share above {view.claim:.2f} is proved"
         lines.append(f"  next:    level {int(view.next_level)}{claim}")
         lines += [f"           {need}" for need in needs]

@@ -38,11 +38,12 @@ def show_budget(session: Session, run_id: str, *, tenant: str) -> int:
     """Show what a run, and its tenant today, have spent of what they may. Exit 6 when a cap is reached."""
 
     async def use(office: Office) -> int:
-        from quell.domain import Spender
+        from quell.domain import BudgetScope, Spender
 
         by, run = person_of(session, office, tenant=tenant), await office.runs.get(run_id)
         with office.runs.database.reading() as connection:
-            found = office.budgets.balances(connection, Spender(run=run.id, tenant=by.tenant))
+            balances = office.budgets.balances(connection, Spender(run=run.id, tenant=by.tenant))
+        found = sorted(balances, key=lambda each: BudgetScope.RUN not in each.cap.per)
         is_reached = any(_is_reached(each) for each in found)
         if session.is_json:
             told = [{**_as_json(each), "is_reached": _is_reached(each)} for each in found]

@@ -97,7 +97,7 @@ def settle_effect(session: Session, key: str, *, verdict: str, reason: str, tena
     """Say what became of an effect whose end nobody saw. A unique beginning of KEY is enough."""
 
     def use(office: Office) -> int:
-        from quell.domain import AuditKind, RefusedError, is_person, may_do
+        from quell.domain import AuditKind, EffectState, RefusedError, is_person, may_do
 
         by = person_of(session, office, tenant=tenant)
         with office.changing(by, verb="effect.settle", about=key) as connection:
@@ -106,8 +106,15 @@ def settle_effect(session: Session, key: str, *, verdict: str, reason: str, tena
                 raise RefusedError(
                     f"{by.user} may not settle effects", hint=f"a person with one of the roles {roles} may"
                 )
-            named = _found(office, key, by=by).key
-            effect = office.ledger.settle(connection, named, by=by.user, verdict=_VERDICTS[verdict], reason=reason)
+            known = _found(office, key, by=by)
+            if known.state is not EffectState.UNKNOWN:
+                told = f" by {known.settled_by}" if known.settled_by else ""
+                raise RefusedError(
+                    f"effect {known.key[:16]} is {known.state} already{told}",
+                    hint="only one whose end nobody saw is settled: `quell effect list --unknown`",
+                    code="gone",
+                )
+            effect = office.ledger.settle(connection, known.key, by=by.user, verdict=_VERDICTS[verdict], reason=reason)
             body = {
                 "effect": effect.key,
                 "call": effect.call.id,

@@ -54,8 +54,10 @@ def new_key(
     """Make an API key. Its text is shown now and never again: only its seal is kept."""
 
     def use(office: Office) -> int:
-        from quell.domain import AuditKind, KeyRequest
+        from quell.domain import AuditKind, KeyRequest, UsageError
 
+        if not user and any(letter.isspace() for letter in name):
+            raise UsageError(f"{name!r} names no person", hint="say whom the key stands for: --user WHO")
         by = person_of(session, office, tenant=tenant)
         request = KeyRequest(
             name=name,

@@ -95,11 +95,11 @@ def show(session: Session, source: str) -> int:
             ]
             put_document("policy", is_ok=not whole.problems, sources=told, digest=whole.digest, policies=whole.policies)
             return ExitCode.DONE
-        rows = [
-            (each.name, {"enforce": "decides", "log": "only tells"}[each.mode], ", ".join(report.policies) or "none")
-            for each, report in each_of
-        ]
-        put_table(("SOURCE", "IT", "POLICIES"), rows)
+        for each, report in each_of:
+            put_text(
+                f"{each.name} ({'decides' if each.mode == 'enforce' else 'only tells what it would have refused'})"
+            )
+            put_text("\n".join(f"  {name}" for name in report.policies) or "  no policy")
         put_text(f"digest {whole.digest}")
         if whole.problems:
             note(f"{len(whole.problems)} mistakes: nothing is permitted until `quell policy check` is content")
@@ -171,7 +171,7 @@ def simulate(session: Session, files: tuple[str, ...], *, since_s: float, pack: 
             put_table(("#", "WAS", "WOULD BE", "BY", "CALL"), rows)
         put_text(f"{len(shifts)} of {len(replayed)} decisions would come out otherwise")
         for reason, count in sorted(lost.items()):
-            note(f"{count} decisions could not be taken again: {reason}")
+            note(f"{count} more could not be taken again: {reason}")
         if not replayed and not lost:
             note_none("recorded decision of that time", office.settings)
         return ExitCode.DONE
@@ -286,8 +286,7 @@ def _history(office: Office, *, since: str) -> tuple[list[_Replayable], dict[str
         try:
             decision = PolicySet.recorded(record, body=office.audit.body)
         except UsageError as error:
-            reason = str(error).removeprefix(f"record {record.number} ")
-            lost[reason] = lost.get(reason, 0) + 1
+            lost[str(error)] = lost.get(str(error), 0) + 1
             continue
         if decision is not None:
             found[record.run, decision.call.id, decision.verdict.decision] = _Replayable(record.number, decision)

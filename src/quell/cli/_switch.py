@@ -109,7 +109,7 @@ def freeze(
         if session.is_json:
             put_document("switch", switch=switch)
         else:
-            put_text(f"{switch.id} holds from {_window(switch, now=now)}: {_covers(switch)}")
+            put_text(f"{switch.id} holds {_window(switch, now=now)}: {_covers(switch)}")
         return ExitCode.DONE
 
     return session.with_office(use)

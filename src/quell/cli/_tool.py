@@ -42,6 +42,7 @@ def list_tools(session: Session, *, server: str) -> int:
             put_document("tools", tools=told, not_served=[[pin.server, pin.original] for pin in idle])
             return ExitCode.DONE
         now = office.clock()
+        tools.sort(key=lambda tool: (not tool.server, tool.server, tool.name))
         rows = [_row(tool, pins.get((tool.server, tool.original)), now=now) for tool in tools]
         put_table(("NAME", "SERVER", "CLASS", "RECOVERY", "PINNED"), rows)
         for pin in idle:

@@ -221,13 +221,13 @@ class Approvals:
         return approval if approval is not None and approval.terms.tenant == tenant else None
 
     def named(self, connection: Connection, beginning: str, *, tenant: str) -> str:
-        """Return the one id of a tenant that begins so. Raises RefusedError when there is none, or more than one."""
+        """Return the one id of a tenant that begins so. Raises UsageError when there is none, or more than one."""
         found = rows.beginning_with(connection, beginning, tenant=tenant) if _plan.is_plain(beginning) else []
         if len(found) == 1 or beginning in found:
             return beginning if beginning in found else found[0]
         if found:
-            raise RefusedError(f"{beginning!r} is the beginning of more than one approval", hint="write more of it")
-        raise RefusedError(f"there is no approval {beginning!r}", hint="quell approval list --all", code="unknown")
+            raise UsageError(f"{beginning!r} is the beginning of more than one approval", hint="write more of it")
+        raise UsageError(f"there is no approval {beginning!r}", hint="`quell approval list --all` names them")
 
     def listed(
         self,

@@ -60,11 +60,9 @@ def recorded(record: AuditRecord, *, body: Callable[[str], str | None]) -> Recor
             FrozenCall,
         )
     except msgspec.ValidationError as error:
-        raise UsageError(f"record {record.number} cannot be read: {error}", hint="`quell audit verify`") from error
+        raise UsageError(f"its record cannot be read: {error}", hint="`quell audit verify`") from error
     if digest_of(tool=call.tool, pin=call.pin, arguments=call.arguments, resource=call.resource) != call.digest:
-        raise UsageError(
-            f"record {record.number} is without a secret that the call held", hint="it cannot be decided again"
-        )
+        raise UsageError("a secret was taken out of what is recorded", hint="it cannot be decided again")
     return RecordedDecision(call=call, principal=told.principal, facts=told.facts, verdict=told.verdict)
 
 
@@ -74,7 +72,7 @@ def _filled(value: object, body: Callable[[str], str | None]) -> object:
         digest = value.get("blob")
         if isinstance(digest, str) and set(value) == {"blob", "size_bytes"}:
             if (text := body(digest)) is None:
-                raise UsageError("a long text of this record is no longer kept", hint="governance.body_retention_days")
+                raise UsageError("a long text of it is no longer kept", hint="governance.body_retention_days")
             return text
         return {name: _filled(under, body) for name, under in value.items()}
     return [_filled(part, body) for part in value] if isinstance(value, list) else value
