@@ -7,6 +7,7 @@ import os
 import pty
 import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,25 @@ def test_where_there_is_nothing_every_listing_says_so_and_where_it_looked(empty:
         as_json = empty.quell(*words, "--json")
         assert as_json.code == 0
         assert (as_json.out == "") if words == ("audit", "list") else as_json.document["ok"]
+
+
+def test_who_decides_waits_for_no_store_and_no_server_to_load(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom quell.cli import main\ntry:\n    main(['approval', 'list'])\nexcept SystemExit as left:\n"
+        "    assert left.code == 0\nprint(*sys.modules, file=sys.stderr)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(told.stderr.splitlines()[-1].split())
+    heavy = {"mcp", "sqlalchemy", "dbos", "httpx2", "starlette", "chdb", "opentelemetry"}
+    assert not loaded & heavy
+    assert not loaded & {"quell.signals", "quell.tools", "quell.incidents"}
 
 
 # -- approvals ---------------------------------------------------------------------------------------------------------
