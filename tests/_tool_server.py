@@ -25,7 +25,7 @@ def definition(name: str, description: str, **properties: object) -> dict[str, A
 
 
 DEFINITIONS = [
-    definition("logs", "Read the log lines of a service.", query={"type": "string", "maxLength": 200}),
+    definition("logs", "Read the log lines of a service.", query={"type": "string", "maxLength": 5000}),
     definition("restart", "Restart every unit of a service."),
     definition("drop_lost", "Drop a volume of a service.", volume={"type": "string", "maxLength": 200}),
 ]

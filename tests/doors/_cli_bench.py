@@ -230,6 +230,7 @@ class Desk:
         ended = await call("c6", "drop_lost", service="api", volume="v2")
         assert isinstance(ended, ToolOutcome)
         self.ids["effect"] = _effect(authority, run)
+        await call("c7", "logs", service="api", query="x" * 3000)
         self._try(authority)
 
     def _try(self, authority: Authority) -> None:

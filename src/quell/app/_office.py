@@ -111,7 +111,7 @@ class Office:
             RefusedError: the key proves nobody; why is on record and not told.
             UsageError: that tenant is not served here.
         """
-        served = self.settings.identity.tenants
+        served = self.settings.identity.tenants or (LocalOwner().tenant,)
         if tenant and tenant not in served:
             raise UsageError(f"tenant {tenant!r} is not served here", hint=f"identity.tenants: {', '.join(served)}")
         if api_key:
@@ -124,7 +124,7 @@ class Office:
         found = self.identities().identify(Caller(peer="", headers=shown, is_loopback=True, tenant=tenant))
         if isinstance(found, Principal):
             return found
-        nobody = Principal(user="nobody", tenant=tenant or self.settings.identity.tenants[0])
+        nobody = Principal(user="nobody", tenant=tenant or LocalOwner().tenant)
         about = found.credential or found.way
         self.refused(nobody, verb="identity.prove", about=about, error=RefusedError(found.reason))
         raise RefusedError(

@@ -46,10 +46,13 @@ def one_of(beginning: str, names: Iterable[str], *, what: str, hint: str) -> str
 
     known = list(names)
     found = [name for name in known if name.startswith(beginning)] if beginning else []
-    if beginning in found or len(found) == 1:
-        return beginning if beginning in found else found[0]
+    if beginning in found:
+        return beginning
+    if len(found) == 1 and not beginning.endswith("_"):
+        return found[0]
     if found:
-        raise UsageError(f"{beginning!r} is the beginning of {len(found)} {what}s", hint="write more of it")
+        # The kind alone names nothing, even where there is only one: tomorrow it would be another.
+        raise UsageError(f"{beginning!r} does not name one {what} of {len(found)}", hint="write more of it")
     raise UsageError(f"there is no {what} {beginning!r}", hint=hint)
 
 

@@ -252,9 +252,21 @@ async def _compared(office: Office, toolset: Toolset, server: str) -> list[tuple
     for original in sorted({*offers, *pins}):
         offer, pin = offers.get(original), pins.get(original)
         verdict = "gone" if offer is None else toolset.pins.judge(offer, pin)
-        change = toolset.pins.show_change(pin, offer) if offer and pin and verdict == "changed" else ""
+        change = _change(toolset, pin, offer) if offer and pin else ""
         told.append((server, original, verdict, change))
     return told
+
+
+def _change(toolset: Toolset, pin: ToolPin, offer: Offer) -> str:
+    """Show how an offer differs from its pin, and that the operator's word changed since: that counts from a new pin on."""
+    terms = toolset.terms_of(offer)
+    told = toolset.pins.show_change(pin, offer) if pin.digest != offer.digest else ""
+    if terms != pin.terms:
+        was, now = f"{pin.terms.tool_class} and {pin.terms.recovery}", f"{terms.tool_class} and {terms.recovery}"
+        told += (
+            f"\nthe settings say of it otherwise than when it was pinned ({was}, now {now}): pin it again to have that"
+        )
+    return told.lstrip("\n")
 
 
 def _server(office: Office, name: str) -> str:
