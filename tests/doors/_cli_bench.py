@@ -55,6 +55,7 @@ anchor_file = "anchor.jsonl"
 [mcp.servers.small]
 transport = "stdio"
 cmd = [{python}, {server}, "tools.json"]
+sandbox = "off"
 env = {{ TOKEN = "{secret}" }}
 
 [[tool]]
@@ -240,7 +241,7 @@ class Desk:
             for number in range(60):
                 trial = Trial(ref=f"t{number}", outcome=TrialOutcome.VERIFIED_OK, source=TrialSource.LIVE)
                 by = Principal(user="bob", roles=("operator",))
-                authority.autonomy.record(connection, scope, trial, agreed_by=by)
+                authority.guard.autonomy.record(connection, scope, trial, agreed_by=by)
 
 
 def _effect(authority: Authority, run: str) -> str:

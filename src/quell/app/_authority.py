@@ -11,7 +11,7 @@ from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
 from quell.config import Settings
 from quell.domain import Clock, Entropy, Tool
-from quell.governance import Autonomy, Guard, PolicySet, Redactor
+from quell.governance import Guard, PolicySet, Redactor
 from quell.runs import Runs
 from quell.tools import Hand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 
@@ -23,7 +23,6 @@ class Authority:
     runs: Runs
     settings: Settings
     guard: Guard
-    autonomy: Autonomy
     registry: Registry
     servers: Servers
     scratchpad: Scratchpad
@@ -81,10 +80,14 @@ async def open_authority(
         budgets=office.budgets,
         audit=office.audit,
         ledger=office.ledger,
+        autonomy=office.autonomy,
         clock=clock,
+        entropy=entropy,
     )
     toolbox = Toolbox(
         registry=registry,
+        database=runs.database,
+        clock=clock,
         guard=guard,
         ledger=office.ledger,
         resilience=Resilience(entropy=entropy, monotonic=monotonic),
@@ -97,7 +100,6 @@ async def open_authority(
         runs=runs,
         settings=settings,
         guard=guard,
-        autonomy=office.autonomy,
         registry=registry,
         servers=toolset.servers,
         scratchpad=toolset.scratchpad,

@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from quell.app._key_file import key_of
 from quell.config import BudgetSettings, Secret, Settings
@@ -47,6 +47,7 @@ class Office:
     settings: Settings
     clock: Clock
     entropy: Entropy
+    env: Mapping[str, str] = field(repr=False)
     redactor: Redactor
     audit: Audit
     signer: Signer
@@ -78,14 +79,24 @@ class Office:
         ledger = Ledger(database, clock=clock)
         redactor = Redactor(dict(secrets_of(settings)), environment=env)
         anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
-        audit = Audit(database, directory=directory, clock=clock, entropy=entropy, redactor=redactor, anchors=anchors)
+        audit = Audit(
+            database,
+            directory=directory,
+            clock=clock,
+            entropy=entropy,
+            redactor=redactor,
+            anchors=anchors,
+            monotonic=monotonic,
+        )
         signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
         await asyncio.to_thread(_make_tables, runs, audit)
+        dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
         return cls(
             runs=runs,
             settings=settings,
             clock=clock,
             entropy=entropy,
+            env=env,
             redactor=redactor,
             audit=audit,
             signer=signer,
@@ -100,7 +111,7 @@ class Office:
                 database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
             ),
             ledger=ledger,
-            budgets=Budgets(caps_of(settings.budgets), clock=clock),
+            budgets=Budgets(caps_of(settings.budgets), clock=clock, pessimistic=dearest),
             autonomy=Autonomy(database, clock=clock),
         )
 

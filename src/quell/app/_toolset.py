@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from quell import telemetry
 from quell.app._office import Office
 from quell.config import McpServerSettings, Settings, ToolSettings
 from quell.domain import (
@@ -16,6 +19,7 @@ from quell.domain import (
     PolicySource,
     Recovery,
     ResourceRule,
+    SandboxPolicy,
     Tool,
     ToolClass,
     ToolPin,
@@ -23,7 +27,7 @@ from quell.domain import (
     ToolTerms,
 )
 from quell.governance import PolicySet
-from quell.tools import Hand, Pins, Registry, Scratchpad, Servers
+from quell.tools import Hand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,16 +44,18 @@ class Toolset:
     async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, Hand]] = ()) -> Self:
         """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
         settings, database = office.settings, office.runs.database
+        known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
+        for server in known:
+            Pins.check(server)
         servers = Servers(
-            [tool_server(name, each) for name, each in settings.mcp.servers.items()],
-            clock=office.clock,
-            entropy=office.entropy,
+            known, clock=office.clock, entropy=office.entropy, prepare=_confined(settings, env=office.env)
         )
         scratchpad = await asyncio.to_thread(
             Scratchpad, settings.state_dir / "scratchpad", clock=office.clock, entropy=office.entropy
         )
         with database.writing() as connection:
             connection.make_tables(Pins.TABLES)
+            connection.make_tables(Toolbox.TABLES)
         toolset = cls(
             settings=settings,
             pins=Pins(clock=office.clock),
@@ -79,6 +85,31 @@ class Toolset:
         """Let go of servers and files."""
         await self.servers.close()
         self.scratchpad.close()
+
+
+def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolServer], Sequence[str]]:
+    """Return what puts a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
+
+    def prepare(server: ToolServer) -> Sequence[str]:
+        wanted = settings.mcp.servers[server.name]
+        command = (server.command, *server.args)
+        if wanted.sandbox == "off":
+            return command
+        program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
+        policy = SandboxPolicy(
+            read_only=(str(program.parent), *wanted.readable),
+            read_write=wanted.writable,
+            environment=("PATH", *wanted.env),
+            network=wanted.network,
+            need=wanted.sandbox,
+        )
+        sandbox = Sandbox(policy, protected=(str(settings.state_dir.resolve()),))
+        started = sandbox.wrap(command, environment={"PATH": env.get("PATH", os.defpath), **server.env})
+        for missing in started.missing:
+            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
+        return started.argv
+
+    return prepare
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:

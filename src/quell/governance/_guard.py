@@ -19,6 +19,7 @@ from quell.domain import (
     AskedCall,
     AuditEntry,
     AuditKind,
+    AutonomyScope,
     BoundExceededError,
     CallRequest,
     Charge,
@@ -26,6 +27,7 @@ from quell.domain import (
     Consumption,
     Effect,
     EffectState,
+    Entropy,
     Facts,
     Intent,
     Level,
@@ -35,6 +37,7 @@ from quell.domain import (
     Reservation,
     Spender,
     SwitchState,
+    ToolClass,
     ToolOutcome,
     UsageError,
     Verdict,
@@ -42,6 +45,7 @@ from quell.domain import (
 from quell.governance import _approval_rows as approval_rows
 from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
+from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
 from quell.governance._policy import PolicySet
 from quell.governance._switches import Switches
@@ -83,7 +87,9 @@ class Guard:
         budgets: Budgets,
         audit: Audit,
         ledger: Ledger,
+        autonomy: Autonomy,
         clock: Clock,
+        entropy: Entropy,
         services: Callable[[], int] = lambda: 0,
     ) -> None:
         """Join the organs; `services` tells how many services are known, for the share that a call touches."""
@@ -95,7 +101,9 @@ class Guard:
         self.budgets = budgets
         self.audit = audit
         self.ledger = ledger
+        self.autonomy = autonomy
         self._clock = clock
+        self._entropy = entropy
         self._services = services
 
     def enter(self, request: CallRequest) -> Passage | Parked | Verdict:
@@ -109,7 +117,7 @@ class Guard:
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
-        if not request.tool.tool_class.is_effect:
+        if _is_plain_read(request):
             ruling = self._read_ruling(request)
             if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
@@ -141,7 +149,7 @@ class Guard:
             tool_class=request.tool.tool_class,
             diff=request.diff,
             revert_plan=_plan_of(request),
-            facts=request.facts,
+            facts=(*request.facts, *_words_of_server(request)),
         )
         wish = ApprovalRequest(
             principal=request.caller.principal,
@@ -173,10 +181,11 @@ class Guard:
         needs_people = ruling.presented is not None
         entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
         with self._database.writing(durability="flushed" if needs_people else "written") as connection:
-            if needs_people:
+            if not _is_plain_read(request):
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
-            reservation = self._reserve(connection, request)
+            # A key of its own each time: a read that comes again under its old id is done again, and costs again.
+            reservation = self._reserve(connection, request, key=f"{request.call.id}.{self._entropy(8).hex()}")
             (record,) = self.audit.append(connection, entry)
         ids = {"audit": str(record.number)} | ({"approval": used.approval} if used else {})
         return Passage(reservation=reservation, spender=_spender(request), ids=ids)
@@ -194,6 +203,8 @@ class Guard:
     def intent(self, request: CallRequest) -> Intent:
         """Return what the ledger is to bring about, with the approval that it will use up if there is one."""
         call, caller = request.call, request.caller
+        # What waits to be recorded is written before the effect, whose flush covers it.
+        self.audit.flush()
         with self._database.reading() as connection:
             ruling = self._decide(connection, request, lock="none")
             approval = self._approval_of(connection, request) if ruling.presented is not None else ""
@@ -213,7 +224,7 @@ class Guard:
         """Decide again, use the approval up, reserve and keep the account, all with the intent or not at all."""
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
-        self._reserve(connection, request)
+        self._reserve(connection, request, key=request.call.id)
         body = {**_reasons(ruling), "revert": _plan_of(request)}
         body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
@@ -223,12 +234,7 @@ class Guard:
         stops = self.switches.state(connection, lock="share")
         facts = self._facts(connection, request, stops)
         people = self._people_of(connection, effect) if effect.approval else 0
-        verdict = self.policy.admit(
-            request.call,
-            tool=request.tool,
-            principal=request.caller.principal,
-            facts=replace(facts, approvals=people),
-        )
+        verdict = self._verdict(connection, request, replace(facts, approvals=people))
         if verdict.decision != "permit":
             raise RefusedError(f"it may not go now: {verdict.reason}", hint="nothing was sent by this attempt")
 
@@ -237,7 +243,7 @@ class Guard:
         with suppress(
             RefusedError, BoundExceededError, UsageError
         ):  # what cannot be settled is charged as reserved when its time is over
-            reservation = self._reserve(connection, request)
+            reservation = self._reserve(connection, request, key=request.call.id)
             spent = _spent(request, outcome) if outcome is not None else None
             self.budgets.settle(connection, reservation, spent, spender=_spender(request))
         if effect.approval and (used := self._used_of(connection, effect)) is not None:
@@ -255,7 +261,7 @@ class Guard:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _read_ruling(self, request: CallRequest) -> _Ruling:
-        """Decide about a read from memory: nothing about it has a history, and stops are known well enough."""
+        """Decide about a plain read from memory: it has no history, takes nothing out, and stops are known well enough."""
         stops = self.switches.glance()
         facts = _stop_facts(request, stops, is_emergency=False)
         verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
@@ -265,20 +271,32 @@ class Guard:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
-        verdict = self._verdict(request, facts)
+        verdict = self._verdict(connection, request, facts)
+        if verdict.decision == "permit" and request.needs is not None:
+            verdict = _asked_by_server(request, verdict)
         if verdict.decision != "ask":
             return _Ruling(verdict=verdict, facts=facts)
         presented = _presented(request, verdict)
         people = self.approvals.valid(connection, presented)
-        if people:
+        if people and (request.needs is None or people >= verdict.quorum):
             counted = replace(facts, approvals=people)
-            again = self._verdict(request, counted)
+            again = self._verdict(connection, request, counted)
             if again.decision == "permit":
                 return _Ruling(verdict=again, facts=counted, presented=presented)
         return _Ruling(verdict=verdict, facts=facts)
 
-    def _verdict(self, request: CallRequest, facts: Facts) -> Verdict:
-        return self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
+    def _verdict(self, connection: Connection, request: CallRequest, facts: Facts) -> Verdict:
+        """Have policy decide. How far a workflow may go by itself is what it has earned, never what a caller says."""
+        principal, call = request.caller.principal, request.call
+        if request.tool.tool_class.is_effect and principal.workflow_digest:
+            scope = AutonomyScope(
+                tenant=principal.tenant,
+                workflow_digest=principal.workflow_digest,
+                action_class=request.tool.tool_class,
+                environment=call.resource.environment,
+            )
+            principal = replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
+        return self.policy.admit(call, tool=request.tool, principal=principal, facts=facts)
 
     def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
         """Use up what made it a permit. Raises RefusedError when it is none."""
@@ -309,8 +327,8 @@ class Guard:
             blast_percent=min(100, -(-100 // known)) if known else 0,
         )
 
-    def _reserve(self, connection: Connection, request: CallRequest) -> Reservation:
-        """Reserve the most that a call can take; the same call again takes nothing more."""
+    def _reserve(self, connection: Connection, request: CallRequest, *, key: str) -> Reservation:
+        """Reserve the most that a call can take; the same key again takes nothing more."""
         tool, call = request.tool, request.call
         charge = Charge(
             calls=1,
@@ -319,7 +337,7 @@ class Guard:
             blast_units=call.resource.units if tool.tool_class.is_effect else 0,
         )
         return self.budgets.reserve(
-            connection, charge, spender=_spender(request), key=call.id, lifetime_s=tool.timeout_s + _GRACE_S
+            connection, charge, spender=_spender(request), key=key, lifetime_s=tool.timeout_s + _GRACE_S
         )
 
     def _approval_of(self, connection: Connection, request: CallRequest) -> str:
@@ -387,6 +405,30 @@ def _flat(value: object) -> dict[str, object]:
 
 def _reasons(ruling: _Ruling) -> dict[str, object]:
     return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts)}
+
+
+def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
+    """Turn a permit into a question: policy lets the call through, and its server wants people."""
+    return replace(
+        verdict,
+        decision="ask",
+        policies=("quell.server-asks", *verdict.policies),
+        reason="the server asks people before it goes on",
+        approver_roles=("approver", "admin"),
+        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
+    )
+
+
+def _words_of_server(request: CallRequest) -> tuple[tuple[str, str], ...]:
+    """Return what the server asks, as a fact about it: its words, not ours."""
+    asks = request.needs.asks if request.needs is not None else ()
+    return tuple(("the server asks, in its own words", f"{ask.message} {ask.url}".strip()) for ask in asks)
+
+
+def _is_plain_read(request: CallRequest) -> bool:
+    """Tell whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
+    tool = request.tool
+    return tool.tool_class is ToolClass.READ and not tool.resource.destination and request.needs is None
 
 
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
