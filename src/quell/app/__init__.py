@@ -2,11 +2,37 @@
 
 Owns:  the order in which organs are opened and closed, what each is handed, what goes on in the background.
 Never: decides anything itself, speaks a protocol, prints.
+
+The door is lazy (PEP 562): who answers an approval waits for no store, no model of incidents and no MCP client to load.
 """
 
-from quell.app._app import App as App
-from quell.app._app import Vault as Vault
-from quell.app._app import open_app as open_app
-from quell.app._authority import Authority as Authority
-from quell.app._authority import open_authority as open_authority
-from quell.app._warden import Warden as Warden
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from quell.app._app import App as App
+    from quell.app._app import Vault as Vault
+    from quell.app._app import open_app as open_app
+    from quell.app._authority import Authority as Authority
+    from quell.app._authority import open_authority as open_authority
+    from quell.app._office import Office as Office
+    from quell.app._toolset import Toolset as Toolset
+    from quell.app._warden import Warden as Warden
+
+_DOOR = {
+    "App": "_app",
+    "Vault": "_app",
+    "open_app": "_app",
+    "Authority": "_authority",
+    "open_authority": "_authority",
+    "Office": "_office",
+    "Toolset": "_toolset",
+    "Warden": "_warden",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a name when it is asked for."""
+    if name not in _DOOR:
+        raise AttributeError(f"module 'quell.app' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"quell.app.{_DOOR[name]}"), name)

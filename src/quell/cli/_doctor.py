@@ -10,13 +10,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from quell.cli._check import Check
 from quell.cli._events import last_event
 from quell.cli._exit import ExitCode
 from quell.cli._output import painted, put_document, put_text
@@ -24,7 +24,7 @@ from quell.cli._root import QuellCommand
 from quell.cli._session import Session
 
 if TYPE_CHECKING:
-    from quell.app import App
+    from quell.app import App, Office, Toolset
     from quell.config import Settings
     from quell.signals import Reader
 
@@ -33,16 +33,6 @@ _FREE_BAD_MB, _FREE_WARN_MB = 100, 1024
 _WAITING_WARN_MB = 64
 _CLOCK_SLACK_S = 60.0
 _PACKAGES = ("click", "dbos", "sqlalchemy", "msgspec", "httpx2", "starlette", "uvicorn", "opentelemetry-sdk", "chdb")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What came of one look."""
-
-    name: str
-    status: Literal["ok", "warn", "bad"]
-    detail: str
-    hint: str = ""
 
 
 @click.command("doctor", cls=QuellCommand)
@@ -54,7 +44,7 @@ def doctor_command(session: Session) -> int:
     if settings is not None:
         checks += [_state_dir(settings), _disk(settings), _engine(settings), _intake(settings)]
         if checks[2].status != "bad":
-            checks += _living(session)
+            checks += [*_living(session), *_authority(session)]
     is_ok = all(check.status != "bad" for check in checks)
     if session.is_json:
         put_document("doctor", is_ok=is_ok, checks=checks)
@@ -165,6 +155,25 @@ def _living(session: Session) -> list[Check]:
         session.with_app(use)
     except QuellError as error:
         checks.append(Check(name="journal", status="bad", detail=str(error), hint=error.hint))
+    return checks
+
+
+def _authority(session: Session) -> list[Check]:
+    """Look at what decides: keys, anchor, secrets, policies, sandboxes, pins."""
+    from quell.domain import QuellError
+
+    checks: list[Check] = []
+
+    async def use(office: Office, toolset: Toolset) -> int:
+        from quell.cli._doctor_authority import authority_checks
+
+        checks.extend(await authority_checks(office, toolset))
+        return ExitCode.DONE
+
+    try:
+        session.with_toolset(use)
+    except QuellError as error:
+        checks.append(Check(name="authority", status="bad", detail=str(error), hint=error.hint))
     return checks
 
 

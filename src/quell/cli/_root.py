@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     module: str
     """Empty for a command that another package brings, by its entry point."""
     text: str
-    section: Literal["Ask", "Look", "Operate", "Try"]
+    section: Literal["Ask", "Look", "Decide", "Operate", "Try"]
 
 
 COMMANDS: Mapping[str, Entry] = {
@@ -36,6 +36,25 @@ COMMANDS: Mapping[str, Entry] = {
     "watch": Entry(module="quell.cli._watch", section="Look", text="Print events as they happen, one per line."),
     "incident": Entry(module="quell.cli._incident", section="Look", text="List, show and close incidents."),
     "run": Entry(module="quell.cli._run", section="Look", text="List, show, resume and cancel durable runs."),
+    "approval": Entry(
+        module="quell.cli._approval", section="Decide", text="List, show, approve and reject what waits for people."
+    ),
+    "switch": Entry(
+        module="quell.cli._switch", section="Decide", text="Stop what acts: kill, freeze, lift, and what is in force."
+    ),
+    "effect": Entry(
+        module="quell.cli._effect", section="Decide", text="List effects; settle those whose end nobody saw."
+    ),
+    "autonomy": Entry(
+        module="quell.cli._autonomy", section="Decide", text="Show, promote and demote what acts by itself."
+    ),
+    "policy": Entry(
+        module="quell.cli._policy", section="Decide", text="Check, show, test, simulate and explain policies."
+    ),
+    "tool": Entry(module="quell.cli._tool", section="Decide", text="List tools; pin what servers offer."),
+    "key": Entry(module="quell.cli._key", section="Decide", text="Make, list and revoke API keys."),
+    "budget": Entry(module="quell.cli._budget", section="Look", text="Show what a run has spent, and its caps."),
+    "audit": Entry(module="quell.cli._audit", section="Look", text="List, verify, sign and export the audit log."),
     "serve": Entry(
         module="quell.cli._serve", section="Operate", text="Receive telemetry and alerts, detect, investigate."
     ),

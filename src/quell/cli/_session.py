@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quell.app import App
+    from quell.app import App, Office, Toolset
     from quell.config import Loaded, Settings
 
 
@@ -63,5 +63,57 @@ class Session:
         async def use() -> int:
             async with open_app(settings, role=role, clock=system_clock, entropy=os.urandom, env=self.env) as app:
                 return await work(app)
+
+        return run_until_done(use)
+
+    def with_office(self, work: Callable[[Office], int | Awaitable[int]]) -> int:
+        """Open what people decide with, let `work` use it, close it. It may block: its transactions are short."""
+        import inspect
+
+        async def use(office: Office) -> int:
+            done = work(office)
+            return await done if inspect.isawaitable(done) else done
+
+        return self._with_office(use)
+
+    def with_toolset(self, work: Callable[[Office, Toolset], Awaitable[int]]) -> int:
+        """Open the tools beside it; no server is asked before `work` does, and no policy has to be right."""
+
+        async def use(office: Office) -> int:
+            from quell.app import Toolset
+
+            toolset = await Toolset.open(office)
+            try:
+                return await work(office, toolset)
+            finally:
+                await toolset.close()
+
+        return self._with_office(use)
+
+    def _with_office(self, work: Callable[[Office], Awaitable[int]]) -> int:
+        settings = self.settings()
+        import os
+
+        from quell.app import Office
+        from quell.cli._loop import run_until_done
+        from quell.config import version_of
+        from quell.runs import Runs, system_clock
+
+        async def use() -> int:
+            runs = await Runs.open(
+                settings.journal,
+                state_dir=settings.state_dir,
+                clock=system_clock,
+                entropy=os.urandom,
+                version=version_of(settings),
+            )
+            try:
+                office = await Office.open(runs, settings, clock=system_clock, entropy=os.urandom, env=self.env)
+                try:
+                    return await work(office)
+                finally:
+                    await office.close()
+            finally:
+                await runs.close()
 
         return run_until_done(use)

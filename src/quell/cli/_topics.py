@@ -12,6 +12,7 @@ from quell.cli._session import Session
 ENVIRONMENT: dict[str, str] = {
     "QUELL_CONFIG": "project file instead of ./quell.toml; --config wins",
     "QUELL_SECTION__KEY": "any setting, such as QUELL_SERVER__PORT=0; QUELL_STATE_DIR; above files, below flags",
+    "QUELL_API_KEY": "who decides at the command line; without it the owner of the state directory",
     "XDG_CONFIG_HOME": "where the user's quell/quell.toml lies; ~/.config without it",
     "NO_COLOR": "no colour when set to anything",
     "FORCE_COLOR": "colour even when the output is no terminal",

@@ -229,6 +229,17 @@ def listed(
     return [row.id for row in rows]
 
 
+def beginning_with(connection: Connection, text: str, *, tenant: str) -> list[str]:
+    """Return up to two ids that begin with a text."""
+    rows = connection.all(
+        "SELECT id FROM quell_approvals WHERE tenant = :tenant AND substr(id, 1, :size) = :text ORDER BY id LIMIT 2",
+        tenant=tenant,
+        size=len(text),
+        text=text,
+    )
+    return [row.id for row in rows]
+
+
 def expire(connection: Connection, *, at: datetime) -> int:
     """Write down what has passed its time."""
     may = [status.value for status, then in APPROVAL_NEXT.items() if ApprovalStatus.EXPIRED in then]

@@ -222,6 +222,17 @@ class Approvals:
         approval = self._load(connection, identifier, lock="")
         return approval if approval is not None and approval.terms.tenant == tenant else None
 
+    def named(self, connection: Connection, beginning: str, *, tenant: str) -> str:
+        """Return the one id of a tenant that begins so. Raises UsageError when there is none, or more than one."""
+        found = rows.beginning_with(connection, beginning, tenant=tenant) if _plan.is_plain(beginning) else []
+        if beginning in found:
+            return beginning
+        if len(found) == 1 and not beginning.endswith("_"):
+            return found[0]
+        if found:
+            raise UsageError(f"{beginning!r} does not name one approval", hint="write more of it")
+        raise UsageError(f"there is no approval {beginning!r}", hint="`quell approval list --all` names them")
+
     def listed(
         self,
         connection: Connection,

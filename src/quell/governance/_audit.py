@@ -34,6 +34,7 @@ from quell.governance._audit_tables import (
     newest_checkpoint,
     next_record,
     note_digest,
+    read_newest,
     read_records,
     write_checkpoint,
     write_head,
@@ -271,6 +272,17 @@ class Audit:
         for record in read_records(self._database, after=after, last=last, run=run):
             if isinstance(record, AuditRecord) and (not wanted or record.kind in wanted):
                 yield record
+
+    def newest(
+        self, *, run: str = "", kinds: Iterable[AuditKind] = (), since: str = "", items_max: int
+    ) -> list[AuditRecord]:
+        """Return the newest records, the newest first; of one run, of some kinds, or of a time (RFC 3339) and later.
+
+        Raises:
+            JournalError: the database fails, or a record cannot be read: `verify` names it.
+        """
+        with self._database.reading() as connection:
+            return read_newest(connection, run=run, kinds=tuple(kinds), since=since, items_max=items_max)
 
     def body(self, digest: str) -> str | None:
         """Return a long text by its digest; None when it is no longer kept.

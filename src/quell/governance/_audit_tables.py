@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quell.domain import AuditCheckpoint, AuditRecord, JournalError
+from quell.domain import AuditCheckpoint, AuditKind, AuditRecord, JournalError
 from quell.governance._checkpoint import read_note
 from quell.governance._merkle import GENESIS, Frontier, chain_hash, leaf_hash
 from quell.runs import Connection, Database
@@ -165,6 +165,21 @@ def read_records(
             return
         end = page[-1]
         at = end if isinstance(end, int) else end.number
+
+
+def read_newest(
+    connection: Connection, *, run: str, kinds: Sequence[AuditKind], since: str, items_max: int
+) -> list[AuditRecord]:
+    """Return the newest records first."""
+    wanted = [f"kind IN ({', '.join(repr(AuditKind(kind).value) for kind in kinds)})"] if kinds else []
+    bound: dict[str, str | int] = {"items_max": items_max}
+    for name, value, test in (("run", run, "run = :run"), ("since", since, "at >= :since")):
+        if value:
+            wanted.append(test)
+            bound[name] = value
+    where = f"WHERE {' AND '.join(wanted)} " if wanted else ""
+    rows = connection.all(f"SELECT {_COLUMNS} FROM quell_audit {where}ORDER BY number DESC LIMIT :items_max", **bound)
+    return [AuditRecord(**vars(row)) for row in rows]
 
 
 def _read_page(database: Database, *, after: int | None, last: int, run: str, limit: int) -> list[AuditRecord | int]:

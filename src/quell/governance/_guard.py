@@ -127,7 +127,7 @@ class Guard:
             ruling = self._decide(connection, request, lock="none")
         match ruling.verdict.decision:
             case "ask":
-                return self._park(request, ruling.verdict)
+                return self._park(request, ruling)
             case "permit":
                 is_effect = request.tool.tool_class.is_effect
                 return Passage(spender=_spender(request)) if is_effect else self._begin_read(request, ruling)
@@ -141,9 +141,9 @@ class Guard:
         body = {"tool": tool[:200], "tool_digest": digest, "reason": reason[:2000]}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=run, principal=principal, body=body))
 
-    def _park(self, request: CallRequest, verdict: Verdict) -> Parked:
+    def _park(self, request: CallRequest, ruling: _Ruling) -> Parked:
         """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
-        entry = self._entry(AuditKind.DECISION, request, {"verdict": _flat(verdict)})
+        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
         asked = AskedCall(
             call=request.call,
             tool_class=request.tool.tool_class,
@@ -154,7 +154,7 @@ class Guard:
         wish = ApprovalRequest(
             principal=request.caller.principal,
             calls=(asked,),
-            verdict=verdict,
+            verdict=ruling.verdict,
             evidence_digest=request.caller.evidence_digest,
             explanation=request.explanation,
         )

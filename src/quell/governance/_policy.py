@@ -37,6 +37,7 @@ from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
+from quell.governance._recorded import recorded
 from quell.governance._schema import compiled
 
 _APPROVERS = ("approver",)
@@ -134,6 +135,9 @@ class PolicySet:
     def run_table(self, text: str, *, source: str = "table") -> PolicyTableReport:
         """Decide every case of a TOML table and say which came out otherwise. Raises ConfigError for a malformed table."""
         return run_table(text, source=source, tools=self._tools, admit=self.admit)
+
+    recorded = staticmethod(recorded)
+    """Reads a decision back from its audit record, to be decided again."""
 
     def simulate(self, records: Iterable[RecordedDecision]) -> tuple[PolicyShift, ...]:
         """Decide recorded calls again by this set, and return those that come out otherwise."""

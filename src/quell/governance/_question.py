@@ -183,7 +183,7 @@ def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]
                 ("arguments", _laid_out(call.arguments).split("\n")),
                 ("what the inventory knows", [f"{name}: {value}" for name, value in asked.facts] or ["nothing"]),
                 ("what a dry run says", (asked.diff or "there was no dry run").split("\n")),
-                ("how it would be undone", (asked.revert_plan or "nothing undoes it").split("\n")),
+                ("how it would be undone", (asked.revert_plan.removeprefix("[]") or "nothing undoes it").split("\n")),
                 ("definition of the tool", [call.pin]),
             ],
         )

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from quell.domain import (
@@ -210,6 +211,11 @@ class Switches:
         )
         if lifted != 1:
             raise RefusedError(f"{identifier} was lifted by {row.lifted_by}", hint="nothing to do", code="gone")
+
+    def listed(self, connection: Connection, *, tenant: str) -> tuple[Switch, ...]:
+        """Return the stops that nobody has lifted and that cover a tenant or were set by one of it, oldest first."""
+        owned = {row.id for row in connection.all("SELECT id FROM quell_switches WHERE owner = :owner", owner=tenant)}
+        return tuple(switch for switch in _read(connection) if switch.id in owned or fnmatchcase(tenant, switch.tenant))
 
     def remaining(self, connection: Connection, killed: Killed) -> tuple[str, ...]:
         """Return which of the effects that a kill came too late for have not ended yet."""

@@ -1,0 +1,260 @@
+"""What people need to use their authority: organs of the guard on one journal, without tools, servers or policies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, Self
+
+from quell.app._key_file import key_of
+from quell.config import BudgetSettings, Secret, Settings
+from quell.domain import (
+    AuditKind,
+    BoundExceededError,
+    BudgetKind,
+    BudgetScope,
+    Caller,
+    Cap,
+    Clock,
+    EffectState,
+    Entropy,
+    IdentityPlan,
+    LocalOwner,
+    Principal,
+    RefusedError,
+    Signer,
+    Switch,
+    UsageError,
+    WorldError,
+)
+from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Redactor, Switches
+from quell.runs import Connection, Ledger, Runs
+
+_MICRO = 1_000_000
+_RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
+
+
+@dataclass(slots=True, kw_only=True)
+class Office:
+    """Who may decide, and where the account of it lies, on one journal."""
+
+    runs: Runs
+    settings: Settings
+    clock: Clock
+    entropy: Entropy
+    env: Mapping[str, str] = field(repr=False)
+    redactor: Redactor
+    audit: Audit
+    signer: Signer
+    """Signs votes."""
+    approvals: Approvals
+    switches: Switches
+    ledger: Ledger
+    budgets: Budgets
+    autonomy: Autonomy
+
+    @classmethod
+    async def open(
+        cls,
+        runs: Runs,
+        settings: Settings,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        env: Mapping[str, str],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Build what people decide with; tables and keys are made where they are missing.
+
+        Raises:
+            ConfigError: keys cannot be used.
+            JournalError: the journal cannot be used.
+        """
+        database, directory = runs.database, settings.state_dir / "audit"
+        ledger = Ledger(database, clock=clock)
+        redactor = Redactor(dict(secrets_of(settings)), environment=env)
+        anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
+        audit = Audit(
+            database,
+            directory=directory,
+            clock=clock,
+            entropy=entropy,
+            redactor=redactor,
+            anchors=anchors,
+            monotonic=monotonic,
+        )
+        signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
+        await asyncio.to_thread(_make_tables, runs, audit)
+        dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
+        return cls(
+            runs=runs,
+            settings=settings,
+            clock=clock,
+            entropy=entropy,
+            env=env,
+            redactor=redactor,
+            audit=audit,
+            signer=signer,
+            approvals=Approvals(
+                database,
+                clock=clock,
+                entropy=entropy,
+                signers=[signer],
+                expires_s=settings.governance.approval_minutes * 60,
+            ),
+            switches=Switches(
+                database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
+            ),
+            ledger=ledger,
+            budgets=Budgets(caps_of(settings.budgets), clock=clock, pessimistic=dearest),
+            autonomy=Autonomy(database, clock=clock),
+        )
+
+    def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
+        """Return who acts at this machine: whoever the key proves, or without one the owner of this state directory.
+
+        Raises:
+            RefusedError: the key proves nobody; why is on record and not told.
+            UsageError: that tenant is not served here.
+        """
+        served = self.settings.identity.tenants or (LocalOwner().tenant,)
+        if tenant and tenant not in served:
+            raise UsageError(f"tenant {tenant!r} is not served here", hint=f"identity.tenants: {', '.join(served)}")
+        if api_key:
+            return self._proven(api_key, tenant=tenant)
+        owner = LocalOwner(tenant=tenant or served[0])
+        return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
+
+    def _proven(self, api_key: Secret, *, tenant: str) -> Principal:
+        shown = (("Authorization", f"Bearer {api_key.reveal()}"),)
+        found = self.identities().identify(Caller(peer="", headers=shown, is_loopback=True, tenant=tenant))
+        if isinstance(found, Principal):
+            return found
+        nobody = Principal(user="nobody", tenant=tenant or LocalOwner().tenant)
+        about = found.credential or found.way
+        self.refused(nobody, verb="identity.prove", about=about, error=RefusedError(found.reason))
+        raise RefusedError(
+            "the API key proves nobody here",
+            hint="`quell key list` tells which keys hold, and identity.api_keys whether keys are believed",
+            code="unauthenticated",
+        )
+
+    def identities(self) -> Identities:
+        """Return the keys of this journal and what they prove. Raises ConfigError when they cannot be used."""
+        wanted = self.settings.identity
+        return Identities(
+            self.runs.database,
+            IdentityPlan(api_keys="accepted" if wanted.api_keys else "refused", tenants=wanted.tenants),
+            clock=self.clock,
+            entropy=self.entropy,
+            pepper=pepper_of(self.settings, entropy=self.entropy),
+            fetch=_nobody_answers,
+        )
+
+    @contextmanager
+    def changing(self, by: Principal, *, verb: str, about: str) -> Iterator[Connection]:
+        """Give the transaction in which a person changes something; what is refused there is on record too."""
+        try:
+            with self.runs.database.writing() as connection:
+                yield connection
+        except (RefusedError, UsageError, BoundExceededError) as error:
+            self.refused(by, verb=verb, about=about, error=error)
+            raise
+
+    def refused(self, by: Principal, *, verb: str, about: str, error: Exception) -> None:
+        """Keep the account of something that a person wanted and may not have."""
+        body = {"verb": verb, "about": about[:200], "reason": str(error)[:2000], "tenant": by.tenant}
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body))
+
+    def record(
+        self,
+        connection: Connection,
+        kind: AuditKind,
+        *,
+        by: Principal,
+        verb: str,
+        body: Mapping[str, object],
+        run: str = "",
+    ) -> int:
+        """Keep the account of what a person did, in the transaction that does it; return the number of the record."""
+        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body}
+        (record,) = self.audit.append(connection, self.audit.entry(kind, run=run, principal=by.user, body=told))
+        return record.number
+
+    async def close(self) -> None:
+        """Write what still waits to be recorded."""
+        await asyncio.to_thread(self.audit.flush)
+
+
+def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
+    """Return the secret that seals API keys, from a file outside of the database, made when it is missing."""
+    path = settings.state_dir / "audit" / "api-keys.key"
+    return Secret(key_of(path, entropy=entropy, use="API keys are sealed with it").hex())
+
+
+def caps_of(budgets: BudgetSettings) -> Sequence[Cap]:
+    """Return the caps that the settings state."""
+    return (
+        Cap(kind=BudgetKind.MONEY, limit=int(budgets.run_usd * _MICRO), per=(_RUN,)),
+        Cap(kind=BudgetKind.TOKENS, limit=budgets.run_tokens, per=(_RUN,)),
+        Cap(kind=BudgetKind.CALLS, limit=budgets.run_calls, per=(_RUN,)),
+        Cap(kind=BudgetKind.WALL, limit=int(budgets.run_minutes * 60_000), per=(_RUN,)),
+        Cap(kind=BudgetKind.BYTES, limit=budgets.run_bytes, per=(_RUN,)),
+        Cap(kind=BudgetKind.BLAST, limit=budgets.run_units, per=(_RUN,)),
+        Cap(kind=BudgetKind.MONEY, limit=int(budgets.day_usd * _MICRO), per=(_TENANT, _DAY)),
+        Cap(kind=BudgetKind.CALLS, limit=budgets.day_calls, per=(_TENANT, _DAY)),
+    )
+
+
+def secrets_of(value: object, path: str = "") -> Iterator[tuple[str, Secret]]:
+    """Yield every secret of the settings with the key that holds it."""
+    if isinstance(value, Secret):
+        if value:
+            yield path, value
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from secrets_of(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from secrets_of(item, f"{path}.{name}")
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from secrets_of(item, f"{path}.{index}")
+
+
+def _nobody_answers(_address: str) -> bytes:
+    raise WorldError("tokens are not believed at the command line", hint="show an API key")
+
+
+def _in_flight_of(ledger: Ledger) -> Callable[[Connection, Switch], Iterable[str]]:
+    """Return what names the effects that a stop came too late for; an agent's name is not in the ledger: all count."""
+
+    def in_flight(connection: Connection, switch: Switch) -> Iterable[str]:
+        return [
+            effect.key
+            for effect in ledger.entries(connection, state=EffectState.STARTED, rows_max=10_000)
+            if fnmatchcase(effect.tenant, switch.tenant)
+            and fnmatchcase(effect.resource.environment, switch.environment)
+            and fnmatchcase(effect.call.tool, switch.tool)
+        ]
+
+    return in_flight
+
+
+def _make_tables(runs: Runs, audit: Audit) -> None:
+    with runs.database.writing() as connection:
+        for tables in (
+            Approvals.TABLES,
+            Switches.TABLES,
+            Budgets.tables,
+            Autonomy.TABLES,
+            Ledger.TABLES,
+            Identities.TABLES,
+        ):
+            connection.make_tables(tables)
+    audit.prepare()

@@ -1,0 +1,167 @@
+"""The tools of one journal and how their servers are reached, before anything is decided about them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from quell import telemetry
+from quell.app._office import Office
+from quell.config import McpServerSettings, Settings, ToolSettings
+from quell.domain import (
+    ConfigError,
+    Offer,
+    PolicySource,
+    Recovery,
+    ResourceRule,
+    SandboxPolicy,
+    Tool,
+    ToolClass,
+    ToolPin,
+    ToolServer,
+    ToolTerms,
+)
+from quell.governance import PolicySet
+from quell.tools import Hand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
+
+
+@dataclass(slots=True, kw_only=True)
+class Toolset:
+    """What is pinned, who offers it, and what the operator says of it."""
+
+    settings: Settings
+    pins: Pins
+    registry: Registry
+    servers: Servers
+    scratchpad: Scratchpad
+
+    @classmethod
+    async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, Hand]] = ()) -> Self:
+        """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
+        settings, database = office.settings, office.runs.database
+        known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
+        for server in known:
+            Pins.check(server)
+        servers = Servers(
+            known, clock=office.clock, entropy=office.entropy, prepare=_confined(settings, env=office.env)
+        )
+        scratchpad = await asyncio.to_thread(
+            Scratchpad, settings.state_dir / "scratchpad", clock=office.clock, entropy=office.entropy
+        )
+        with database.writing() as connection:
+            connection.make_tables(Pins.TABLES)
+            connection.make_tables(Toolbox.TABLES)
+        toolset = cls(
+            settings=settings,
+            pins=Pins(clock=office.clock),
+            registry=Registry(builtin, scratchpad=scratchpad),
+            servers=servers,
+            scratchpad=scratchpad,
+        )
+        with database.reading() as connection:
+            toolset.serve(Pins.listed(connection))
+        return toolset
+
+    def terms_of(self, offer: Offer) -> ToolTerms:
+        """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
+        said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
+        server = tool_server(offer.server, self.settings.mcp.servers[offer.server])
+        return Pins.terms_for(offer, server=server, operator=terms_of(said[0]) if said else None)
+
+    def policy_sources(self, files: Sequence[str] = ()) -> list[PolicySource]:
+        """Return the pack and the operator's files, or other files in their place. Raises ConfigError."""
+        return policy_sources(self.settings, files=files)
+
+    def serve(self, pins: Iterable[ToolPin]) -> None:
+        """Take the tools that are pinned."""
+        self.registry.serve(self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers))
+
+    async def close(self) -> None:
+        """Let go of servers and files."""
+        await self.servers.close()
+        self.scratchpad.close()
+
+
+def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolServer], Sequence[str]]:
+    """Return what puts a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
+
+    def prepare(server: ToolServer) -> Sequence[str]:
+        wanted = settings.mcp.servers[server.name]
+        command = (server.command, *server.args)
+        if wanted.sandbox == "off":
+            return command
+        program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
+        policy = SandboxPolicy(
+            read_only=(str(program.parent), *wanted.readable),
+            read_write=wanted.writable,
+            environment=("PATH", *wanted.env),
+            network=wanted.network,
+            need=wanted.sandbox,
+        )
+        sandbox = Sandbox(policy, protected=(str(settings.state_dir.resolve()),))
+        started = sandbox.wrap(command, environment={"PATH": env.get("PATH", os.defpath), **server.env})
+        for missing in started.missing:
+            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
+        return started.argv
+
+    return prepare
+
+
+def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:
+    """Read the pack and the operator's files, or others in their place. Raises ConfigError for one that cannot be read."""
+    wanted = settings.governance
+    sources = [PolicySet.pack(wanted.pack)]
+    named = ((files, "enforce"),) if files else ((wanted.policies, "enforce"), (wanted.watched_policies, "log"))
+    for names, mode in named:
+        for name in names:
+            try:
+                text = Path(name).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"the policy file {name} cannot be read: {error}", hint="governance.policies"
+                ) from error
+            sources.append(PolicySource(name=name, text=text, mode="enforce" if mode == "enforce" else "log"))
+    return sources
+
+
+def tool_server(name: str, settings: McpServerSettings) -> ToolServer:
+    """Return how an MCP server is reached."""
+    return ToolServer(
+        name=name,
+        transport="streamable_http" if settings.transport == "http_streamable" else settings.transport,
+        command=settings.cmd[0] if settings.cmd else "",
+        args=(*settings.cmd[1:], *settings.args),
+        env={key: value.reveal() for key, value in settings.env.items()},
+        url=settings.url,
+        headers={key: value.reveal() for key, value in settings.headers.items()},
+        forward_headers=settings.forward_headers,
+        tools=settings.tools,
+        catalogue=settings.catalogue,
+        connect_timeout_s=settings.connect_timeout_s,
+        call_timeout_s=settings.call_timeout_s,
+    )
+
+
+def terms_of(settings: ToolSettings) -> ToolTerms:
+    """Return what the operator says of a tool."""
+    return ToolTerms(
+        tool_class=ToolClass(settings.effect),
+        recovery=Recovery(settings.recovery),
+        resource=ResourceRule(
+            kind=settings.kind,
+            name=settings.resource,
+            environment=settings.environment,
+            units=settings.units,
+            destination=settings.destination,
+        ),
+        key_argument=settings.key_argument,
+        probe=settings.probe,
+        revert=settings.revert,
+        timeout_s=settings.timeout_s,
+        reason="the operator's settings say so",
+    )

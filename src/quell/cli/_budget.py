@@ -1,0 +1,96 @@
+"""`quell budget`: show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from quell.cli._exit import ExitCode
+from quell.cli._output import put_document, put_table
+from quell.cli._person import person_of, tenant_option
+from quell.cli._root import QuellCommand, QuellGroup
+from quell.cli._session import Session
+from quell.cli._values import length_text
+
+if TYPE_CHECKING:
+    from quell.app import Office
+    from quell.domain import Balance, BudgetKind
+
+_WORDS = {
+    "money_micro_usd": "money",
+    "wall_ms": "time",
+    "size_bytes": "bytes",
+    "blast_units": "units touched",
+}
+
+
+@click.group("budget", cls=QuellGroup)
+def budget_command() -> None:
+    """Show what a run has spent, and its caps."""
+
+
+@budget_command.command("show", cls=QuellCommand)
+@click.argument("run_id", metavar="RUN")
+@tenant_option
+@click.pass_obj
+def show_budget(session: Session, run_id: str, *, tenant: str) -> int:
+    """Show what a run, and its tenant today, have spent of what they may. Exit 6 when a cap is reached."""
+
+    async def use(office: Office) -> int:
+        from quell.domain import BudgetScope, Spender
+
+        by, run = person_of(session, office, tenant=tenant), await office.runs.get(run_id)
+        with office.runs.database.reading() as connection:
+            balances = office.budgets.balances(connection, Spender(run=run.id, tenant=by.tenant))
+        found = sorted(balances, key=lambda each: BudgetScope.RUN not in each.cap.per)
+        is_reached = any(_is_reached(each) for each in found)
+        if session.is_json:
+            told = [{**_as_json(each), "is_reached": _is_reached(each)} for each in found]
+            put_document("budget", run=run.id, balances=told, is_reached=is_reached)
+        else:
+            put_table(("ACCOUNT", "WHAT", "SPENT", "IN FLIGHT", "CAP", "LEFT"), [_row(each) for each in found])
+        return ExitCode.LIMIT if is_reached else ExitCode.DONE
+
+    return session.with_office(use)
+
+
+def _row(balance: Balance) -> tuple[str, ...]:
+    cap = balance.cap
+    if cap.limit is None:
+        limit, left = "none", "-"
+    else:
+        limit = _amount(cap.kind, cap.limit)
+        share = 100 * (cap.limit - balance.spent - balance.in_flight) // cap.limit if cap.limit else 0
+        left = "reached" if _is_reached(balance) else f"{share} %" + (", near" if balance.is_near else "")
+    return (
+        balance.account,
+        _WORDS.get(cap.kind.value, cap.kind.value),
+        _amount(cap.kind, balance.spent),
+        _amount(cap.kind, balance.in_flight) if balance.in_flight else "-",
+        limit,
+        left,
+    )
+
+
+def _amount(kind: BudgetKind, amount: int) -> str:
+    if kind.value == "money_micro_usd":
+        return f"{amount / 1_000_000:.2f} USD"
+    if kind.value == "wall_ms":
+        return length_text(amount / 1000) if amount else "0 s"
+    return f"{amount:,}".replace(",", " ")
+
+
+def _is_reached(balance: Balance) -> bool:
+    return balance.cap.limit is not None and balance.spent + balance.in_flight >= balance.cap.limit
+
+
+def _as_json(balance: Balance) -> dict[str, object]:
+    return {
+        "account": balance.account,
+        "kind": balance.cap.kind.value,
+        "spent": balance.spent,
+        "in_flight": balance.in_flight,
+        "limit": balance.cap.limit,
+        "is_near": balance.is_near,
+    }

@@ -1,0 +1,136 @@
+"""What `quell doctor` checks of authority: keys, anchor, secrets, policies, sandboxes, and tools that changed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quell.cli._check import Check
+
+if TYPE_CHECKING:
+    from quell.app import Office, Toolset
+    from quell.config import Settings
+
+_SERVER_S = 20.0
+_KEYS = (
+    ("audit key", "audit.key", "the audit log is signed with it"),
+    ("votes key", "votes.key", "votes are signed with it"),
+    ("key seal", "api-keys.key", "API keys are sealed with it"),
+)
+
+
+async def authority_checks(office: Office, toolset: Toolset) -> list[Check]:
+    """Look at everything that authority rests on."""
+    settings = office.settings
+    checks = [*_keys(settings), _anchor(office), _secrets(office), _policy(toolset), _sandbox(settings)]
+    return checks + [await _tools(office, toolset, name) for name in settings.mcp.servers]
+
+
+def _keys(settings: Settings) -> list[Check]:
+    found = []
+    for name, file, use in _KEYS:
+        path = settings.state_dir / "audit" / file
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            detail = f"{path} is not there yet; it is made when it is needed"
+            found.append(Check(name=name, status="ok", detail=detail))
+            continue
+        if mode & 0o077:
+            hint = f"chmod 600 {path}; whoever read it can pretend: {use}"
+            found.append(Check(name=name, status="bad", detail=f"{path} can be read by others", hint=hint))
+        else:
+            found.append(Check(name=name, status="ok", detail=f"{path} is readable by its owner only"))
+    return found
+
+
+def _anchor(office: Office) -> Check:
+    file = office.settings.governance.anchor_file
+    if not file:
+        hint = "set governance.anchor_file to a file on another disk or machine, and keep the public key elsewhere"
+        detail = f"no anchor: a rewrite of the whole audit log would not be found; public key {office.audit.public_key}"
+        return Check(name="anchor", status="warn", detail=detail, hint=hint)
+    path = Path(file)
+    at = path if path.exists() else path.resolve().parent
+    if not os.access(at, os.W_OK):
+        return Check(
+            name="anchor", status="bad", detail=f"{path} cannot be written", hint="checkpoints cannot be anchored"
+        )
+    if at.stat().st_dev == office.settings.state_dir.stat().st_dev:
+        hint = "whoever can rewrite the log can rewrite this too: choose another disk or machine"
+        return Check(name="anchor", status="warn", detail=f"{path} lies on the disk of the journal", hint=hint)
+    return Check(name="anchor", status="ok", detail=f"{path} takes checkpoints; public key {office.audit.public_key}")
+
+
+def _secrets(office: Office) -> Check:
+    short = office.redactor.refused
+    if short:
+        hint = "use longer ones: these are not taken out of prompts, logs and reports"
+        return Check(name="secrets", status="warn", detail=f"too short to be found: {', '.join(short)}", hint=hint)
+    return Check(name="secrets", status="ok", detail="every secret of the configuration is long enough to be found")
+
+
+def _policy(toolset: Toolset) -> Check:
+    from quell.domain import ConfigError
+    from quell.governance import PolicySet
+
+    try:
+        report = PolicySet.check(toolset.policy_sources(), tools=toolset.registry.tools)
+    except ConfigError as error:
+        return Check(name="policy", status="bad", detail=str(error), hint=error.hint)
+    if report.problems:
+        detail = f"{len(report.problems)} mistakes; nothing is permitted until they are put right"
+        return Check(name="policy", status="bad", detail=detail, hint="`quell policy check` lists every one")
+    return Check(name="policy", status="ok", detail=f"{len(report.policies)} policies are right")
+
+
+def _sandbox(settings: Settings) -> Check:
+    from quell.tools import Sandbox
+
+    machine = Sandbox.capabilities()
+    has = [
+        "bubblewrap" if machine.bubblewrap else f"no bubblewrap ({machine.problem})",
+        f"Landlock {machine.landlock}" if machine.landlock else "no Landlock",
+        "cgroup limits" if machine.cgroup else "no delegated cgroup: limits hold per process",
+    ]
+    piped = {name: each for name, each in settings.mcp.servers.items() if each.transport == "stdio"}
+    needing = [name for name, each in piped.items() if each.sandbox == "required"]
+    loose = [name for name, each in piped.items() if each.sandbox == "best_effort"]
+    detail = ", ".join(has)
+    if machine.bubblewrap:
+        return Check(name="sandbox", status="ok", detail=detail)
+    hint = "install bubblewrap and allow user namespaces"
+    if needing:
+        return Check(name="sandbox", status="bad", detail=f"{detail}; {', '.join(needing)} will not start", hint=hint)
+    told = f"; {', '.join(loose)} would run with less around it" if loose else ""
+    return Check(name="sandbox", status="warn", detail=detail + told, hint=hint)
+
+
+async def _tools(office: Office, toolset: Toolset, server: str) -> Check:
+    """Ask a server what it offers, and compare with what people accepted."""
+    from quell.domain import QuellError
+
+    name = f"tools {server}"
+    try:
+        async with asyncio.timeout(_SERVER_S):
+            offers = {offer.original: offer for offer in await toolset.servers.offers(server, max_age_s=0)}
+    except TimeoutError:
+        return Check(name=name, status="bad", detail=f"no answer within {_SERVER_S:g} s")
+    except QuellError as error:
+        return Check(name=name, status="bad", detail=str(error), hint=error.hint)
+    with office.runs.database.reading() as connection:
+        pins = {pin.original: pin for pin in toolset.pins.listed(connection) if pin.server == server}
+    verdicts = {original: toolset.pins.judge(offer, pins.get(original)) for original, offer in offers.items()}
+    changed = sorted(original for original, verdict in verdicts.items() if verdict == "changed")
+    gone = sorted(pins.keys() - offers.keys())
+    detail = f"{len(pins)} tools are pinned, {len(offers)} are offered"
+    if changed or gone:
+        told = [f"changed: {', '.join(changed)}"] * bool(changed) + [f"gone: {', '.join(gone)}"] * bool(gone)
+        hint = f"`quell tool diff {server}` shows how; what changed is refused until somebody pins it again"
+        return Check(name=name, status="warn", detail=f"{detail}; {'; '.join(told)}", hint=hint)
+    if not pins:
+        hint = f"`quell tool diff {server}`, then `quell tool pin {server} NAME`"
+        return Check(name=name, status="warn", detail=detail, hint=hint)
+    return Check(name=name, status="ok", detail=detail)
