@@ -337,30 +337,28 @@ class Story:
     def _wish(self, mind: Mind) -> Wish:
         rng = self.rng
         kind = rng.choices(_KINDS, self.mood.kinds)[0]
-        if kind in {"again", "swap", "other tool"} and not mind.wishes:
-            kind = "fresh"
-        match kind:
-            case "again":
-                asked = [wish for wish in mind.wishes if wish.approval]
-                return rng.choice(asked if asked and rng.random() < 0.7 else mind.wishes)
-            case "swap":
-                return self._swapped(rng.choice(mind.wishes), mind)
-            case "other tool":
-                old = rng.choice(mind.wishes)
-                like = {"restart": "drain", "drain": "flip_flag", "nudge": "restart", "flip_flag": "nudge"}
-                return replace(old, tool=like.get(old.tool, rng.choice(list(BY_NAME))))
-            case "foreign" if self.closest:
-                return replace(rng.choice(self.closest))
-            case "near":
-                return self._near(self._fresh(mind))
-            case "name":
-                fresh = self._fresh(mind)
-                return replace(fresh, tool=self._name_like(fresh.tool))
-            case "pad":
-                handle = rng.choice(self.handles) if self.handles else "pad_" + "0" * 32
-                return Wish(call=self._id(), tool="head", arguments={"handle": handle})
-            case _:
-                return self._fresh(mind)
+        if kind in {"again", "swap", "other tool"} and mind.wishes:
+            return self._after(kind, mind)
+        if kind == "foreign" and self.closest:
+            return replace(rng.choice(self.closest))
+        if kind == "pad":
+            handle = rng.choice(self.handles) if self.handles else "pad_" + "0" * 32
+            return Wish(call=self._id(), tool="head", arguments={"handle": handle})
+        fresh = self._fresh(mind)
+        if kind == "name":
+            return replace(fresh, tool=self._name_like(fresh.tool))
+        return self._near(fresh) if kind == "near" else fresh
+
+    def _after(self, kind: str, mind: Mind) -> Wish:
+        """Come back to what was asked before: the same, something else under its id, another tool."""
+        rng, old = self.rng, self.rng.choice(mind.wishes)
+        if kind == "swap":
+            return self._swapped(old, mind)
+        if kind == "other tool":
+            like = {"restart": "drain", "drain": "flip_flag", "nudge": "restart", "flip_flag": "nudge"}
+            return replace(old, tool=like.get(old.tool) or rng.choice(list(BY_NAME)))
+        asked = [wish for wish in mind.wishes if wish.approval]
+        return rng.choice(asked) if asked and rng.random() < 0.7 else old
 
     def _id(self) -> str:
         self.ids += 1

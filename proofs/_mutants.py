@@ -16,7 +16,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from proofs._world import BY_NAME
 from quell.domain import (
     Approval,
     CallRequest,
@@ -36,7 +35,6 @@ from quell.governance import Budgets, Guard, PolicySet, Switches
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
 from quell.governance import _arguments as arguments
-from quell.governance import _guard as guard
 from quell.governance import _plan as plan
 from quell.governance import _policy as policy
 from quell.governance import _policy_engine as engine
@@ -161,6 +159,7 @@ def _self_approval() -> list[Patch]:
     init = approvals.Approvals._terms
 
     def nobody_barred(self: Any, request: Any, *, expires_s: Any, barred: Any, supersedes: str) -> Any:
+        del barred
         return init(self, request, expires_s=expires_s, barred=(), supersedes=supersedes)
 
     return [(approvals.Approvals, "_terms", nobody_barred)]
