@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quell.config import BudgetSettings
-from quell.domain import Level, OutcomeKind, ToolCaller, ToolOutcome
+from quell.domain import Level, OutcomeKind, Parked, ToolCaller, ToolOutcome
 from tests._postgres import fresh_database
 from tests.doors._hand_bench import Room, hand_room
 
@@ -68,12 +68,17 @@ def test_what_was_intended_long_ago_and_done_just_now_counts_as_just_now(
             for service in ("web", "api"):
                 await _interrupted(room, service)
             room.clock.forward(seconds=3_700)
-            asked = {"caller": _alone(room), "environment": "staging", "replicas": 100}
+
+            async def asks(call: str, service: str) -> ToolOutcome | Parked:
+                return await room.call(
+                    "scale", call=call, caller=_alone(room), service=service, environment="staging", replicas=100
+                )
+
             for service in ("web", "api"):
-                outcome = await room.call("scale", call=service, service=service, **asked)
+                outcome = await asks(service, service)
                 assert isinstance(outcome, ToolOutcome)
                 assert outcome.kind is OutcomeKind.OK, outcome
-            more = await room.call("scale", call="more", service="pay", **asked)
+            more = await asks("more", "pay")
             assert isinstance(more, ToolOutcome)
             assert "reversible-auto.cap-rate" in more.detail
             assert len(room.world.done) == 2
