@@ -206,6 +206,16 @@ MOODS: dict[str, Mood] = {
         votes=0.1,
         haste=4,
     ),
+    "still": Mood(
+        tools=["fetch_page", "read_url"] * 20,
+        kinds=[9, 3, 1, 1, 1, 0.5, 0.5, 0],
+        burst=0.05,
+        same=0.2,
+        meddling=0.05,
+        interrupts=0.0,
+        votes=0.1,
+        haste=0.05,
+    ),
     "asks": Mood(
         tools=["fetch_page", "read_url", "delete_volume", "page_vendor", "nudge", "drain", "flip_flag", "restart"],
         kinds=[9, 14, 6, 4, 9, 1, 1, 0],
@@ -534,7 +544,11 @@ class Story:
         place = rng.choice(("*", "*", "production"))
         now = world.clock()
         if rng.random() < 0.5:
-            killed = switches.kill_now(by=by, reason="stop", tool=tool, environment=place)
+            if rng.random() < 0.5:
+                killed = switches.kill_now(by=by, reason="stop", tool=tool, environment=place)
+            else:  # as another process does: this one hears of it by the rows alone
+                with world.database.writing() as connection:
+                    killed = switches.kill(connection, by=by, reason="stop", tool=tool, environment=place)
             stop, ends_at_s, keys = killed.switch, float("inf"), frozenset(killed.in_flight)
         else:
             with world.database.writing() as connection:
@@ -553,6 +567,7 @@ class Story:
                 tool=tool,
                 environment=place,
                 ends_at_s=ends_at_s,
+                asked=self.moves,
                 begun=world.begun(),
                 told=keys,
             )

@@ -35,6 +35,7 @@ from quell.governance import Budgets, Guard, PolicySet, Switches
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
 from quell.governance import _arguments as arguments
+from quell.governance import _guard as guard
 from quell.governance import _plan as plan
 from quell.governance import _policy as policy
 from quell.governance import _policy_engine as engine
@@ -200,6 +201,10 @@ def _unstopped_reads() -> list[Patch]:
     return [(Switches, "glance", lambda self: replace(glance(self), switches=()))]
 
 
+def _egress_by_memory() -> list[Patch]:
+    return [(guard, "_is_plain_read", lambda request: not request.tool.tool_class.is_effect)]
+
+
 def _budget_in_flight() -> list[Patch]:
     balance = Budgets._balance
     return [(Budgets, "_balance", lambda *all_: replace(balance(*all_), in_flight=0))]
@@ -362,6 +367,7 @@ MUTANTS: Mapping[str, Callable[[], list[Patch]]] = {
     "not decided again at the intent + not at the start": _both(_intent, _start),
     "stops are not read by what writes": _unstopped,
     "stops are not read by reads": _unstopped_reads,
+    "what reaches out is decided from memory": _egress_by_memory,
     "approvals bind no arguments": lambda: _drifts("arguments", "resource", "digest"),
     "approvals bind no tool": lambda: _drifts("tool", "pin", "digest"),
     "approvals bind no run": _any_run,
@@ -391,6 +397,7 @@ SUITS: Mapping[str, str] = {
     "not decided again at the intent + not at the start": "storm",
     "stops are not read by what writes": "storm",
     "stops are not read by reads": "watch",
+    "what reaches out is decided from memory": "still",
     "results are everybody's": "watch",
     "the resource stands in a field of its own": "storm",
     "taint is not told to policies": "storm",

@@ -96,6 +96,8 @@ class Stop:
     tool: str
     environment: str
     ends_at_s: float
+    asked: int
+    """How many wishes had been made by then."""
     begun: frozenset[str]
     """Keys of what had been let go before."""
     told: frozenset[str] | None
@@ -338,6 +340,8 @@ class Oracle:
             if is_effect:
                 if use.key not in stop.begun and use.begun_at_s < stop.ends_at_s:
                     self._wrong("stopped", f"let go under a {stop.kind}", use)
+            elif stop.kind == "kill" and MEANS[use.tool].kind == "egress" and use.asked > stop.asked:
+                self._wrong("stopped", "reached out under a kill", use)
             elif stop.kind == "kill" and not MEANS[use.tool].is_own and use.asked_at_s > stop.at_s + GLANCE_S:
                 self._wrong("stopped", "read under a kill", use)
 
