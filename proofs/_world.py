@@ -391,6 +391,8 @@ async def small_world(rng: random.Random) -> AsyncIterator[World]:
             builtin=[(tool, LocalHand(tool.name, use)) for tool in TOOLS],
             monotonic=clock.monotonic,
         )
+        # How levels are earned has a proof of its own; here each workflow has earned all, so that what is said counts.
+        authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
         hands["world"] = world = World(authority=authority, runs=runs, clock=clock, rng=rng, oracle=told.Oracle())
         try:
             yield world

@@ -65,6 +65,7 @@ def test_what_was_intended_long_ago_and_done_just_now_counts_as_just_now(
     async def tell(url: str) -> None:
         budgets = BudgetSettings(run_units=10_000)
         async with hand_room(tmp_path, url=url, pack="reversible-auto", budgets=budgets) as room:
+            room.authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
             for service in ("web", "api"):
                 await _interrupted(room, service)
             room.clock.forward(seconds=3_700)
