@@ -61,7 +61,7 @@ class Use:
     """Which wish of the model it came from, counted by the harness."""
     asked_at_s: float
     begun_at_s: float
-    """When the attempt was let go, of an effect."""
+    """When the attempt of an effect was let go; of a read, when it was asked for, as no journal tells more."""
     is_done: bool
     """Whether the tool did it; otherwise it was lost on its way."""
     audited: int

@@ -277,7 +277,7 @@ class World:
         with self.database.reading() as connection:
             audited = connection.one("SELECT size FROM quell_audit_head").size
             begun = connection.first("SELECT sent_at FROM quell_effects WHERE key = :key", key=key) if key else None
-        begun_s = TimeOfWorld.of(datetime.fromisoformat(begun.sent_at)) if begun and begun.sent_at else now_s
+        begun_s = TimeOfWorld.of(datetime.fromisoformat(begun.sent_at)) if begun and begun.sent_at else asked_at_s
         return told.Use(
             at_s=now_s,
             tool=call.tool,
