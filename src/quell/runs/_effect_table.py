@@ -66,6 +66,7 @@ EFFECT_TABLES: tuple[str, ...] = (
     "CREATE INDEX IF NOT EXISTS quell_effects_past ON quell_effects (workflow_digest, intended_at)",
     """CREATE INDEX IF NOT EXISTS quell_effects_open ON quell_effects (workflow_digest, state)
         WHERE state IN ('intent', 'started')""",
+    "CREATE INDEX IF NOT EXISTS quell_effects_sent ON quell_effects (workflow_digest, sent_at)",
     "CREATE INDEX IF NOT EXISTS quell_effects_by_state ON quell_effects (state, ended_at)",
 )
 # No reference to quell_runs: the account of effects outlives the runs.
@@ -84,8 +85,13 @@ _FACTS = f"""
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
             WHERE workflow_digest = :workflow AND state IN ('intent', 'started')
+        UNION ALL
+        SELECT {_SEEN}, run, call_id FROM quell_effects
+            WHERE workflow_digest = :workflow AND sent_at >= :since AND intended_at < :since
+            AND state NOT IN ('intent', 'started')
     ) AS seen
     WHERE NOT (state = 'failed' AND reason IN ('refused', 'abandoned')) AND NOT (run = :run AND call_id = :call)"""
+# What was intended before the window and sent in it, as after a crash, happened in it.
 # What we refused ourselves, and what never left before its run ended, is no call; an unknown one is, whatever the reason.
 
 
