@@ -33,6 +33,7 @@ from quell.domain import (
     Level,
     Parked,
     Presented,
+    Principal,
     RefusedError,
     Reservation,
     Spender,
@@ -61,6 +62,8 @@ class _Ruling:
 
     verdict: Verdict
     facts: Facts
+    acting: Principal
+    """Who was decided about: the caller, at the level that was earned."""
     presented: Presented | None = None
 
 
@@ -234,7 +237,7 @@ class Guard:
         stops = self.switches.state(connection, lock="share")
         facts = self._facts(connection, request, stops)
         people = self._people_of(connection, effect) if effect.approval else 0
-        verdict = self._verdict(connection, request, replace(facts, approvals=people))
+        verdict = self._verdict(request, self._acting(connection, request), replace(facts, approvals=people))
         if verdict.decision != "permit":
             raise RefusedError(f"it may not go now: {verdict.reason}", hint="nothing was sent by this attempt")
 
@@ -265,38 +268,42 @@ class Guard:
         stops = self.switches.glance()
         facts = _stop_facts(request, stops, is_emergency=False)
         verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
-        return _Ruling(verdict=verdict, facts=facts)
+        return _Ruling(verdict=verdict, facts=facts, acting=request.caller.principal)
 
     def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
-        verdict = self._verdict(connection, request, facts)
+        acting = self._acting(connection, request)
+        verdict = self._verdict(request, acting, facts)
         if verdict.decision == "permit" and request.needs is not None:
             verdict = _asked_by_server(request, verdict)
         if verdict.decision != "ask":
-            return _Ruling(verdict=verdict, facts=facts)
+            return _Ruling(verdict=verdict, facts=facts, acting=acting)
         presented = _presented(request, verdict)
         people = self.approvals.valid(connection, presented)
         if people and (request.needs is None or people >= verdict.quorum):
             counted = replace(facts, approvals=people)
-            again = self._verdict(connection, request, counted)
+            again = self._verdict(request, acting, counted)
             if again.decision == "permit":
-                return _Ruling(verdict=again, facts=counted, presented=presented)
-        return _Ruling(verdict=verdict, facts=facts)
+                return _Ruling(verdict=again, facts=counted, acting=acting, presented=presented)
+        return _Ruling(verdict=verdict, facts=facts, acting=acting)
 
-    def _verdict(self, connection: Connection, request: CallRequest, facts: Facts) -> Verdict:
-        """Have policy decide. How far a workflow may go by itself is what it has earned, never what a caller says."""
-        principal, call = request.caller.principal, request.call
-        if request.tool.tool_class.is_effect and principal.workflow_digest:
-            scope = AutonomyScope(
-                tenant=principal.tenant,
-                workflow_digest=principal.workflow_digest,
-                action_class=request.tool.tool_class,
-                environment=call.resource.environment,
-            )
-            principal = replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
-        return self.policy.admit(call, tool=request.tool, principal=principal, facts=facts)
+    def _acting(self, connection: Connection, request: CallRequest) -> Principal:
+        """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says."""
+        principal = request.caller.principal
+        if not request.tool.tool_class.is_effect or not principal.workflow_digest:
+            return principal
+        scope = AutonomyScope(
+            tenant=principal.tenant,
+            workflow_digest=principal.workflow_digest,
+            action_class=request.tool.tool_class,
+            environment=request.call.resource.environment,
+        )
+        return replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
+
+    def _verdict(self, request: CallRequest, acting: Principal, facts: Facts) -> Verdict:
+        return self.policy.admit(request.call, tool=request.tool, principal=acting, facts=facts)
 
     def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
         """Use up what made it a permit. Raises RefusedError when it is none."""
@@ -404,7 +411,7 @@ def _flat(value: object) -> dict[str, object]:
 
 
 def _reasons(ruling: _Ruling) -> dict[str, object]:
-    return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts)}
+    return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts), "principal": _flat(ruling.acting)}
 
 
 def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
