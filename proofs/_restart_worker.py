@@ -98,7 +98,7 @@ def arm(moment: str) -> None:
     work: Callable[..., object] = getattr(owner, name)
 
     @functools.wraps(work)
-    def mortal(*args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - it stands for methods of many shapes
+    def mortal(*args: Any, **kwargs: Any) -> object:
         if when == "before":
             die()
         done = work(*args, **kwargs)
