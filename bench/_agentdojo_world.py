@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 warnings.simplefilter("ignore")
@@ -118,10 +117,13 @@ def main() -> None:
             case "begin":
                 episode = Episode(**asked)
                 answer = episode.plan()
+            case "call":
+                assert episode is not None, "begin first"
+                answer = episode.call(**asked)
             case op:
                 assert episode is not None, "begin first"
-                work: Callable[..., object] = {"call": episode.call, "judge": episode.judge}[op]
-                answer = work(**asked)
+                assert op == "judge", f"no such thing: {op}"
+                answer = episode.judge(**asked)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
