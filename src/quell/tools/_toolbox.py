@@ -160,11 +160,14 @@ class Toolbox:
 
     def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
         """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
+        # The words only: by everything else the server knows its own question again.
+        asks = tuple(replace(ask, message=self._redactor.text(ask.message)) for ask in needs.asks)
+        needs = replace(needs, asks=asks)
         identifier = next_round(request.call.id)
         if identifier is None or replies_of(needs.asks) is None:
             asked = "; ".join(ask.message for ask in needs.asks)
             told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
-            return self._outcome(request, OutcomeKind.DENIED, None, detail=self._redactor.text(told))
+            return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
         again = replace(request, call=replace(request.call, id=identifier), needs=needs)
         with self._database.writing() as connection:
             self._asks.keep(connection, again, needs)
@@ -190,7 +193,8 @@ class Toolbox:
     async def _sent(self, request: CallRequest, entry: Entry, *, key: str, retryable: str) -> ToolOutcome:
         """Have the hand do it, under the limits of what it rests on; what comes back holds no secret from here on.
 
-        Raises OverloadError and RefusedError when nothing was sent; whatever else a hand raises is an outcome.
+        Raises OverloadError and RefusedError when nothing was sent, and NeedsPeopleError when the server asks first;
+        whatever else a hand raises is an outcome.
         """
         began_s = self._monotonic()
 
@@ -207,7 +211,7 @@ class Toolbox:
                 call=request.call.id,
                 tool=request.call.tool,
             )
-        except (OverloadError, RefusedError):
+        except (OverloadError, RefusedError, NeedsPeopleError):
             raise
         except Exception as error:  # noqa: BLE001 - a hand may be anybody's; its words must not pass uncleaned
             outcome = ToolOutcome(
