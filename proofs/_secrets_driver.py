@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from quell import telemetry
 from quell.app import Authority, open_authority
-from quell.app._authority import redactor_of
+from quell.app._office import redactor_of
 from quell.config import Secret, Settings
 from quell.domain import (
     ApprovalStatus,
@@ -386,7 +386,6 @@ async def opened(task: Task) -> Any:
         entropy=os.urandom,
         env=os.environ,
         builtin=[(tool, LocalHand(tool.name, world.use)) for tool in tools()],
-        redactor=redactor,
     )
     try:
         yield Drive(task=task, runs=runs, authority=authority)

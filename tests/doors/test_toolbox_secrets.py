@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quell import telemetry
-from quell.app._authority import redactor_of
+from quell.app._office import redactor_of
 from quell.config import JournalSettings, McpServerSettings, Secret, Settings
 from quell.domain import OutcomeKind, Parked, StepError, ToolCall, ToolOutcome
 from quell.governance import Redactor
