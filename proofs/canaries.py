@@ -106,7 +106,7 @@ def traces(secret: str) -> set[bytes]:
     found = {raw, raw.hex().encode(), raw.hex().upper().encode()}
     found |= {json.dumps(secret)[1:-1].encode(), json.dumps(secret, ensure_ascii=False)[1:-1].encode()}
     found |= {urllib.parse.quote(secret, safe=kept).encode() for kept in ("", "/")}
-    found |= {"".join(f"%{byte:02X}" for byte in raw).encode()}
+    found |= {urllib.parse.quote_plus(secret).encode(), "".join(f"%{byte:02X}" for byte in raw).encode()}
     for shift in range(3):
         # Whole groups of three bytes that lie inside of the secret.
         first = (3 - shift) % 3
