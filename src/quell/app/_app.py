@@ -15,6 +15,7 @@ from typing import Literal
 
 from quell import __version__, telemetry
 from quell.app._authority import Authority
+from quell.app._office import redactor_of
 from quell.app._warden import Warden
 from quell.config import Settings, version_of
 from quell.domain import (
@@ -268,19 +269,8 @@ async def open_app(
         JournalError: the journal cannot be used.
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
-    version = version_of(settings)
     async with AsyncExitStack() as stack:
-        instance = f"{os.uname().nodename}-{os.getpid()}"
-        telling = open_telemetry(
-            settings, role=role, service_version=__version__, instance=instance, clock=clock, env=env
-        )
-        stack.callback(telling.close_now)
-        if role == "serve":
-            stack.enter_context(_held(settings.state_dir))
-        runs = await Runs.open(
-            settings.journal, state_dir=settings.state_dir, clock=clock, entropy=entropy, version=version
-        )
-        stack.push_async_callback(_closed, "journal", runs.close)
+        telling, runs = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
@@ -310,7 +300,7 @@ async def open_app(
             vault=vault,
             readers=readers,
             desk=desk,
-            version=version,
+            version=version_of(settings),
             launch=launch,
         )
         await _start(app)
@@ -321,6 +311,36 @@ def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None
     """Have what runs rest on closed after them: a call in flight whose server is taken away ends as nobody knows."""
     stack.push_async_callback(_closed, "authority", warden.close)
     stack.push_async_callback(_closed, "store", vault.close)
+
+
+async def _ground(
+    stack: AsyncExitStack, settings: Settings, *, role: Role, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+) -> tuple[Telemetry, Runs]:
+    """Open what everything else speaks and writes through, so that neither ever keeps a secret."""
+    instance = f"{os.uname().nodename}-{os.getpid()}"
+    redactor = redactor_of(settings, env=env)
+    telling = open_telemetry(
+        settings,
+        role=role,
+        service_version=__version__,
+        instance=instance,
+        clock=clock,
+        env=env,
+        clean=redactor.text,
+    )
+    stack.callback(telling.close_now)
+    if role == "serve":
+        stack.enter_context(_held(settings.state_dir))
+    runs = await Runs.open(
+        settings.journal,
+        state_dir=settings.state_dir,
+        clock=clock,
+        entropy=entropy,
+        version=version_of(settings),
+        clean=redactor.text,
+    )
+    stack.push_async_callback(_closed, "journal", runs.close)
+    return telling, runs
 
 
 def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:

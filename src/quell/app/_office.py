@@ -39,6 +39,11 @@ _MICRO = 1_000_000
 _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
 
 
+def redactor_of(settings: Settings, *, env: Mapping[str, str]) -> Redactor:
+    """Return what takes every secret of the settings and the environment out of what a process says and keeps."""
+    return Redactor(dict(secrets_of(settings)), environment=env)
+
+
 @dataclass(slots=True, kw_only=True)
 class Office:
     """Who may decide, and where the account of it lies, on one journal."""
@@ -77,7 +82,7 @@ class Office:
         """
         database, directory = runs.database, settings.state_dir / "audit"
         ledger = Ledger(database, clock=clock)
-        redactor = Redactor(dict(secrets_of(settings)), environment=env)
+        redactor = redactor_of(settings, env=env)
         anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
         audit = Audit(
             database,
@@ -106,6 +111,7 @@ class Office:
                 entropy=entropy,
                 signers=[signer],
                 expires_s=settings.governance.approval_minutes * 60,
+                clean=redactor.text,
             ),
             switches=Switches(
                 database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)

@@ -48,7 +48,11 @@ class Toolset:
         for server in known:
             Pins.check(server)
         servers = Servers(
-            known, clock=office.clock, entropy=office.entropy, prepare=_confined(settings, env=office.env)
+            known,
+            clock=office.clock,
+            entropy=office.entropy,
+            prepare=_confined(settings, env=office.env),
+            clean=office.redactor.text,
         )
         scratchpad = await asyncio.to_thread(
             Scratchpad, settings.state_dir / "scratchpad", clock=office.clock, entropy=office.entropy

@@ -6,7 +6,7 @@ Every function that writes takes the caller's transaction, so that an approval i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -77,8 +77,12 @@ class Approvals:
         signers: Sequence[Signer],
         expires_s: float = 900.0,
         open_max: int = 256,
+        clean: Callable[[str], str] = str,
     ) -> None:
-        """Take what it needs; the first signer signs, and all of them verify, so that keys can be rotated."""
+        """Take what it needs; the first signer signs, and all of them verify, so that keys can be rotated.
+
+        `clean` takes secrets out of the reasons that people give.
+        """
         assert signers, "a key that signs votes"
         self._database = database
         self._clock = clock
@@ -86,6 +90,7 @@ class Approvals:
         self._signers = tuple(signers)
         self._expires_s = expires_s
         self._open_max = open_max
+        self._clean = clean
         self.break_glass = BreakGlassRows(clock=clock, entropy=entropy)
         """Authority taken in emergencies."""
         self.notices = _notices.Notices(clock=clock)
@@ -135,7 +140,7 @@ class Approvals:
             RefusedError: `unknown` here, `forbidden` to this person, not what was seen (`mismatch`), or too late (`gone`).
             UsageError: a rejection without a reason, or less of the digest than identifies it.
         """
-        told = given_reason(reason, why="a rejection") if verdict == "reject" or reason else ""
+        told = self._clean(given_reason(reason, why="a rejection")) if verdict == "reject" or reason else ""
         approval = self._held(connection, identifier, tenant=by.tenant)
         self._check_eligible(approval.terms, by)
         if not _plan.is_seen(approval.digest, seen=digest_seen):

@@ -34,7 +34,7 @@ _TABLE_BITS = 20
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MARKER = re.compile(rb"\[redacted:([A-Za-z0-9_.:/-]{1,64})\]")
 _CREDENTIAL_NAME = re.compile(
-    r"SECRET|TOKEN|PASSW|PASSPHRASE|PWD$|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|AUTH|_KEY$|_PAT$|_DSN$|WEBHOOK",
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|PWD$|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|AUTH(?!OR)|_KEY$|_PAT$|_DSN$|WEBHOOK",
     re.IGNORECASE,
 )
 _URL_PASSWORD = re.compile(r"://[^\s/:@]*:([^\s@]+)@")
@@ -77,6 +77,9 @@ class Redactor:
         value = secret.reveal().strip()
         if not value:
             return
+        for inside in _url_passwords(value):
+            # Errors tell a password without the URL that it came from.
+            self.hold(name, Secret(inside))
         if len(value) < FORM_MIN_BYTES:
             self._refused.append(name)
             return
@@ -123,6 +126,10 @@ class Redactor:
     def byte_stream(self) -> ByteStream:
         """Redact bytes that arrive in pieces."""
         return ByteStream(self)
+
+    def held_in(self, text: str) -> str:
+        """Return the name of a held secret that stands in a text; empty when none does. Rules do not count."""
+        return next((name for _, _, name, _ in self._held(text.encode("utf-8", "surrogatepass"))), "")
 
     def spans(self, data: bytes) -> list[Span]:
         """Return where secrets stand, in order, none touching the other."""
@@ -347,12 +354,17 @@ def _gather(value: object, texts: list[str], *, depth: int) -> bool:
     return False
 
 
+def _url_passwords(value: str) -> tuple[str, ...]:
+    """Return the password of a URL as it stands there and as it is meant; none when it has none."""
+    inside = _URL_PASSWORD.search(value)
+    return (inside[1], _PERCENT.sub(lambda code: chr(int(code[1], 16)), inside[1])) if inside else ()
+
+
 def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Give the variables whose name or value says that they hold a credential, under `env.NAME`."""
     for name, value in environment.items():
-        inside = _URL_PASSWORD.search(value)
-        if inside:
-            yield f"env.{name}", inside[1]
-            yield f"env.{name}", _PERCENT.sub(lambda code: chr(int(code[1], 16)), inside[1])
+        passwords = _url_passwords(value)
+        if passwords:
+            yield from ((f"env.{name}", password) for password in passwords)
         elif _CREDENTIAL_NAME.search(name) and not value.startswith(("/", "./", "~")) and len(value) >= FORM_MIN_BYTES:
             yield f"env.{name}", value

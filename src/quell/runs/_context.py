@@ -125,6 +125,7 @@ class RunContext:
         pen: Pen,
         clock: Clock,
         fence: Fence,
+        clean: Callable[[str], str] = str,
     ) -> None:
         self.run = run
         self.fence = fence
@@ -135,6 +136,7 @@ class RunContext:
         self._kept = kept
         self._pen = pen
         self._clock = clock
+        self._clean = clean
         self._used: set[str] = set()
         self._nows = 0
 
@@ -221,7 +223,7 @@ class RunContext:
                 cause, reason = f"no answer within {timeout_s:g} s", "timeout"
                 origin: Exception = error
             except Exception as error:  # noqa: BLE001 - whatever the work raises is the step's failure
-                cause, reason = _told(error), "failed"
+                cause, reason = told(error, clean=self._clean), "failed"
                 origin = error
             if attempt == attempts:
                 hint = origin.hint if isinstance(origin, QuellError) else ""
@@ -298,6 +300,7 @@ def _record(name: str, status: str, *, began_at: datetime, began_s: float, resul
     )
 
 
-def _told(error: BaseException) -> str:
-    said = " ".join(str(error).split())
+def told(error: BaseException, *, clean: Callable[[str], str]) -> str:
+    """Say an error in one line that may be kept: cleaned first and cut then, so that no half of a secret stays."""
+    said = clean(" ".join(str(error).split()))
     return f"{type(error).__name__}: {said}"[:_REASON_MAX] if said else type(error).__name__

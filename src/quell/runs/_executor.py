@@ -69,6 +69,7 @@ class Executor:
         call: Call,
         bell: Bell,
         dispatcher: Dispatcher,
+        clean: Callable[[str], str],
     ) -> None:
         self._journal = journal
         self._leases = leases
@@ -78,6 +79,7 @@ class Executor:
         self._call = call
         self._bell = bell
         self._dispatcher = dispatcher
+        self._clean = clean
         self._lease: Lease | None = None
         self._active: dict[str, _Active] = {}
         self._orphans: set[tuple[str, int]] = set()
@@ -184,6 +186,7 @@ class Executor:
             pen=pen,
             clock=self._clock,
             fence=Fence(run=run.id, dispatch=begun.dispatch, token=begun.token),
+            clean=self._clean,
         )
         try:
             outcome = await self._works[run.kind](context)
@@ -193,7 +196,7 @@ class Executor:
             raise
         except Exception as error:
             log.debug("run %s failed", run.id, exc_info=error)
-            await self.keep(self._journal.fail, begun, error=_told(error))
+            await self.keep(self._journal.fail, begun, error=self._clean(_told(error)))
         else:
             await self._send_on(begun, outcome)
         finally:

@@ -42,7 +42,14 @@ class Runs:
     """
 
     def __init__(
-        self, database: Database, *, settings: JournalSettings, clock: Clock, entropy: Entropy, version: str
+        self,
+        database: Database,
+        *,
+        settings: JournalSettings,
+        clock: Clock,
+        entropy: Entropy,
+        version: str,
+        clean: Callable[[str], str] = str,
     ) -> None:
         self._database = database
         self._engine: sa.Engine | None = None
@@ -50,6 +57,7 @@ class Runs:
         self._clock = clock
         self._entropy = entropy
         self._version = version
+        self._clean = clean
         self._journal = Journal(database, clock=clock)
         self._works: dict[str, Work] = {}
         self._bell = Bell()
@@ -58,16 +66,25 @@ class Runs:
 
     @classmethod
     async def open(
-        cls, settings: JournalSettings, *, state_dir: Path, clock: Clock, entropy: Entropy, version: str
+        cls,
+        settings: JournalSettings,
+        *,
+        state_dir: Path,
+        clock: Clock,
+        entropy: Entropy,
+        version: str,
+        clean: Callable[[str], str] = str,
     ) -> Runs:
         """Open the journal and make its tables; take no slot yet.
+
+        `clean` takes secrets out of the errors of works and steps before they are kept.
 
         Raises:
             ConfigError: the URL is none that can be used.
             JournalError: the database cannot be used; the hint says what to do.
         """
         database = open_database(settings.url, state_dir=state_dir)
-        runs = cls(database, settings=settings, clock=clock, entropy=entropy, version=version)
+        runs = cls(database, settings=settings, clock=clock, entropy=entropy, version=version, clean=clean)
         try:
             await runs._call(create_tables, database)
         except BaseException:
@@ -119,6 +136,7 @@ class Runs:
             works=self._works,
             call=self._call,
             bell=self._bell,
+            clean=self._clean,
             dispatcher=Dispatcher(
                 self.engine, where=self._database.where, execute=execute, loop=asyncio.get_running_loop()
             ),

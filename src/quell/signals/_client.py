@@ -165,7 +165,7 @@ class StoreClient:
         """Tell whether the embedded owner lives and has no hand free: it answers, only later."""
         try:
             reply = await self._http.post(
-                self.endpoint.url + "/quell/busy", headers=self._identity(), timeout=timeout_s
+                self.endpoint.url + "/quell/busy", headers=_wire(self._identity()), timeout=timeout_s
             )
         except httpx2.HTTPError:
             return False
@@ -175,7 +175,7 @@ class StoreClient:
         """Ask the embedded owner to leave; False when others still use it."""
         try:
             reply = await self._http.post(
-                self.endpoint.url + "/quell/close", headers=self._identity(), timeout=timeout_s
+                self.endpoint.url + "/quell/close", headers=_wire(self._identity()), timeout=timeout_s
             )
         except httpx2.HTTPError:
             return False
@@ -216,7 +216,7 @@ class StoreClient:
                 self.endpoint.url + "/",
                 params=address,
                 content=content,
-                headers=headers,
+                headers=_wire(headers),
                 timeout=timeout_s + grace_s,
             )
         except httpx2.TimeoutException as error:
@@ -235,6 +235,11 @@ class StoreClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+def _wire(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Write headers in UTF-8: a password may have letters of any language."""
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
 def _refusal(text: str, header: str) -> StoreError:

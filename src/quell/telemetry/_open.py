@@ -39,6 +39,7 @@ class Telemetry:
         clock: Clock,
         env: Mapping[str, str],
         stderr: TextIO | None,
+        clean: Callable[[str], str],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -46,7 +47,7 @@ class Telemetry:
         self._stderr = stderr
         self._style = _style_of(settings, env=env, stderr=stderr)
         self._level = ORDER[_level_of(settings.telemetry.level, role=role)]
-        self._redactor = Redactor(_secrets_in(settings))
+        self._redactor = Redactor(_secrets_in(settings), clean=clean)
         self._file = LogFile(
             settings.state_dir / "logs" / "quell.log", bytes_max=int(settings.telemetry.log_file_max_mb * 1024 * 1024)
         )
@@ -171,10 +172,12 @@ def open_telemetry(
     clock: Clock,
     env: Mapping[str, str],
     console: Literal["stderr", "off"] = "stderr",
+    clean: Callable[[str], str] = str,
 ) -> Telemetry:
     """Make `span`, `count` and `event` speak for this process; at most one Telemetry is open at a time.
 
     A command shows only errors on stderr (its own messages stand there) unless another level than `info` was asked for.
+    `clean` takes secrets out of every text, in whatever encoding; plain ones of the settings go in any case.
     `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP http/protobuf.
     """
     opened = Telemetry(
@@ -185,6 +188,7 @@ def open_telemetry(
         clock=clock,
         env=env,
         stderr=sys.stderr if console == "stderr" else None,
+        clean=clean,
     )
     install(opened)
     return opened
@@ -261,6 +265,9 @@ def _secrets_in(value: object) -> Iterator[str]:
             yield value.reveal()
     elif isinstance(value, tuple):
         for item in value:
+            yield from _secrets_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
             yield from _secrets_in(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for each in fields(value):

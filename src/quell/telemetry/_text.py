@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # C0, DEL, C1, line and paragraph separators, the marks that turn the direction of text, zero-width characters, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]")
@@ -31,13 +31,16 @@ def _escaped(found: re.Match[str]) -> str:
 class Redactor:
     """Takes known secret values, credentials in URLs and values under secret-looking keys out of text."""
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], *, clean: Callable[[str], str] = str) -> None:
+        """Know secrets as they stand; `clean` comes first, and may know more."""
+        self._clean = clean
         # Longest first, so that a secret that contains another one goes as a whole. Very short ones would eat words.
         known = sorted({s for s in secrets if len(s) >= _SECRET_CHARACTERS_MIN}, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, known))) if known else None
 
     def text(self, text: str) -> str:
         """Return `text` without secrets."""
+        text = self._clean(text)
         if self._known is not None:
             text = self._known.sub(REDACTED, text)
         return _BEARER.sub(rf"\1 {REDACTED}", _URL_PASSWORD.sub(rf"\1:{REDACTED}@", text))

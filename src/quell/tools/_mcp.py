@@ -53,8 +53,11 @@ class Servers:
         monotonic: Callable[[], float] = time.monotonic,
         entropy: Entropy = os.urandom,
         prepare: Prepare = plain_command,
+        clean: Callable[[str], str] = str,
     ) -> None:
-        """Take the settings; connect to nobody yet. `prepare` may wrap a command, as a sandbox does.
+        """Take the settings; connect to nobody yet.
+
+        `prepare` may wrap a command, as a sandbox does; `clean` takes secrets out of what a server says when it breaks.
 
         Raises:
             ConfigError: settings that cannot be, all of them at once.
@@ -65,6 +68,7 @@ class Servers:
         self._monotonic = monotonic
         self._entropy = entropy
         self._prepare = prepare
+        self._clean = clean
         self._peers: dict[str, dict[Passed, Peer]] = {name: {} for name in self._servers}
         self._is_closed = False
         self._leaving: set[asyncio.Task[None]] = set()
@@ -186,7 +190,14 @@ class Servers:
         from quell.tools._mcp_peer import Peer  # noqa: PLC0415
 
         argv = self._prepare(server) if server.transport == "stdio" else ()
-        link = Link(server, headers=headers, argv=argv, monotonic=self._monotonic, entropy=self._entropy)
+        link = Link(
+            server,
+            headers=headers,
+            argv=argv,
+            monotonic=self._monotonic,
+            entropy=self._entropy,
+            clean=self._clean,
+        )
         return Peer(link, clock=self._clock, monotonic=self._monotonic)
 
     def _make_room(self, name: str, peers: dict[Passed, Peer]) -> None:

@@ -32,6 +32,7 @@ BACK_OFF_MAX_S = 30.0
 STEADY_S = 10.0
 """A connection that lived that long was a good one: its loss is met with one attempt at once."""
 _MODERN = "2026-07-28"
+_REASON_MAX_CHARS = 300
 
 State = Literal["idle", "connecting", "connected", "failed"]
 Answer = TypeVar("Answer")
@@ -56,6 +57,7 @@ class Link:
         argv: Sequence[str],
         monotonic: Callable[[], float],
         entropy: Entropy,
+        clean: Callable[[str], str],
     ) -> None:
         self.server = server
         self.state: State = "idle"
@@ -70,6 +72,7 @@ class Link:
         self._argv = argv
         self._monotonic = monotonic
         self._entropy = entropy
+        self._clean = clean
         self._session: ClientSession | None = None
         self._tasks: set[asyncio.Task[object]] = set()
         self._owner: asyncio.Task[None] | None = None
@@ -144,6 +147,7 @@ class Link:
 
     def lose(self, reason: str) -> None:
         """Give the connection up; the owner makes another."""
+        reason = self._clean(reason)
         if self.state == "connected":
             self.state, self.reason = "failed", reason
         elif self.state == "connecting":
@@ -168,6 +172,7 @@ class Link:
 
     def unavailable(self, reason: str, *, was_sent: bool, retry_after_s: float = 0.0) -> ServerUnavailable:
         """Build the error for callers."""
+        reason = self._clean(reason)
         later = f"; tried again in {retry_after_s:.1f} s" if retry_after_s else ""
         return ServerUnavailable(
             f"tool server {self.server.name} is not available: {reason}{later}",
@@ -225,7 +230,7 @@ class Link:
                 raise  # not of the SDK's making
         except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - an SDK's group may hold anything; it is told
             told = carrier.failure if carrier is not None else ""
-            self.reason = self.reason or told or _first_words(error)
+            self.reason = self.reason or self._clean(told or _first_words(error))[:_REASON_MAX_CHARS]
         return was_connected
 
     def _client(self, carrier: Carrier | None) -> Client:
@@ -342,4 +347,4 @@ def _first_words(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, FileNotFoundError):
         return f"cannot start it: {error.strerror} ({error.filename})"
-    return f"{type(error).__name__}: {error}"[:300]
+    return f"{type(error).__name__}: {error}"

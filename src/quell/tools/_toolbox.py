@@ -103,6 +103,7 @@ class Toolbox:
         Raises JournalError when the account cannot be kept: then nothing was done.
         """
         try:
+            self._refuse_secrets(wanted.id, wanted.arguments, revert)
             entry = self._registry.find(wanted.tool)
             frozen = freeze(
                 entry.tool,
@@ -117,10 +118,10 @@ class Toolbox:
             call=frozen,
             tool=entry.tool,
             caller=caller,
-            diff=diff,
+            diff=self._redactor.text(diff),
             revert=revert,
-            explanation=explanation,
-            facts=facts,
+            explanation=self._redactor.text(explanation),
+            facts=tuple((name, self._redactor.text(told)) for name, told in facts),
         )
         with telemetry.span("execute_tool", {"gen_ai.tool.name": entry.tool.name, "quell.run": caller.run}):
             ended = await self._decided(request, entry)
@@ -159,11 +160,14 @@ class Toolbox:
 
     def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
         """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
+        # The words only: by everything else the server knows its own question again.
+        asks = tuple(replace(ask, message=self._redactor.text(ask.message)) for ask in needs.asks)
+        needs = replace(needs, asks=asks)
         identifier = next_round(request.call.id)
         if identifier is None or replies_of(needs.asks) is None:
             asked = "; ".join(ask.message for ask in needs.asks)
             told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
-            return self._outcome(request, OutcomeKind.DENIED, None, detail=self._redactor.text(told))
+            return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
         again = replace(request, call=replace(request.call, id=identifier), needs=needs)
         with self._database.writing() as connection:
             self._asks.keep(connection, again, needs)
@@ -187,22 +191,41 @@ class Toolbox:
         return replace(outcome, evidence={**outcome.evidence, **passage.ids})
 
     async def _sent(self, request: CallRequest, entry: Entry, *, key: str, retryable: str) -> ToolOutcome:
-        """Have the hand do it, under the limits of what it rests on."""
+        """Have the hand do it, under the limits of what it rests on; what comes back holds no secret from here on.
+
+        Raises OverloadError and RefusedError when nothing was sent, and NeedsPeopleError when the server asks first;
+        whatever else a hand raises is an outcome.
+        """
         began_s = self._monotonic()
 
         async def work() -> ToolOutcome:
             return await entry.hand.use(request, key=key)
 
-        outcome = await self._resilience.call(
-            entry.hand.dependency,
-            work,
-            deadline_s=min(request.caller.deadline_s, request.tool.timeout_s),
-            retryable="read" if retryable == "read" else "effect",
-            priority=request.caller.priority,
-            call=request.call.id,
-            tool=request.call.tool,
+        try:
+            outcome = await self._resilience.call(
+                entry.hand.dependency,
+                work,
+                deadline_s=min(request.caller.deadline_s, request.tool.timeout_s),
+                retryable="read" if retryable == "read" else "effect",
+                priority=request.caller.priority,
+                call=request.call.id,
+                tool=request.call.tool,
+            )
+        except (OverloadError, RefusedError, NeedsPeopleError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a hand may be anybody's; its words must not pass uncleaned
+            outcome = ToolOutcome(
+                call=request.call.id,
+                tool=request.call.tool,
+                kind=OutcomeKind.TRANSPORT_ERROR,
+                detail=f"{type(error).__name__}: {error}",
+            )
+        return replace(
+            outcome,
+            content=self._redactor.text(outcome.content),
+            detail=self._redactor.text(outcome.detail)[:_TOLD_MAX_CHARS],
+            elapsed_ms=(self._monotonic() - began_s) * 1000,
         )
-        return replace(outcome, elapsed_ms=(self._monotonic() - began_s) * 1000)
 
     # -- effects ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +243,7 @@ class Toolbox:
                 asked.append(error)
                 return NotHappened(detail=str(error))
             except (OverloadError, RefusedError) as error:
-                return NotHappened(detail=str(error))
+                return NotHappened(detail=self._redactor.text(str(error)))
             last[:] = [replace(outcome, attempts=attempt)]
             return _ending(request, outcome)
 
@@ -268,14 +291,10 @@ class Toolbox:
     # -- what the caller gets -----------------------------------------------------------------------------------------
 
     async def _handed_over(self, request: CallRequest, outcome: ToolOutcome) -> ToolOutcome:
-        """Take out secrets, and put aside what is too large to be given whole."""
-        content = self._redactor.text(outcome.content)
-        clean = replace(
-            outcome,
-            content=content,
-            detail=self._redactor.text(outcome.detail)[:_TOLD_MAX_CHARS],
-            digest=outcome.digest or hashlib.sha256(content.encode("utf-8", "replace")).hexdigest(),
-        )
+        """Put aside what is too large to be given whole."""
+        content = outcome.content
+        digest = outcome.digest or hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
+        clean = replace(outcome, digest=digest)
         if request.tool.server == "" or not self._scratchpad.is_large(content):
             return clean
         caller = request.caller
@@ -288,18 +307,31 @@ class Toolbox:
 
     async def _turned_away(self, wanted: ToolCall, caller: ToolCaller, refusal: RefusedError) -> ToolOutcome:
         told = self._redactor.text(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))[:_TOLD_MAX_CHARS]
+        tool = self._redactor.text(wanted.tool)
         await asyncio.to_thread(
             self._guard.turn_away,
             run=caller.run,
             principal=caller.principal.user,
-            tool=wanted.tool,
+            tool=tool,
             reason=told,
         )
-        return ToolOutcome(call=wanted.id, tool=wanted.tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        call = self._redactor.text(wanted.id) if self._redactor.held_in(wanted.id) else wanted.id
+        return ToolOutcome(call=call, tool=tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
 
-    @staticmethod
-    def _outcome(request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = "") -> ToolOutcome:
+    def _refuse_secrets(self, *texts: str) -> None:
+        """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
+        for text in texts:
+            if name := self._redactor.held_in(text):
+                raise RefusedError(
+                    f"the call itself holds a secret ({name})",
+                    hint="leave it out: tools have their credentials from the settings",
+                )
+
+    def _outcome(
+        self, request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = ""
+    ) -> ToolOutcome:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
+        told = self._redactor.text(told)[:_TOLD_MAX_CHARS]
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
 
 
