@@ -320,6 +320,7 @@ def test_nobody_who_freezes_in_the_middle_of_a_transaction_holds_its_locks_for_e
         asyncio.run(tell(url))
 
 
+@pytest.mark.timeout(60)
 def test_a_connection_that_a_thread_still_holds_when_the_runs_close_is_closed_when_it_comes_back(
     postgres_url: str, tmp_path: Path
 ) -> None:

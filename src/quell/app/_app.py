@@ -11,10 +11,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
-from quell.app._authority import Authority
 from quell.app._office import redactor_of
 from quell.app._warden import Warden
 from quell.config import Settings, version_of
@@ -35,6 +34,9 @@ from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Runs
 from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
 from quell.telemetry import Telemetry, open_telemetry
+
+if TYPE_CHECKING:
+    from quell.app._authority import Authority
 
 Role = Literal["serve", "command"]
 

@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from quell.app._authority import Authority, open_authority
-from quell.app._herald import Herald
-from quell.app._identity import open_identities, plan_of
-from quell.app._votes import Way, masked, vote
 from quell.config import Settings
 from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
-from quell.governance import Identities
 from quell.runs import Runs
+
+if TYPE_CHECKING:
+    # What decides and acts is loaded when it is first needed: a command that lists runs needs none of it.
+    from quell.app._authority import Authority
+    from quell.app._herald import Herald
+    from quell.app._votes import Way
+    from quell.governance import Identities
 
 _BUSY = timedelta(minutes=10)
 """How long a worker may still be busy with an effect whose run has ended."""
@@ -48,12 +50,16 @@ class Warden:
     @property
     def plan(self) -> IdentityPlan:
         """Which ways of showing an identity are accepted."""
+        from quell.app._identity import plan_of  # noqa: PLC0415 - as above
+
         return plan_of(self._settings.identity)
 
     async def open(self) -> Authority:
         """Open the authority once. Raises ConfigError with every mistake, or JournalError."""
         async with self._opening:
             if self.authority is None:
+                from quell.app._authority import open_authority  # noqa: PLC0415 - as above
+
                 self.authority = await open_authority(
                     self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
                 )
@@ -63,6 +69,8 @@ class Warden:
         """Return who tells callers apart. Raises ConfigError with every mistake, or JournalError."""
         async with self._knowing:
             if self._identities is None:
+                from quell.app._identity import open_identities  # noqa: PLC0415 - as above
+
                 self._identities = await asyncio.to_thread(
                     open_identities,
                     self._runs.database,
@@ -83,6 +91,8 @@ class Warden:
         """Return who tells people outside. Raises ConfigError with every mistake of its settings, or JournalError."""
         authority = await self.open()
         if self._herald is None:
+            from quell.app._herald import Herald  # noqa: PLC0415 - as above
+
             self._herald = Herald(authority, clock=self._clock, entropy=self._entropy, link_of=self._link_of)
         return self._herald
 
@@ -98,6 +108,8 @@ class Warden:
         signature: str = "",
     ) -> Decided:
         """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
+        from quell.app._votes import vote  # noqa: PLC0415 - as above
+
         return await asyncio.to_thread(
             vote,
             await self.open(),
@@ -112,6 +124,8 @@ class Warden:
 
     async def shown(self, approval: Approval) -> Approval:
         """Return an approval as it may be shown: without the secrets that are held here."""
+        from quell.app._votes import masked  # noqa: PLC0415 - as above
+
         return masked(approval, (await self.open()).redactor)
 
     async def look(self) -> None:
