@@ -209,7 +209,7 @@ class Desk:
 
         self.ids["run"] = run
         await call("c1", "logs", service="web", query="error")
-        await call("c2", "logs", service="web", query=f"with {SECRET} in it")
+        await call("c2", "logs", service="web", query="with ghp_0123456789abcdefghijABCDEFGHIJ012345 in it")
         await call("c3", "no_such_tool", service="web")
         one = await call("c4", "restart", service="web")
         two = await call("c5", "drop_lost", service="pay", volume="v1\u202e\u0430")
