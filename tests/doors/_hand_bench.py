@@ -15,6 +15,7 @@ from pathlib import Path
 from quell.app import Authority, open_authority
 from quell.config import (
     BudgetSettings,
+    CapSettings,
     GovernanceSettings,
     JournalSettings,
     McpServerSettings,
@@ -264,6 +265,7 @@ async def hand_room(
     pack: str = "copilot",
     policies: Sequence[str] = (),
     budgets: BudgetSettings | None = None,
+    caps: Sequence[CapSettings] = (),
     servers: Mapping[str, McpServerSettings] | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
@@ -279,6 +281,7 @@ async def hand_room(
         journal=JournalSettings(url=Secret(url)),
         governance=GovernanceSettings(pack=pack, policies=tuple(files)),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
+        cap=tuple(caps),
         mcp=McpSettings(servers=servers or {}),
     )
     runs = await Runs.open(settings.journal, state_dir=state_dir, clock=clock, entropy=os.urandom, version="v1")

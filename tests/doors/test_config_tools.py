@@ -31,6 +31,11 @@ effect = "reversible"
 recovery = "natural"
 resource = "/service"
 
+[[cap]]
+kind = "usd"
+limit = 2.5
+per = ["agent", "day"]
+
 [[identity.oidc]]
 issuer = "https://id.example"
 audience = "quell"
@@ -81,6 +86,7 @@ def test_what_a_server_is_told_counts_in_the_version_and_a_secret_only_by_being_
             "tool.0.effect2",
             "unknown key",
         ),
+        (('per = ["agent", "day"]', 'per = ["agent", "week"]'), "cap.0.per.1", "tells no accounts apart"),
         (('pack = "reversible-auto"', 'pack = "yolo"'), "governance.pack", "one of"),
         (("jwks_url =", "jwks ="), "identity.oidc.0.jwks_url", "required"),
     ],

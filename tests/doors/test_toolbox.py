@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quell.config import BudgetSettings
+from quell.config import BudgetSettings, CapSettings
 from quell.domain import EffectState, OutcomeKind, Parked, ToolCall, ToolOutcome
 from tests.doors._hand_bench import Room, hand_room, person
 
@@ -302,3 +302,21 @@ def test_nothing_is_carried_out_of_the_house_after_a_kill_however_fresh_it_is(tm
         assert room.world.reads == 1
 
     _told(tmp_path, story)
+
+
+def test_a_cap_of_ones_own_holds_for_the_agents_that_it_names(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        async def read(agent: str, query: str) -> OutcomeKind:
+            who = replace(room.caller().principal, agent=agent)
+            ended = await room.call("logs_search", caller=room.caller(principal=who), service="web", query=query)
+            return _outcome(ended).kind
+
+        assert [await read("night-watch", str(number)) for number in range(3)] == [
+            OutcomeKind.OK,
+            OutcomeKind.OK,
+            OutcomeKind.DENIED,
+        ]
+        assert await read("sre", "x") is OutcomeKind.OK
+
+    cap = CapSettings(kind="calls", limit=2, per=("agent", "day"), agent="night-*")
+    _told(tmp_path, story, caps=(cap,))

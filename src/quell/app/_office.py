@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from quell.app._key_file import key_of
-from quell.config import BudgetSettings, Secret, Settings
+from quell.config import CapSettings, Secret, Settings
 from quell.domain import (
     AuditKind,
     BoundExceededError,
@@ -36,6 +36,16 @@ from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Re
 from quell.runs import Connection, Ledger, Runs
 
 _MICRO = 1_000_000
+_MINUTE_MS = 60_000
+_CAP_KINDS: Mapping[str, tuple[BudgetKind, int]] = {
+    "usd": (BudgetKind.MONEY, _MICRO),
+    "tokens": (BudgetKind.TOKENS, 1),
+    "calls": (BudgetKind.CALLS, 1),
+    "steps": (BudgetKind.STEPS, 1),
+    "minutes": (BudgetKind.WALL, _MINUTE_MS),
+    "bytes": (BudgetKind.BYTES, 1),
+    "units": (BudgetKind.BLAST, 1),
+}
 _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
 
 
@@ -117,7 +127,7 @@ class Office:
                 database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
             ),
             ledger=ledger,
-            budgets=Budgets(caps_of(settings.budgets), clock=clock, pessimistic=dearest),
+            budgets=Budgets(caps_of(settings), clock=clock, pessimistic=dearest),
             autonomy=Autonomy(database, clock=clock),
         )
 
@@ -203,17 +213,35 @@ def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
     return Secret(key_of(path, entropy=entropy, use="API keys are sealed with it").hex())
 
 
-def caps_of(budgets: BudgetSettings) -> Sequence[Cap]:
+def caps_of(settings: Settings) -> Sequence[Cap]:
     """Return the caps that the settings state."""
+    budgets = settings.budgets
     return (
         Cap(kind=BudgetKind.MONEY, limit=int(budgets.run_usd * _MICRO), per=(_RUN,)),
         Cap(kind=BudgetKind.TOKENS, limit=budgets.run_tokens, per=(_RUN,)),
         Cap(kind=BudgetKind.CALLS, limit=budgets.run_calls, per=(_RUN,)),
-        Cap(kind=BudgetKind.WALL, limit=int(budgets.run_minutes * 60_000), per=(_RUN,)),
+        Cap(kind=BudgetKind.WALL, limit=int(budgets.run_minutes * _MINUTE_MS), per=(_RUN,)),
         Cap(kind=BudgetKind.BYTES, limit=budgets.run_bytes, per=(_RUN,)),
         Cap(kind=BudgetKind.BLAST, limit=budgets.run_units, per=(_RUN,)),
         Cap(kind=BudgetKind.MONEY, limit=int(budgets.day_usd * _MICRO), per=(_TENANT, _DAY)),
         Cap(kind=BudgetKind.CALLS, limit=budgets.day_calls, per=(_TENANT, _DAY)),
+        *(_cap(each) for each in settings.cap),
+    )
+
+
+def _cap(wanted: CapSettings) -> Cap:
+    """Return a cap of the operator's own."""
+    kind, unit = _CAP_KINDS[wanted.kind]
+    globs = (
+        (BudgetScope.AGENT, wanted.agent),
+        (BudgetScope.FEATURE, wanted.feature),
+        (BudgetScope.TENANT, wanted.tenant),
+    )
+    return Cap(
+        kind=kind,
+        limit=int(wanted.limit * unit),
+        per=tuple(BudgetScope(scope) for scope in wanted.per),
+        only=tuple((scope, glob) for scope, glob in globs if glob != "*"),
     )
 
 

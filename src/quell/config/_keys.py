@@ -91,6 +91,7 @@ RANGES: Mapping[str, Range] = {
     "budgets.run_bytes": Range(low=0, high=1_000_000_000_000),
     "budgets.run_units": Range(low=0, high=1_000_000),
     "budgets.day_usd": Range(low=0, high=10_000_000),
+    "cap.limit": Range(low=0, high=1_000_000_000_000),
     "budgets.day_calls": Range(low=0, high=1_000_000_000),
     "mcp.servers.*.connect_timeout_s": _above(0, to=600),
     "mcp.servers.*.call_timeout_s": _above(0, to=3_600),

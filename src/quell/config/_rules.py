@@ -14,6 +14,8 @@ from quell.domain import Problem
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _SERVER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 
+_SCOPES = ("run", "agent", "feature", "tenant", "day")
+
 Where = Callable[[str], str]
 """Names the source of a key."""
 
@@ -39,6 +41,7 @@ def rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
     for name, server in servers.items():
         yield from _mcp_server_rules(name, server, where=where)
     yield from _tool_rules(tree.get("tool"), servers=servers, where=where)
+    yield from _cap_rules(tree.get("cap"), where=where)
 
 
 def _prometheus_rules(sources: Toml, *, where: Where) -> Iterator[Problem]:
@@ -214,3 +217,13 @@ def _term_rules(tool: Mapping[str, Toml], path: str, *, where: Where) -> Iterato
         if isinstance(pointer, str) and pointer and not pointer.startswith("/"):
             at = f"{path}.{key}"
             yield Problem(path=at, reason="must be a JSON pointer", hint=f'such as "/{pointer}"', source=where(at))
+
+
+def _cap_rules(caps: Toml, *, where: Where) -> Iterator[Problem]:
+    for index, cap in enumerate(caps if isinstance(caps, list) else ()):
+        per = cap.get("per") if isinstance(cap, dict) else None
+        for number, scope in enumerate(per if isinstance(per, list) else ()):
+            if scope not in _SCOPES:
+                at = f"cap.{index}.per.{number}"
+                hint = f"one of {', '.join(_SCOPES)}"
+                yield Problem(path=at, reason="tells no accounts apart", hint=hint, source=where(at))

@@ -356,6 +356,26 @@ class BudgetSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapSettings:
+    """One more cap, beside those of `[budgets]`: the most of one kind that each of some accounts may spend."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
+    kind: Literal["usd", "tokens", "calls", "steps", "minutes", "bytes", "units"]
+    """What is counted; `units` are units of blast radius."""
+    limit: float
+    """The most of it; 0 permits nothing."""
+    per: tuple[str, ...]
+    """What tells accounts apart: any of run, agent, feature, tenant, day (UTC)."""
+    agent: str = "*"
+    """Glob of the agents that it holds for."""
+    feature: str = "*"
+    """Glob of what the spending is for, such as `investigation`."""
+    tenant: str = "*"
+    """Glob of the tenants that it holds for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class McpServerSettings:
     """One MCP server whose tools may be used, once a person has pinned them."""
 
@@ -455,5 +475,6 @@ class Settings:
     approvals: ApprovalSettings = field(default_factory=ApprovalSettings)
     identity: IdentitySettings = IdentitySettings()
     budgets: BudgetSettings = BudgetSettings()
+    cap: tuple[CapSettings, ...] = ()
     mcp: McpSettings = field(default_factory=McpSettings)
     tool: tuple[ToolSettings, ...] = ()
