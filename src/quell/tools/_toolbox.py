@@ -103,7 +103,6 @@ class Toolbox:
         Raises JournalError when the account cannot be kept: then nothing was done.
         """
         try:
-            self._refuse_secrets(wanted.id, wanted.arguments, revert)
             entry = self._registry.find(wanted.tool)
             frozen = freeze(
                 entry.tool,
@@ -112,6 +111,7 @@ class Toolbox:
                 arguments=wanted.arguments,
                 environment=self._environment,
             )
+            self._refuse_secrets(wanted.id, frozen.arguments, revert)
         except RefusedError as refusal:
             return await self._turned_away(wanted, caller, refusal)
         request = CallRequest(
