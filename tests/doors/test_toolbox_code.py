@@ -112,7 +112,8 @@ def test_inputs_are_bounded_all_together(tmp_path: Path) -> None:
         assert half in outcome.detail
         text = await _put(room, "x" * 8_000_001)
         assert (await _run(room, "result = len(a)", a=text)).kind is OutcomeKind.TOOL_ERROR
-        refused = await _run(room, "result = 1", **{"not a name": 1})
+        refused = await room.call("run_code", program="result = 1", inputs={"not a name": 1})
+        assert isinstance(refused, ToolOutcome)
         assert "cannot name an input" in refused.detail
 
     _told(tmp_path, story)

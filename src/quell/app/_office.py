@@ -35,7 +35,6 @@ from quell.domain import (
 )
 from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Redactor, Switches
 from quell.runs import Connection, Ledger, Runs
-from quell.tools import GitAnchor
 
 _MICRO = 1_000_000
 _MINUTE_MS = 60_000
@@ -220,6 +219,9 @@ def anchors_of(settings: GovernanceSettings) -> Sequence[AuditAnchor]:
     if settings.anchor_file:
         anchors.append(Audit.file_anchor(Path(settings.anchor_file)))
     if settings.anchor_git:
+        # Who decides waits for no tools to load where no git is wanted.
+        from quell.tools import GitAnchor  # noqa: PLC0415
+
         anchors.append(
             GitAnchor(Path(settings.anchor_git), remote=settings.anchor_git_remote, branch=settings.anchor_git_branch)
         )

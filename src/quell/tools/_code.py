@@ -86,12 +86,11 @@ class CodeTool:
             WorldError: the worker died of something else.
         """
         self._check_sizes(program, inputs)
-        values = {name: _value(name, text) for name, text in inputs.items()}
         async with self._turn:
             await asyncio.to_thread(_load)
             pool = self._started()
             # Shielded: a caller that is cancelled must not give its turn away while the program still runs.
-            running = asyncio.ensure_future(asyncio.to_thread(self._run, pool, program, values))
+            running = asyncio.ensure_future(asyncio.to_thread(self._run, pool, program, inputs))
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
@@ -119,13 +118,14 @@ class CodeTool:
             if not name.isidentifier() or name == "result" or name.startswith("__"):
                 raise UsageError(f"{name!r} cannot name an input", hint="use a plain name that is not `result`")
 
-    def _run(self, pool: Monty, program: str, values: Mapping[str, Any]) -> CodeResult:
+    def _run(self, pool: Monty, program: str, inputs: Mapping[str, str]) -> CodeResult:
         """Run in a fresh worker. The result is written as JSON in there, where a trap in it costs the program's limits."""
         monty = _load()
+        values = {name: _value(name, text) for name, text in inputs.items()}
         printed = monty.CollectString(self._output_max_bytes)
         try:
             with self._session(pool) as session:
-                session.feed_run(f"result = None\n{program}\nNone", inputs=dict(values), print_callback=printed)
+                session.feed_run(f"result = None\n{program}\nNone", inputs=values, print_callback=printed)
                 encoded = session.feed_run(_ENCODE, print_callback=printed)
         except monty.MontyCrashedError as error:
             raise self._of_crash(error) from None
