@@ -39,7 +39,7 @@ from quell.domain import (
     ToolOutcome,
 )
 from quell.runs import Done, Next, RunContext, Runs
-from quell.tools import Hand, LocalHand
+from quell.tools import LocalHand
 
 
 class MovedClock:
@@ -187,7 +187,7 @@ class SmallWorld:
             call=call.id, tool=call.tool, kind=OutcomeKind.OK, content=content, is_json=True, size_bytes=len(content)
         )
 
-    def hands(self) -> list[tuple[Tool, Hand]]:
+    def hands(self) -> list[tuple[Tool, LocalHand]]:
         return [(tool, LocalHand(tool.name, self.use)) for tool in TOOLS]
 
 
@@ -267,6 +267,7 @@ async def hand_room(
     budgets: BudgetSettings | None = None,
     caps: Sequence[CapSettings] = (),
     servers: Mapping[str, McpServerSettings] | None = None,
+    code_tool: bool = True,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
     """Open runs, start one and hold it, and give the guard and the hand."""
@@ -279,7 +280,7 @@ async def hand_room(
     settings = Settings(
         state_dir=state_dir,
         journal=JournalSettings(url=Secret(url)),
-        governance=GovernanceSettings(pack=pack, policies=tuple(files)),  # type: ignore[arg-type]  # a pack
+        governance=GovernanceSettings(pack=pack, policies=tuple(files), code_tool=code_tool),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
         cap=tuple(caps),
         mcp=McpSettings(servers=servers or {}),

@@ -13,7 +13,7 @@ from quell.config import Settings
 from quell.domain import Clock, Entropy, Tool
 from quell.governance import Guard, PolicySet, Redactor
 from quell.runs import Runs
-from quell.tools import Hand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+from quell.tools import CodeTool, LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class Authority:
     registry: Registry
     servers: Servers
     scratchpad: Scratchpad
+    code: CodeTool | None
     redactor: Redactor
     toolbox: Toolbox
 
@@ -42,8 +43,10 @@ class Authority:
         self.registry.serve(served)
 
     async def close(self) -> None:
-        """Let go of servers and files, and write what still waits to be recorded."""
+        """Let go of servers, programs and files, and write what still waits to be recorded."""
         await self.servers.close()
+        if self.code is not None:
+            await self.code.close()
         await asyncio.to_thread(self.guard.audit.flush)
         self.scratchpad.close()
 
@@ -55,7 +58,7 @@ async def open_authority(
     clock: Clock,
     entropy: Entropy,
     env: Mapping[str, str],
-    builtin: Iterable[tuple[Tool, Hand]] = (),
+    builtin: Iterable[tuple[Tool, LocalHand]] = (),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
@@ -103,6 +106,7 @@ async def open_authority(
         registry=registry,
         servers=toolset.servers,
         scratchpad=toolset.scratchpad,
+        code=toolset.code,
         redactor=office.redactor,
         toolbox=toolbox,
     )

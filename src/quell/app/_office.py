@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, Self
 
 from quell.app._key_file import key_of
-from quell.config import CapSettings, Secret, Settings
+from quell.config import CapSettings, GovernanceSettings, Secret, Settings
 from quell.domain import (
+    AuditAnchor,
     AuditKind,
     BoundExceededError,
     BudgetKind,
@@ -93,14 +94,13 @@ class Office:
         database, directory = runs.database, settings.state_dir / "audit"
         ledger = Ledger(database, clock=clock)
         redactor = redactor_of(settings, env=env)
-        anchors = [Audit.file_anchor(Path(settings.governance.anchor_file))] if settings.governance.anchor_file else []
         audit = Audit(
             database,
             directory=directory,
             clock=clock,
             entropy=entropy,
             redactor=redactor,
-            anchors=anchors,
+            anchors=anchors_of(settings.governance),
             monotonic=monotonic,
         )
         signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
@@ -211,6 +211,21 @@ def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
     """Return the secret that seals API keys, from a file outside of the database, made when it is missing."""
     path = settings.state_dir / "audit" / "api-keys.key"
     return Secret(key_of(path, entropy=entropy, use="API keys are sealed with it").hex())
+
+
+def anchors_of(settings: GovernanceSettings) -> Sequence[AuditAnchor]:
+    """Return the places elsewhere that keep checkpoints of the audit log."""
+    anchors: list[AuditAnchor] = []
+    if settings.anchor_file:
+        anchors.append(Audit.file_anchor(Path(settings.anchor_file)))
+    if settings.anchor_git:
+        # Who decides waits for no tools to load where no git is wanted.
+        from quell.tools import GitAnchor  # noqa: PLC0415
+
+        anchors.append(
+            GitAnchor(Path(settings.anchor_git), remote=settings.anchor_git_remote, branch=settings.anchor_git_branch)
+        )
+    return anchors
 
 
 def caps_of(settings: Settings) -> Sequence[Cap]:

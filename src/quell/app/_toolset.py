@@ -27,7 +27,7 @@ from quell.domain import (
     ToolTerms,
 )
 from quell.governance import PolicySet
-from quell.tools import Hand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
+from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,9 +39,11 @@ class Toolset:
     registry: Registry
     servers: Servers
     scratchpad: Scratchpad
+    code: CodeTool | None
+    """What runs programs; None: the extra is not there, or the operator wants none run."""
 
     @classmethod
-    async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, Hand]] = ()) -> Self:
+    async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, LocalHand]] = ()) -> Self:
         """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
         settings, database = office.settings, office.runs.database
         known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
@@ -60,12 +62,14 @@ class Toolset:
         with database.writing() as connection:
             connection.make_tables(Pins.TABLES)
             connection.make_tables(Toolbox.TABLES)
+        code = CodeTool() if settings.governance.code_tool and CodeTool.is_installed() else None
         toolset = cls(
             settings=settings,
             pins=Pins(clock=office.clock),
-            registry=Registry(builtin, scratchpad=scratchpad),
+            registry=Registry(builtin, scratchpad=scratchpad, code=code),
             servers=servers,
             scratchpad=scratchpad,
+            code=code,
         )
         with database.reading() as connection:
             toolset.serve(Pins.listed(connection))
@@ -86,8 +90,10 @@ class Toolset:
         self.registry.serve(self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers))
 
     async def close(self) -> None:
-        """Let go of servers and files."""
+        """Let go of servers, programs and files."""
         await self.servers.close()
+        if self.code is not None:
+            await self.code.close()
         self.scratchpad.close()
 
 

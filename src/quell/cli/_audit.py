@@ -153,7 +153,9 @@ def verify(session: Session, *, key_file: Path | None, export_file: Path | None)
                 "checked with this machine's own keys; give --key FILE with a copy from elsewhere to trust nothing here"
             )
         if report.is_intact and report.anchored == 0 and export_file is None:
-            note("nothing is anchored: a rewrite of the whole log would not be found (governance.anchor_file)")
+            note(
+                "nothing is anchored: a rewrite of the whole log would not be found (governance.anchor_file, anchor_git)"
+            )
         return ExitCode.DONE if report.is_intact else ExitCode.BAD
 
     return session.with_office(use)
@@ -196,7 +198,7 @@ def checkpoint(session: Session) -> int:
 
     def use(office: Office) -> int:
         signed = office.audit.anchor()
-        anchor = office.settings.governance.anchor_file
+        anchor = ", ".join(each.name for each in office.audit.anchors)
         if session.is_json:
             put_document("audit_checkpoint", checkpoint=signed, public_key=office.audit.public_key, anchor=anchor)
         else:
@@ -205,7 +207,7 @@ def checkpoint(session: Session) -> int:
         note(
             f"anchored in {anchor}"
             if anchor
-            else "no anchor is set (governance.anchor_file): keep this elsewhere yourself"
+            else "no anchor is set (governance.anchor_file, anchor_git): keep this elsewhere yourself"
         )
         return ExitCode.DONE
 

@@ -24,7 +24,7 @@ _KEYS = (
 async def authority_checks(office: Office, toolset: Toolset) -> list[Check]:
     """Look at everything that authority rests on."""
     settings = office.settings
-    checks = [*_keys(settings), _anchor(office), _secrets(office), _policy(toolset), _sandbox(settings)]
+    checks = [*_keys(settings), *await _anchors(office), _secrets(office), _policy(toolset), _sandbox(settings)]
     return checks + [await _tools(office, toolset, name) for name in settings.mcp.servers]
 
 
@@ -46,13 +46,41 @@ def _keys(settings: Settings) -> list[Check]:
     return found
 
 
-def _anchor(office: Office) -> Check:
-    file = office.settings.governance.anchor_file
-    if not file:
-        hint = "set governance.anchor_file to a file on another disk or machine, and keep the public key elsewhere"
-        detail = f"no anchor: a rewrite of the whole audit log would not be found; public key {office.audit.public_key}"
-        return Check(name="anchor", status="warn", detail=detail, hint=hint)
-    path = Path(file)
+async def _anchors(office: Office) -> list[Check]:
+    wanted = office.settings.governance
+    checks = [_file_anchor(office, Path(wanted.anchor_file))] if wanted.anchor_file else []
+    if wanted.anchor_git:
+        checks.append(await asyncio.to_thread(_git_anchor, office))
+    if checks:
+        return checks
+    hint = (
+        "set governance.anchor_file to a file on another disk or machine, or governance.anchor_git with a remote, "
+        "and keep the public key elsewhere"
+    )
+    detail = f"no anchor: a rewrite of the whole audit log would not be found; public key {office.audit.public_key}"
+    return [Check(name="anchor", status="warn", detail=detail, hint=hint)]
+
+
+def _git_anchor(office: Office) -> Check:
+    """Read back what the anchor in git holds: a remote that is away is told before a checkpoint is due."""
+    from quell.domain import WorldError
+    from quell.tools import GitAnchor
+
+    wanted = office.settings.governance
+    repository, branch = Path(wanted.anchor_git), wanted.anchor_git_branch
+    anchor = GitAnchor(repository, remote=wanted.anchor_git_remote, branch=branch, timeout_s=_SERVER_S)
+    try:
+        count = len(anchor.published())
+    except WorldError as error:
+        return Check(name="anchor in git", status="bad", detail=str(error), hint=error.hint)
+    told = f"{anchor.name} holds {count} checkpoints; public key {office.audit.public_key}"
+    if not wanted.anchor_git_remote and repository.stat().st_dev == office.settings.state_dir.stat().st_dev:
+        hint = "whoever can rewrite the log can rewrite this too: set governance.anchor_git_remote"
+        return Check(name="anchor in git", status="warn", detail=f"{repository} has no remote; {told}", hint=hint)
+    return Check(name="anchor in git", status="ok", detail=told)
+
+
+def _file_anchor(office: Office, path: Path) -> Check:
     at = path if path.exists() else path.resolve().parent
     if not os.access(at, os.W_OK):
         return Check(

@@ -12,6 +12,7 @@ from quell.config._template import Toml
 from quell.domain import Problem
 
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+_BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(?:[./][A-Za-z0-9_-]+)*(?<!\.lock)")
 _SERVER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 
 _SCOPES = ("run", "agent", "feature", "tenant", "day")
@@ -35,6 +36,7 @@ def rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
             yield Problem(path=path, reason=told[0], hint=told[1], source=where(path))
     yield from _server_rules(tree, where=where)
     yield from _prometheus_rules(tree.get("prometheus"), where=where)
+    yield from _anchor_rules(tree.get("governance"), where=where)
     mcp = tree.get("mcp")
     named = mcp.get("servers") if isinstance(mcp, dict) else None
     servers = named if isinstance(named, dict) else {}
@@ -83,6 +85,13 @@ def _server_rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem
     )
 
 
+def _anchor_rules(governance: Toml, *, where: Where) -> Iterator[Problem]:
+    if isinstance(governance, dict) and governance.get("anchor_git_remote") and not governance.get("anchor_git"):
+        path = "governance.anchor_git_remote"
+        hint = "set governance.anchor_git to a directory for a repository of its own"
+        yield Problem(path=path, reason="has no repository to push from", hint=hint, source=where(path))
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -96,6 +105,27 @@ def _http_url(value: str) -> tuple[str, str] | None:
     if "@" in urlsplit(value).netloc:
         return "must not carry a user or a password: a URL is shown, a secret is not", "use the keys made for them"
     return None
+
+
+def _git_remote(value: str) -> tuple[str, str] | None:
+    try:
+        parts = urlsplit(value)
+        holds_secret = parts.password is not None or (parts.scheme in {"http", "https"} and "@" in parts.netloc)
+    except ValueError:
+        return "must be a git remote such as ssh://git@host/audit.git", ""
+    if holds_secret:
+        return "must not carry a password: it is shown", "use an ssh key, or a credential helper of git"
+    return _single_line(value)
+
+
+def _single_line(value: str) -> tuple[str, str] | None:
+    return None if value.isprintable() else ("must not hold control characters", "")
+
+
+def _branch(value: str) -> tuple[str, str] | None:
+    if _BRANCH.fullmatch(value):
+        return None
+    return "must be the name of a branch", "letters, digits, `_` and `-`, parts separated by `/` or `.`"
 
 
 def _needed_http_url(value: str) -> tuple[str, str] | None:
@@ -129,6 +159,9 @@ _VALUE_RULES: Mapping[str, Callable[[str], tuple[str, str] | None]] = {
     "approvals.slack_url": _http_url,
     "approvals.link_url": _http_url,
     "approvals.webhook_user": _not_empty,
+    "governance.anchor_git": _single_line,
+    "governance.anchor_git_remote": _git_remote,
+    "governance.anchor_git_branch": _branch,
     "identity.oidc.issuer": _not_empty,
     "identity.oidc.audience": _not_empty,
     "identity.oidc.jwks_url": _needed_http_url,

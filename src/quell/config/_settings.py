@@ -233,6 +233,14 @@ class GovernanceSettings:
     """An approval that nobody decided or used for this long is void."""
     anchor_file: str = ""
     """File on another disk or host to which signed checkpoints of the audit log are appended; empty: none."""
+    anchor_git: str = ""
+    """Bare git repository of its own, made when it is missing, that keeps signed checkpoints as commits; empty: none."""
+    anchor_git_remote: str = ""
+    """Git remote that every checkpoint is pushed to, never by force, and read back from; empty: none."""
+    anchor_git_branch: str = "quell-audit"
+    """Branch of the checkpoints, for this journal alone; let the remote refuse forced pushes to it."""
+    code_tool: bool = True
+    """Whether the tool `run_code` is offered, where the extra `code` is installed."""
     body_retention_days: float = 30.0
     """Large bodies beside the audit log (prompts, results) older than this are deleted; the log itself is kept."""
 

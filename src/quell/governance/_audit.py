@@ -122,6 +122,11 @@ class Audit:
         """The key that checks this machine's signatures: keep a copy elsewhere."""
         return self._get_signer().public_key
 
+    @property
+    def anchors(self) -> tuple[AuditAnchor, ...]:
+        """The places elsewhere that keep checkpoints."""
+        return self._anchors
+
     @staticmethod
     def file_anchor(path: Path) -> AuditAnchor:
         """Return an anchor that appends to a file: on another disk or machine, or one that can only grow."""

@@ -11,10 +11,10 @@ import typing
 
 if typing.TYPE_CHECKING:
     from quell.tools._code import CodeTool as CodeTool
+    from quell.tools._git_anchor import GitAnchor as GitAnchor
     from quell.tools._jwks import fetch_keys as fetch_keys
     from quell.tools._mcp import Servers as Servers
     from quell.tools._pin_book import Pins as Pins
-    from quell.tools._registry import Hand as Hand
     from quell.tools._registry import LocalHand as LocalHand
     from quell.tools._registry import Registry as Registry
     from quell.tools._resilience import Resilience as Resilience
@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 
 _DOOR = {
     "CodeTool": "_code",
-    "Hand": "_registry",
+    "GitAnchor": "_git_anchor",
     "LocalHand": "_registry",
     "Pins": "_pin_book",
     "Registry": "_registry",

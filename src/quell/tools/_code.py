@@ -7,6 +7,7 @@ that no program can block or end this one.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -49,7 +50,8 @@ class CodeTool:
         output_max_bytes: int = 64_000,
         programs_max: int = 2,
     ) -> None:
-        self._monty = _load()
+        if not self.is_installed():
+            raise ConfigError("running programs needs the extra `code`", hint="pip install 'quell[code]'")
         self._time_max_s = time_max_s
         self._memory_max_bytes = memory_max_bytes
         self._depth_max = depth_max
@@ -59,6 +61,11 @@ class CodeTool:
         self._programs_max = programs_max
         self._turn = asyncio.Semaphore(programs_max)
         self._pool: Monty | None = None
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Tell whether the extra is there; it is not loaded for that."""
+        return importlib.util.find_spec("pydantic_monty") is not None
 
     async def __aenter__(self) -> Self:
         """Begin; workers are started when they are needed."""
@@ -79,11 +86,11 @@ class CodeTool:
             WorldError: the worker died of something else.
         """
         self._check_sizes(program, inputs)
-        values = {name: _value(name, text) for name, text in inputs.items()}
         async with self._turn:
+            await asyncio.to_thread(_load)
             pool = self._started()
             # Shielded: a caller that is cancelled must not give its turn away while the program still runs.
-            running = asyncio.ensure_future(asyncio.to_thread(self._run, pool, program, values))
+            running = asyncio.ensure_future(asyncio.to_thread(self._run, pool, program, inputs))
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
@@ -111,16 +118,18 @@ class CodeTool:
             if not name.isidentifier() or name == "result" or name.startswith("__"):
                 raise UsageError(f"{name!r} cannot name an input", hint="use a plain name that is not `result`")
 
-    def _run(self, pool: Monty, program: str, values: Mapping[str, Any]) -> CodeResult:
+    def _run(self, pool: Monty, program: str, inputs: Mapping[str, str]) -> CodeResult:
         """Run in a fresh worker. The result is written as JSON in there, where a trap in it costs the program's limits."""
-        printed = self._monty.CollectString(self._output_max_bytes)
+        monty = _load()
+        values = {name: _value(name, text) for name, text in inputs.items()}
+        printed = monty.CollectString(self._output_max_bytes)
         try:
             with self._session(pool) as session:
-                session.feed_run(f"result = None\n{program}\nNone", inputs=dict(values), print_callback=printed)
+                session.feed_run(f"result = None\n{program}\nNone", inputs=values, print_callback=printed)
                 encoded = session.feed_run(_ENCODE, print_callback=printed)
-        except self._monty.MontyCrashedError as error:
+        except monty.MontyCrashedError as error:
             raise self._of_crash(error) from None
-        except self._monty.MontyError as error:
+        except monty.MontyError as error:
             raise self._of_program(error) from None
         except UnicodeError as error:
             raise UsageError(f"an input is no text: {error}", hint="leave out halves of characters") from None
@@ -130,14 +139,18 @@ class CodeTool:
 
     def _started(self) -> Monty:
         if self._pool is None:
-            self._pool = self._monty.Monty(
-                min_processes=0,
-                max_processes=self._programs_max,
-                request_timeout=self._time_max_s + 2 * _GRACE_S,
-                checkout_timeout=_START_S,
-                max_checkouts_per_worker=1,
-                feed_duration_limit_grace=_GRACE_S,
-            ).__enter__()
+            self._pool = (
+                _load()
+                .Monty(
+                    min_processes=0,
+                    max_processes=self._programs_max,
+                    request_timeout=self._time_max_s + 2 * _GRACE_S,
+                    checkout_timeout=_START_S,
+                    max_checkouts_per_worker=1,
+                    feed_duration_limit_grace=_GRACE_S,
+                )
+                .__enter__()
+            )
         return self._pool
 
     def _session(self, pool: Monty) -> MontySession:
@@ -215,9 +228,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _load() -> ModuleType:
-    try:
-        # An extra: whoever runs no programs neither installs nor loads it.
-        import pydantic_monty  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("running programs needs the extra `code`", hint="pip install 'quell[code]'") from error
+    # An extra: whoever runs no programs neither installs nor loads it.
+    import pydantic_monty  # noqa: PLC0415
+
     return pydantic_monty

@@ -20,9 +20,11 @@ from quell.domain import (
 )
 from quell.governance import pin_of
 from quell.tools._asks import NeedsPeopleError, replies_of
+from quell.tools._code import CodeTool
 from quell.tools._mcp import Servers
 from quell.tools._naming import model_names
-from quell.tools._scratchpad import Scratchpad
+from quell.tools._programs import definition, program_reader
+from quell.tools._scratchpad import Reader, Scratchpad
 
 
 class Hand(Protocol):
@@ -46,9 +48,15 @@ class Entry:
 class Registry:
     """The tools of one process by name; what is not in here does not exist."""
 
-    def __init__(self, builtin: Iterable[tuple[Tool, Hand]] = (), *, scratchpad: Scratchpad | None = None) -> None:
-        """Take our own tools, those that read a scratchpad among them."""
-        own = [*builtin, *(_pad_tools(scratchpad) if scratchpad is not None else ())]
+    def __init__(
+        self,
+        builtin: Iterable[tuple[Tool, Hand]] = (),
+        *,
+        scratchpad: Scratchpad | None = None,
+        code: CodeTool | None = None,
+    ) -> None:
+        """Take our own tools, those that read a scratchpad and the one that runs programs over it among them."""
+        own = [*builtin, *(_pad_tools(scratchpad, code) if scratchpad is not None else ())]
         self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in own}
         self._served: Mapping[str, Entry] = {}
 
@@ -179,20 +187,23 @@ class LocalHand:
         return await self._work(request, key)
 
 
-def _pad_tools(pad: Scratchpad) -> Iterable[tuple[Tool, Hand]]:
-    """Return the eight tools that read results which were put aside."""
+def _pad_tools(pad: Scratchpad, code: CodeTool | None) -> Iterable[tuple[Tool, Hand]]:
+    """Return the tools that read results which were put aside: eight, and with an interpreter one that runs programs."""
     readers = pad.readers
+    own: list[tuple[Tool, Hand]] = [(tool, LocalHand("scratchpad", _reading(readers[tool.name]))) for tool in pad.tools]
+    if code is not None:
+        own.append((definition(), LocalHand("code", _reading(program_reader(code, pad)))))
+    return own
 
-    def reading(name: str) -> Local:
-        async def read(request: CallRequest, _key: str) -> ToolOutcome:
-            caller = request.caller
-            owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
-            found = await readers[name](owner, json.loads(request.call.arguments))
-            return outcome(request, found.kind, content=found.content, is_json=found.is_json, detail=found.detail)
 
-        return read
+def _reading(reader: Reader) -> Local:
+    async def read(request: CallRequest, _key: str) -> ToolOutcome:
+        caller = request.caller
+        owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
+        found = await reader(owner, json.loads(request.call.arguments))
+        return outcome(request, found.kind, content=found.content, is_json=found.is_json, detail=found.detail)
 
-    return [(tool, LocalHand("scratchpad", reading(tool.name))) for tool in pad.tools]
+    return read
 
 
 def outcome(

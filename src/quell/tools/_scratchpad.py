@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import mmap
 import threading
 import time
@@ -29,7 +30,7 @@ from quell.domain import (
 )
 from quell.tools._reading import NAMES, Opened, answer, arguments_of, definitions
 from quell.tools._scratchpad_files import Files, Form, Kept, handle_of
-from quell.tools._scratchpad_json import Pages, lay_out
+from quell.tools._scratchpad_json import GROWTH_MAX, Pages, lay_out, raw, root_of
 from quell.tools._scratchpad_shape import head
 from quell.tools._scratchpad_text import TOKEN_BYTES, clip
 
@@ -80,6 +81,15 @@ class Scratchpad:
         Raises BoundExceededError when it is larger than any result may be, OverloadError when the disk is full.
         """
         return await asyncio.to_thread(self._put, owner, content)
+
+    async def whole(self, owner: PadOwner, handle: str, *, bytes_max: int) -> str:
+        """Read all of a result as JSON on one line, a text as a JSON string: for programs, not for a model.
+
+        Raises:
+            RefusedError: the owner has no such result, or what lies there is not ours.
+            BoundExceededError: it is larger than that.
+        """
+        return await asyncio.to_thread(self._whole, owner, handle, bytes_max)
 
     async def sweep(self) -> int:
         """Remove what is too old, then the oldest until all fits; return how many results were removed."""
@@ -162,6 +172,23 @@ class Scratchpad:
             kind=reading.kind, content=_clean(reading.content), is_json=reading.is_json, detail=_clean(reading.detail)
         )
 
+    def _whole(self, owner: PadOwner, handle: str, bytes_max: int) -> str:
+        try:
+            with self._files.reading(owner, handle) as (descriptor, form), _pages(descriptor) as pages:
+                # Laid out it takes more room than on one line, but never more than so much.
+                if len(pages) > bytes_max * (GROWTH_MAX if form == "json" else 1):
+                    raise _too_large(handle, bytes_max=bytes_max)
+                content = bytes(pages) if form == "text" else raw(pages, root_of(pages))
+        except FileNotFoundError:
+            raise RefusedError(
+                self._unknown(owner, handle), hint="a handle is good in the session that got it"
+            ) from None
+        told = content.decode("utf-8", "replace")
+        written = told if form == "json" else json.dumps(told, ensure_ascii=False)
+        if len(written.encode("utf-8", "replace")) > bytes_max:
+            raise _too_large(handle, bytes_max=bytes_max)
+        return written
+
     def _unknown(self, owner: PadOwner, handle: str) -> str:
         """Say the same of a handle that never was, that is somebody else's, and that is none at all."""
         own = [f"pad_{kept.file.partition('.')[0]}" for kept in self._files.of_owner(owner)[:_HANDLES_SHOWN]]
@@ -178,6 +205,10 @@ def _pages(descriptor: int) -> Iterator[Pages]:
         return
     with pages:
         yield pages
+
+
+def _too_large(handle: str, *, bytes_max: int) -> BoundExceededError:
+    return BoundExceededError(f"the whole of {handle}", limit=bytes_max, hint="read it in parts, or ask for less of it")
 
 
 def _oldest(oldest_first: list[Kept], *, bytes_max: int) -> list[Kept]:

@@ -22,7 +22,7 @@ from quell.domain import WorldError
 Pages: TypeAlias = "mmap.mmap | bytes"
 
 DEPTH_MAX = 64
-_GROWTH_MAX = 8
+GROWTH_MAX = 8
 _SMALL_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -51,7 +51,7 @@ def lay_out(content: bytes) -> bytes | None:
         depth = _depth(content)
         lines = content.count(b",") + 2 * (content.count(b"[") + content.count(b"{"))
         grown_bytes = len(content) + lines * (depth + 2)
-        if depth > DEPTH_MAX or grown_bytes > max(_SMALL_BYTES, _GROWTH_MAX * len(content)):
+        if depth > DEPTH_MAX or grown_bytes > max(_SMALL_BYTES, GROWTH_MAX * len(content)):
             return None
         return msgspec.json.format(content, indent=1)
     except (msgspec.DecodeError, RecursionError):
