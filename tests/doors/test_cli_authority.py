@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(60)  # a real tool server starts, several times
 LISTS = (
     ("approval", "list"),
     ("switch", "list"),
+    ("break-glass", "list"),
     ("effect", "list"),
     ("key", "list"),
     ("tool", "list"),

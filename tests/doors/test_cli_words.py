@@ -60,6 +60,7 @@ def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> No
         "run",
         "approval",
         "switch",
+        "break-glass",
         "effect",
         "autonomy",
         "policy",

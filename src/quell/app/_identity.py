@@ -39,7 +39,7 @@ def plan_of(settings: IdentitySettings) -> IdentityPlan:
         api_keys="accepted" if settings.api_keys else "refused",
         issuers=tuple(map(_issuer, settings.oidc)),
         proxies=tuple(map(_proxy, settings.proxy)),
-        owner=LocalOwner(tenant=tenants[0]) if has_owner else None,
+        owner=LocalOwner(tenant=tenants[0], roles=settings.owner_roles) if has_owner else None,
         tenants=settings.tenants,
     )
 

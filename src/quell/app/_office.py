@@ -143,7 +143,7 @@ class Office:
             raise UsageError(f"tenant {tenant!r} is not served here", hint=f"identity.tenants: {', '.join(served)}")
         if api_key:
             return self._proven(api_key, tenant=tenant)
-        owner = LocalOwner(tenant=tenant or served[0])
+        owner = LocalOwner(tenant=tenant or served[0], roles=self.settings.identity.owner_roles)
         return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
 
     def _proven(self, api_key: Secret, *, tenant: str) -> Principal:

@@ -122,6 +122,7 @@ def _move(session: Session, where: _Where, *, level: int, reason: str, way: Lite
         with office.changing(by, verb=verb, about=where.workflow) as connection:
             scope = _scope(office, where, by=by)
             if way == "promote":
+                office.approvals.break_glass.check_reviewed(connection, tenant=by.tenant)
                 step = office.autonomy.promote(connection, scope, to=to, by=by, owners=(), reason=reason)
             else:
                 step = office.autonomy.demote(connection, scope, to=to, by=by, reason=reason)

@@ -1,4 +1,4 @@
-"""What `quell doctor` checks of authority: keys, anchor, secrets, policies, sandboxes, and tools that changed."""
+"""What `quell doctor` checks of authority: keys, anchor, secrets, policies, emergencies, sandboxes, and tools that changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _KEYS = (
 async def authority_checks(office: Office, toolset: Toolset) -> list[Check]:
     """Look at everything that authority rests on."""
     settings = office.settings
-    checks = [*_keys(settings), *await _anchors(office), _secrets(office), _policy(toolset), _sandbox(settings)]
+    checks = [*_keys(settings), *await _anchors(office), _secrets(office), _policy(toolset), _emergencies(office)]
+    checks.append(_sandbox(settings))
     return checks + [await _tools(office, toolset, name) for name in settings.mcp.servers]
 
 
@@ -112,6 +113,24 @@ def _policy(toolset: Toolset) -> Check:
         detail = f"{len(report.problems)} mistakes; nothing is permitted until they are put right"
         return Check(name="policy", status="bad", detail=detail, hint="`quell policy check` lists every one")
     return Check(name="policy", status="ok", detail=f"{len(report.policies)} policies are right")
+
+
+def _emergencies(office: Office) -> Check:
+    """Tell of authority that was taken in emergencies and that nobody has reviewed."""
+    from quell.domain import LocalOwner
+
+    break_glass = office.approvals.break_glass
+    with office.runs.database.reading() as connection:
+        tenants = office.settings.identity.tenants or (LocalOwner().tenant,)
+        late = [each for tenant in tenants for each in break_glass.overdue(connection, tenant=tenant)]
+        waiting = sum(len(break_glass.unreviewed(connection, tenant=tenant)) for tenant in tenants)
+    if late:
+        names = ", ".join(f"{each.id} ({each.user}, tenant {each.tenant})" for each in late[:5])
+        detail = f"{len(late)} past the time of review: {names}{' and more' * (len(late) > 5)}; nothing is promoted"
+        hint = "somebody else, with the role admin or auditor: `quell break-glass review ID --review ...`"
+        return Check(name="break-glass", status="warn", detail=detail, hint=hint)
+    detail = f"{waiting} wait for review, none past its time" if waiting else "nothing waits for review"
+    return Check(name="break-glass", status="ok", detail=detail)
 
 
 def _sandbox(settings: Settings) -> Check:

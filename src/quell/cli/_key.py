@@ -27,7 +27,11 @@ def key_command() -> None:
 @key_command.command("new", cls=QuellCommand)
 @click.argument("name", metavar="NAME")
 @click.option(
-    "--role", "roles", multiple=True, required=True, help="viewer, operator, approver or admin; again for more."
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    help="viewer, operator, approver, admin, auditor or break-glass; again for more.",
 )
 @click.option(
     "--scope",

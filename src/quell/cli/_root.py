@@ -42,6 +42,11 @@ COMMANDS: Mapping[str, Entry] = {
     "switch": Entry(
         module="quell.cli._switch", section="Decide", text="Stop what acts: kill, freeze, lift, and what is in force."
     ),
+    "break-glass": Entry(
+        module="quell.cli._break_glass",
+        section="Decide",
+        text="Take authority in an emergency; review what others took.",
+    ),
     "effect": Entry(
         module="quell.cli._effect", section="Decide", text="List effects; settle those whose end nobody saw."
     ),
@@ -227,7 +232,7 @@ class _Root(QuellGroup):
         """Load one command, or find it among the entry points of other packages."""
         entry = COMMANDS.get(cmd_name)
         if entry is not None and entry.module:
-            command = getattr(importlib.import_module(entry.module), f"{cmd_name}_command")
+            command = getattr(importlib.import_module(entry.module), f"{cmd_name.replace('-', '_')}_command")
             assert isinstance(command, click.Command)
             return command
         return _plugin(cmd_name, is_known=entry is not None)

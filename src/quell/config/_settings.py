@@ -331,6 +331,8 @@ class IdentitySettings:
     """Whether API keys are accepted."""
     local_owner: Literal["auto", "kept", "none"] = "auto"
     """Whether who sits at this machine is the owner, over loopback. `auto`: only while nothing else is configured here."""
+    owner_roles: tuple[str, ...] = ("viewer", "operator", "approver", "admin", "break-glass")
+    """What the local owner may, at the command line and over loopback."""
     tenants: tuple[str, ...] = ("local",)
     """Tenants that are served; a credential of another one is refused. Incidents, runs and telemetry are the first's."""
     oidc: tuple[OidcSettings, ...] = ()

@@ -91,7 +91,7 @@ class Approvals:
         self._expires_s = expires_s
         self._open_max = open_max
         self._clean = clean
-        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy)
+        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, clean=clean)
         """Authority taken in emergencies."""
         self.notices = _notices.Notices(clock=clock)
         """Who outside was told of which request."""

@@ -5,6 +5,7 @@ It lifts what policies say that it lifts, and nothing else: what is done under i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from quell.domain import BreakGlass, Clock, Entropy, Principal, RefusedError, UsageError, is_person, may_do, new_id
@@ -48,9 +49,11 @@ def check_person(by: Principal, *, what: str, scope: str) -> None:
 class BreakGlassRows:
     """Emergencies of one database."""
 
-    def __init__(self, *, clock: Clock, entropy: Entropy) -> None:
+    def __init__(self, *, clock: Clock, entropy: Entropy, clean: Callable[[str], str] = str) -> None:
+        """Take what it needs; `clean` takes secrets out of the reasons that people give."""
         self._clock = clock
         self._entropy = entropy
+        self._clean = clean
 
     def open(self, connection: Connection, *, by: Principal, reason: str, run: str = "") -> BreakGlass:
         """Take emergency authority for half an hour, for one run or for what the person does directly.
@@ -68,7 +71,7 @@ class BreakGlassRows:
             tenant=by.tenant,
             user=by.user,
             run=run,
-            reason=given_reason(reason, why="breaking the glass"),
+            reason=self._clean(given_reason(reason, why="breaking the glass")),
             opened_at=now,
             expires_at=now + LASTS,
             review_due_at=now + REVIEW_WITHIN,
@@ -90,6 +93,17 @@ class BreakGlassRows:
             review_due_at=stamp(opened.review_due_at),
         )
         return opened
+
+    @staticmethod
+    def told(opened: BreakGlass) -> dict[str, object]:
+        """Return what the event of an opening says; without the reason, as one stream of events serves every tenant."""
+        return {
+            "emergency": opened.id,
+            "by": opened.user,
+            "tenant": opened.tenant,
+            "expires_at": opened.expires_at.isoformat(),
+            "review_due_at": opened.review_due_at.isoformat(),
+        }
 
     def covers(self, connection: Connection, principal: Principal, *, run: str) -> str:
         """Return the id of the emergency that covers a principal in a run now; empty when none does.
@@ -117,7 +131,7 @@ class BreakGlassRows:
             raise RefusedError(f"{by.user} may not review", hint=f"roles that may: {', '.join(sorted(REVIEW_ROLES))}")
         if person(found.user) == person(by.user):
             raise RefusedError("nobody reviews their own emergency", hint="ask another reviewer")
-        told = given_reason(review, why="a review")
+        told = self._clean(given_reason(review, why="a review"))
         done = connection.run(
             "UPDATE quell_break_glass SET reviewed_at = :at, reviewed_by = :by, review = :review"
             " WHERE id = :id AND reviewed_at IS NULL",
@@ -139,6 +153,29 @@ class BreakGlassRows:
             tenant=tenant,
         )
         return tuple(_read(row.__dict__) for row in rows)
+
+    def overdue(self, connection: Connection, *, tenant: str) -> tuple[BreakGlass, ...]:
+        """Return the emergencies that nobody has reviewed in time, the longest waiting first."""
+        now = self._clock()
+        return tuple(each for each in self.unreviewed(connection, tenant=tenant) if each.review_due_at <= now)
+
+    def listed(self, connection: Connection, *, tenant: str, rows_max: int) -> tuple[BreakGlass, ...]:
+        """Return emergencies, reviewed or not, the newest first."""
+        rows = connection.all(
+            "SELECT * FROM quell_break_glass WHERE tenant = :tenant ORDER BY opened_at DESC, id DESC LIMIT :most",
+            tenant=tenant,
+            most=rows_max,
+        )
+        return tuple(_read(row.__dict__) for row in rows)
+
+    def check_reviewed(self, connection: Connection, *, tenant: str) -> None:
+        """Raise RefusedError while an emergency of the tenant waits for its review past its time."""
+        if late := self.overdue(connection, tenant=tenant):
+            names = ", ".join(each.id for each in late[:3]) + (" and more" if len(late) > 3 else "")
+            raise RefusedError(
+                f"{len(late)} break-glass past the time of review: {names}",
+                hint="first another person with the role admin or auditor reviews: quell break-glass review ID",
+            )
 
     def _find(self, connection: Connection, identifier: str, *, tenant: str) -> BreakGlass:
         row = connection.first(

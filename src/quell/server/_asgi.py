@@ -17,6 +17,7 @@ from quell.domain import QuellError, UsageError
 from quell.server._api import Api
 from quell.server._approvals import DECIDE, Inbox
 from quell.server._body import Bodies
+from quell.server._break_glass import Emergencies
 from quell.server._errors import WireError, error_response, wire_error_of
 from quell.server._events import Streams
 from quell.server._guard import KnownNames, is_local
@@ -75,6 +76,7 @@ def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[
 def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
     """Return the routes by which people use their authority."""
     inbox, stops = Inbox(app, bodies=bodies, gate=gate), Stops(app, bodies=bodies)
+    emergencies, involved = Emergencies(app, bodies=bodies), READERS | {"break-glass"}
 
     def own(verb: str, endpoint: Endpoint, *, roles: frozenset[str] = READERS) -> Endpoint:
         return _traced(gate.guarded(endpoint, Access(verb=verb, roles=roles, belongs_to="tenant")))
@@ -87,6 +89,13 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
         Route("/api/v1/switches", own("switch.list", stops.listed)),
         Route("/api/v1/switches", own("switch.set", stops.set), methods=["POST"]),
         Route("/api/v1/switches/{id}", own("switch.lift", stops.lift), methods=["DELETE"]),
+        Route("/api/v1/break-glass", own("break-glass.list", emergencies.listed, roles=involved)),
+        Route("/api/v1/break-glass", own("break-glass.open", emergencies.open, roles=involved), methods=["POST"]),
+        Route(
+            "/api/v1/break-glass/{id}/review",
+            own("break-glass.review", emergencies.review, roles=involved),
+            methods=["POST"],
+        ),
         Route("/api/v1/effects", own("effect.list", stops.effects)),
         Route("/api/v1/audit/checkpoint", _traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
     ]

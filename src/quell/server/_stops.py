@@ -61,7 +61,7 @@ class Stops:
         stop = decoded(body, _Stop, hint="send {kind: kill|freeze, reason, tenant, agent, environment, tool}")
         by, authority = caller_of(request), await self._app.open_authority()
         work: Callable[[Authority, _Stop, Principal], Killed] = _kill if stop.kind == "kill" else _freeze
-        killed = await self._done(request, lambda: work(authority, stop, by), what=f"set a {stop.kind}")
+        killed = await done_on_record(self._app, request, lambda: work(authority, stop, by), what=f"set a {stop.kind}")
         answer = {"kind": "switch", "ok": True, "switch": killed.switch, "in_flight": killed.in_flight}
         return json_response(answer, status=201)
 
@@ -77,7 +77,7 @@ class Stops:
 
         if not reason.strip():
             raise WireError(400, "UsageError", "lifting a stop needs a reason", hint="add ?reason=")
-        await self._done(request, work, what=f"lift {identifier[:100]}")
+        await done_on_record(self._app, request, work, what=f"lift {identifier[:100]}")
         return json_response({"kind": "switch_lifted", "ok": True, "switch": identifier})
 
     async def effects(self, request: Request) -> Response:
@@ -104,16 +104,17 @@ class Stops:
             {"kind": "audit_checkpoint", "ok": True, "checkpoint": signed, "public_key": audit.public_key}
         )
 
-    async def _done(self, request: Request, work: Callable[[], T], *, what: str) -> T:
-        """Do what people may do or not; a refusal is on record."""
-        try:
-            return await asyncio.to_thread(work)
-        except RefusedError as error:
-            by, audit = caller_of(request), (await self._app.open_authority()).guard.audit
-            body = {"wanted": what, "code": error.code, "refused": str(error)}
-            entry = audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body)
-            await asyncio.to_thread(audit.note, entry)
-            raise refused(error) from error
+
+async def done_on_record(app: App, request: Request, work: Callable[[], T], *, what: str) -> T:
+    """Do what people may do or not; a refusal is on record."""
+    try:
+        return await asyncio.to_thread(work)
+    except RefusedError as error:
+        by, audit = caller_of(request), (await app.open_authority()).guard.audit
+        body = {"wanted": what, "code": error.code, "refused": str(error)}
+        entry = audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body)
+        await asyncio.to_thread(audit.note, entry)
+        raise refused(error) from error
 
 
 def _kill(authority: Authority, stop: _Stop, by: Principal) -> Killed:

@@ -69,6 +69,15 @@ EVENTS: Mapping[str, EventSpec] = {
     "approval.notice_failed": _spec(
         "warning", "A request for approval could not be told to people outside.", "approval", "channel", "error"
     ),
+    "break_glass.opened": _spec(
+        "warning",
+        "A person took emergency authority; another has to review it.",
+        "emergency",
+        "by",
+        "tenant",
+        "expires_at",
+        "review_due_at",
+    ),
     # trouble
     "alert.received": _spec("info", "Alerts arrived by the webhook.", "source", "firing", "resolved"),
     "alert.fired": _spec(
