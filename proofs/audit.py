@@ -354,7 +354,8 @@ def bodies(log: Log) -> Iterator[Attack]:
 
 
 def _spoil(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    body = path.read_bytes()
+    path.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
 
 
 def rewrites(log: Log) -> Iterator[Attack]:

@@ -128,7 +128,7 @@ def test_a_key_of_another_tenant_is_refused(database: Database, clock: FakeClock
         "user_name = 'root@example.com'",
         "expires_at = '2999-01-01T00:00:00+00:00'",
         "created_by = 'somebody'",
-        "id = 'key_' || substr(id, 5, 25) || 'z'",
+        "id = 'key_' || substr(id, 5, 25) || CASE substr(id, 30, 1) WHEN 'z' THEN 'y' ELSE 'z' END",
     ],
 )
 def test_a_key_whose_row_was_edited_is_believed_no_more(database: Database, clock: FakeClock, change: str) -> None:
@@ -136,7 +136,8 @@ def test_a_key_whose_row_was_edited_is_believed_no_more(database: Database, cloc
     identifier, secret = made(database, found, scopes=("verb:run.start",))
     with database.writing(durability="written") as connection:
         assert connection.run(f"UPDATE quell_api_key SET {change}") == 1
-    bearer = secret if "id =" not in change else f"qk_{identifier[4:29]}z_{secret[30:]}"
+    other = identifier[4:29] + ("y" if identifier[29] == "z" else "z")
+    bearer = secret if "id =" not in change else f"qk_{other}_{secret[30:]}"
     assert "changed" in reason(found, bearer)
 
 
