@@ -263,6 +263,7 @@ async def hand_room(
     *,
     url: str = "",
     pack: str = "copilot",
+    services: int = 0,
     policies: Sequence[str] = (),
     budgets: BudgetSettings | None = None,
     caps: Sequence[CapSettings] = (),
@@ -280,7 +281,7 @@ async def hand_room(
     settings = Settings(
         state_dir=state_dir,
         journal=JournalSettings(url=Secret(url)),
-        governance=GovernanceSettings(pack=pack, policies=tuple(files), code_tool=code_tool),  # type: ignore[arg-type]  # a pack
+        governance=GovernanceSettings(pack=pack, services=services, policies=tuple(files), code_tool=code_tool),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
         cap=tuple(caps),
         mcp=McpSettings(servers=servers or {}),

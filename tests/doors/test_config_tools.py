@@ -13,6 +13,7 @@ from quell.domain import ConfigError
 GOOD = """
 [governance]
 pack = "reversible-auto"
+services = 12
 
 [mcp.servers.cluster]
 transport = "http_streamable"
@@ -88,6 +89,7 @@ def test_what_a_server_is_told_counts_in_the_version_and_a_secret_only_by_being_
         ),
         (('per = ["agent", "day"]', 'per = ["agent", "week"]'), "cap.0.per.1", "tells no accounts apart"),
         (('pack = "reversible-auto"', 'pack = "yolo"'), "governance.pack", "one of"),
+        (("services = 12\n", ""), "governance.services", "share of services"),
         (("jwks_url =", "jwks ="), "identity.oidc.0.jwks_url", "required"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quell.config import BudgetSettings, CapSettings
-from quell.domain import EffectState, OutcomeKind, Parked, ToolCall, ToolOutcome
+from quell.domain import EffectState, Level, OutcomeKind, Parked, ToolCall, ToolOutcome
 from tests.doors._hand_bench import Room, hand_room, person
 
 pytestmark = pytest.mark.timeout(30)
@@ -320,3 +320,18 @@ def test_a_cap_of_ones_own_holds_for_the_agents_that_it_names(tmp_path: Path) ->
 
     cap = CapSettings(kind="calls", limit=2, per=("agent", "day"), agent="night-*")
     _told(tmp_path, story, caps=(cap,))
+
+
+@pytest.mark.parametrize(("services", "waits"), [(4, True), (40, False)])
+def test_what_touches_too_large_a_share_of_the_services_does_not_go_by_itself(
+    services: int, *, waits: bool, tmp_path: Path
+) -> None:
+    async def story(room: Room) -> None:
+        room.authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
+        who = replace(room.caller().principal, level=Level.CLOSED_LOOP)
+        ended = await room.call(
+            "scale", call="s1", caller=room.caller(principal=who), service="web", environment="staging", replicas=3
+        )
+        assert isinstance(ended, Parked) is waits, ended
+
+    _told(tmp_path, story, pack="reversible-auto", services=services)

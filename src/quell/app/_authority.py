@@ -86,6 +86,7 @@ async def open_authority(
         autonomy=office.autonomy,
         clock=clock,
         entropy=entropy,
+        services=lambda: settings.governance.services,
     )
     toolbox = Toolbox(
         registry=registry,

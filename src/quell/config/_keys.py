@@ -79,6 +79,7 @@ RANGES: Mapping[str, Range] = {
     "investigation.budget_tokens": Range(low=50, high=1_000_000),
     "investigation.deadline_s": Range(low=1, high=86_400),
     "investigation.group_window_s": Range(low=0, high=86_400),
+    "governance.services": Range(low=0, high=1_000_000),
     "governance.approval_minutes": _above(0, to=10_080),
     "governance.body_retention_days": _above(0, to=3_650),
     "approvals.tolerance_s": Range(low=1, high=86_400),

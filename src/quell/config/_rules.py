@@ -44,6 +44,7 @@ def rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
         yield from _mcp_server_rules(name, server, where=where)
     yield from _tool_rules(tree.get("tool"), servers=servers, where=where)
     yield from _cap_rules(tree.get("cap"), where=where)
+    yield from _pack_rules(tree.get("governance"), where=where)
 
 
 def _prometheus_rules(sources: Toml, *, where: Where) -> Iterator[Problem]:
@@ -260,3 +261,14 @@ def _cap_rules(caps: Toml, *, where: Where) -> Iterator[Problem]:
                 at = f"cap.{index}.per.{number}"
                 hint = f"one of {', '.join(_SCOPES)}"
                 yield Problem(path=at, reason="tells no accounts apart", hint=hint, source=where(at))
+
+
+def _pack_rules(governance: Toml, *, where: Where) -> Iterator[Problem]:
+    if not isinstance(governance, dict) or governance.get("services"):
+        return
+    pack = governance.get("pack", "copilot")
+    if pack in {"reversible-auto", "dark-factory"}:
+        path = "governance.services"
+        reason = f"the pack {pack} lets calls go by themselves by the share of services that they touch"
+        hint = "say how many services there are in production"
+        yield Problem(path=path, reason=reason, hint=hint, source=where("governance.pack"))

@@ -229,6 +229,8 @@ class GovernanceSettings:
     """Cedar files of your own, beside the pack."""
     watched_policies: tuple[str, ...] = ()
     """Cedar files in log-only mode: what they would have refused is told, and nothing is refused."""
+    services: int = 0
+    """How many services there are in production: of them a call touches a share. 0: not known; only `copilot` does without."""
     approval_minutes: float = 15.0
     """An approval that nobody decided or used for this long is void."""
     anchor_file: str = ""
