@@ -131,7 +131,8 @@ class Toolbox:
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         """Have it decided, and done if it may be."""
         try:
-            request = await asyncio.to_thread(self._continued, request)
+            if is_round(request.call.id):
+                request = await asyncio.to_thread(self._continued, request)
             way = await asyncio.to_thread(self._guard.enter, request)
             match way:
                 case Parked():
@@ -152,8 +153,6 @@ class Toolbox:
 
     def _continued(self, request: CallRequest) -> CallRequest:
         """Take up what a server asked about this call before."""
-        if not is_round(request.call.id):
-            return request
         with self._database.reading() as connection:
             needs = self._asks.find(connection, run=request.call.run, call=request.call.id)
         return replace(request, needs=needs)
