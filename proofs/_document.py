@@ -16,8 +16,6 @@ Each line is a promise that a user may hold Quell to, with what tries to break i
 
 *Exhaustive* means: all cases of the space that the note names. *Sampled* means: that many random cases; no violation in n of them bounds the rate by 3/n at 95 %, and proves no more.
 
-Known and open: with calls that are cut off in the middle (`play(seed=15, moves=800, mood="cuts")` in proofs/compromised.py) the oracle reports effects that begin with three of their workflow in flight already. Whether the guard or the oracle counts wrongly what was cut is not settled; the runs below met no such story.
-
 What is not promised stands in the [threat model](docs/explanation/threat-model.md): a compromised model can still lie in prose.
 
 | promise | proof | kind | cases | violations | seed | what a case is, and what else was counted |

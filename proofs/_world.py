@@ -257,11 +257,14 @@ class World:
         self.oracle.see(self._seen_as(request, key, is_done=is_done))
         if is_done and call.tool == "delete_volume":
             self.deleted.add(call.arguments)
-        if key:
-            for _ in range(self.rng.choice((1, 2, 4, 8))):
-                await asyncio.sleep(0)
         content = self._content(request)
-        self.oracle.see(told.Left(key=key, run=call.run, asked=ASKED.get()[0], size_bytes=len(content)))
+        try:
+            if key:
+                for _ in range(self.rng.choice((1, 2, 4, 8))):
+                    await asyncio.sleep(0)
+        finally:
+            # A call that is cut off has left too: what it did is done, and the ledger leaves it to people.
+            self.oracle.see(told.Left(key=key, run=call.run, asked=ASKED.get()[0], size_bytes=len(content)))
         kind = {
             "lost": OutcomeKind.TRANSPORT_ERROR,
             "silent": OutcomeKind.TIMEOUT,
