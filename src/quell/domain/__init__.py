@@ -69,6 +69,7 @@ from quell.domain._errors import BoundExceededError as BoundExceededError
 from quell.domain._errors import ConfigError as ConfigError
 from quell.domain._errors import DriftError as DriftError
 from quell.domain._errors import JournalError as JournalError
+from quell.domain._errors import ModelError as ModelError
 from quell.domain._errors import OverloadError as OverloadError
 from quell.domain._errors import Problem as Problem
 from quell.domain._errors import QuellError as QuellError
@@ -158,6 +159,18 @@ from quell.domain._mcp import ServerStatus as ServerStatus
 from quell.domain._mcp import ToolPin as ToolPin
 from quell.domain._mcp import ToolServer as ToolServer
 from quell.domain._mcp import ToolTerms as ToolTerms
+from quell.domain._model import CallPiece as CallPiece
+from quell.domain._model import CallWanted as CallWanted
+from quell.domain._model import Ended as Ended
+from quell.domain._model import Message as Message
+from quell.domain._model import ModelEvent as ModelEvent
+from quell.domain._model import ModelFault as ModelFault
+from quell.domain._model import ModelReply as ModelReply
+from quell.domain._model import ModelRequest as ModelRequest
+from quell.domain._model import ReasoningPiece as ReasoningPiece
+from quell.domain._model import TextPiece as TextPiece
+from quell.domain._model import ToolSpec as ToolSpec
+from quell.domain._model import UsageTold as UsageTold
 from quell.domain._policy import PolicyExplanation as PolicyExplanation
 from quell.domain._policy import PolicyMismatch as PolicyMismatch
 from quell.domain._policy import PolicyReport as PolicyReport

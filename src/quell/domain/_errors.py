@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from quell.domain._model import ModelFault
+
 RefusalCode: TypeAlias = Literal["forbidden", "unauthenticated", "unknown", "mismatch", "gone"]
 """Why something was refused, for machines: not allowed (HTTP 403), nobody knows who asks (401), not there for this caller
 (404), not what was seen or approved (409), too late because it expired or was settled (410)."""
@@ -40,7 +42,8 @@ class QuellError(Exception):
     │   ├── SourceError    a reader's backend
     │   ├── JournalError   the database of runs and incidents
     │   ├── StepError      a step of a run failed for good
-    │   └── ServerUnavailable a server of tools cannot be reached, or was lost in a call
+    │   ├── ServerUnavailable a server of tools cannot be reached, or was lost in a call
+    │   └── ModelError     a model did not answer, or not as the protocol has it
     ├── StateHeldError     another live process holds this state directory or port (exit 3)
     ├── OverloadError      we shed load; try again after `retry_after_s` (exit 6)
     └── BoundExceededError a limit that we set ourselves was reached (exit 6)
@@ -134,6 +137,29 @@ class ServerUnavailable(WorldError):  # noqa: N818 - named by what happened, as 
         """Whether the call may have reached the server: an effect is then unknown, and otherwise did not happen."""
         self.retry_after_s = retry_after_s
         """When the next attempt to connect begins; zero: at once."""
+
+
+class ModelError(WorldError):
+    """A model did not answer, or not as the protocol has it."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        fault: ModelFault,
+        said: bool = False,
+        status: int = 0,
+        retry_after_s: float | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.fault = fault
+        self.said = said
+        """Whether part of an answer had come before."""
+        self.status = status
+        """HTTP status, where one came; zero otherwise."""
+        self.retry_after_s = retry_after_s
+        """When the provider wants to be asked again; None: it did not say."""
 
 
 class StateHeldError(QuellError):

@@ -1,0 +1,134 @@
+"""What every model is here: a stream of typed events, and what is gathered from one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from quell.domain import (
+    CallPiece,
+    CallWanted,
+    Ended,
+    ModelError,
+    ModelEvent,
+    ModelFault,
+    ModelReply,
+    ModelRequest,
+    ReasoningPiece,
+    TextPiece,
+    TokenUsage,
+    UsageTold,
+)
+from quell.models._tokens import TokenCounter
+
+
+class Model(Protocol):
+    """A model behind whatever provider: asked once, it streams one answer."""
+
+    @property
+    def provider(self) -> str:
+        """Return who runs it, as the price table names it."""
+
+    @property
+    def name(self) -> str:
+        """Return its name at the provider."""
+
+    @property
+    def window(self) -> int | None:
+        """Return how many tokens request and answer may have together; None when nobody said."""
+
+    @property
+    def counter(self) -> TokenCounter:
+        """Return what counts its tokens before it was asked."""
+
+    def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
+        """Ask, and yield what comes until one `Ended` and perhaps its usage; nothing is tried twice.
+
+        Raises:
+            ModelError: it did not answer, or not to the end; `said` tells whether a part had come.
+            OverloadError: too much is being asked at once; nothing was sent.
+        """
+
+    async def close(self) -> None:
+        """Close what it holds open."""
+
+
+@dataclass(slots=True)
+class Gathering:
+    """A reply in the making: what has streamed so far."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, list[str]] = field(default_factory=dict)
+    """By index: id, name, and pieces of the arguments."""
+    usage: UsageTold | None = None
+    ended: Ended | None = None
+
+    def take(self, event: ModelEvent) -> None:
+        """Add one event."""
+        match event:
+            case TextPiece():
+                self.text.append(event.text)
+            case CallPiece():
+                call = self.calls.setdefault(event.index, ["", ""])
+                call[0] = call[0] or event.id
+                call[1] = call[1] or event.name
+                call.append(event.arguments)
+            case ReasoningPiece():
+                self.reasoning.append(event.text)
+            case UsageTold():
+                self.usage = event
+            case Ended():
+                self.ended = event
+
+    def reply(self, *, request: ModelRequest, counter: TokenCounter) -> ModelReply:
+        """Return the whole; tokens that nobody told are estimated. Raises ModelError when it has no end."""
+        if self.ended is None:
+            raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(self.text))
+        calls = tuple(
+            CallWanted(id=call[0], name=call[1], arguments="".join(call[2:]) or "{}")
+            for _, call in sorted(self.calls.items())
+        )
+        text, reasoning = "".join(self.text), "".join(self.reasoning)
+        reason: Literal["stop", "length", "calls", "filtered"] = self.ended.reason
+        if calls and reason == "stop":
+            # Some providers say `stop` where they wanted tools called.
+            reason = "calls"
+        if self.usage is not None:
+            counter.learn(request, told=self.usage.usage.input_tokens)
+        usage = (
+            self.usage.usage if self.usage is not None else self._estimated(request, text, reasoning, calls, counter)
+        )
+        return ModelReply(
+            text=text,
+            calls=calls,
+            reason=reason,
+            usage=usage,
+            is_usage_told=self.usage is not None,
+            reasoning=reasoning,
+            reasoning_tokens=self.usage.reasoning_tokens if self.usage is not None else 0,
+            model=self.ended.model,
+        )
+
+    def _estimated(
+        self,
+        request: ModelRequest,
+        text: str,
+        reasoning: str,
+        calls: tuple[CallWanted, ...],
+        counter: TokenCounter,
+    ) -> TokenUsage:
+        said = counter.count_text(text) + counter.count_text(reasoning)
+        said += sum(counter.count_text(call.name + call.arguments) for call in calls)
+        return TokenUsage(input_tokens=counter.count(request), output_tokens=said)
+
+
+async def ask(model: Model, request: ModelRequest, *, deadline_s: float) -> ModelReply:
+    """Ask a model and return its whole answer. Raises as `Model.stream` does."""
+    gathering = Gathering()
+    async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
+        async for event in events:
+            gathering.take(event)
+    return gathering.reply(request=request, counter=model.counter)

@@ -1,0 +1,112 @@
+"""How many tokens a request has before anybody was asked: counted where a tokenizer is installed, estimated elsewhere.
+
+The estimate counts pieces as byte-pair tokenizers cut them (short words, up to three digits, single signs), and learns
+from what the provider reports how far its own vocabulary is from that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+from quell.domain import ModelRequest
+
+_PIECE = re.compile(r" ?[A-Za-z]{1,7}|[0-9]{1,3}|\s+|[^A-Za-z0-9\s]")
+_MESSAGE_TOKENS = 4
+"""What the frame of one message costs, as OpenAI documents it for its chat format."""
+_TOOL_TOKENS = 8
+_REPLY_TOKENS = 3
+_LEARN_MIN_TOKENS = 200
+"""A short request tells more about frames than about words."""
+_LEARN_WEIGHT = 0.3
+_FACTOR_MIN, _FACTOR_MAX = 0.4, 3.0
+_O200K = ("gpt-4o", "gpt-4.1", "gpt-5", "o1", "o3", "o4", "chatgpt", "gpt-oss")
+_CL100K = ("gpt-4", "gpt-3.5")
+
+
+class TokenCounter:
+    """Counts for one model; exact where it can be, and corrected by what its provider reports everywhere."""
+
+    def __init__(self, *, count: Callable[[str], int] | None = None) -> None:
+        """Count with a tokenizer, or without one by the estimate."""
+        self._count = count
+        self._factor = 1.0
+
+    @classmethod
+    def for_model(cls, name: str) -> TokenCounter:
+        """Return the counter of a model by its name: with a tokenizer when it is installed and made for it."""
+        return cls(count=_tokenizer_of(name))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a tokenizer of the model itself counts."""
+        return self._count is not None
+
+    @property
+    def factor(self) -> float:
+        """Return by how much the provider's reports differed from the count so far."""
+        return self._factor
+
+    def count_text(self, text: str) -> int:
+        """Return the tokens of a text."""
+        if not text:
+            return 0
+        counted = self._count(text) if self._count is not None else estimated(text)
+        return max(1, round(counted * self._factor))
+
+    def count(self, request: ModelRequest) -> int:
+        """Return the tokens of a request as it would be sent."""
+        return max(1, round(self._raw(request) * self._factor))
+
+    def learn(self, request: ModelRequest, *, told: int) -> None:
+        """Correct what comes next by what the provider reported of a request; a report that cannot be true is left."""
+        counted = self._raw(request)
+        if counted < _LEARN_MIN_TOKENS or told <= 0:
+            return
+        seen = told / counted
+        if _FACTOR_MIN <= seen <= _FACTOR_MAX:
+            self._factor += _LEARN_WEIGHT * (seen - self._factor)
+
+    def _raw(self, request: ModelRequest) -> int:
+        of = self._count or estimated
+        tokens = _REPLY_TOKENS + (of(request.answer_schema) if request.answer_schema else 0)
+        for message in request.messages:
+            tokens += _MESSAGE_TOKENS + (of(message.text) if message.text else 0)
+            tokens += sum(_TOOL_TOKENS + of(call.name) + of(call.arguments) for call in message.calls)
+        for tool in request.tools:
+            tokens += _TOOL_TOKENS + of(tool.name) + of(tool.description) + of(tool.parameters)
+        return tokens
+
+
+@lru_cache(maxsize=4096)
+def estimated(text: str) -> int:
+    """Estimate the tokens of a text. Histories grow by their end: what was counted before is remembered."""
+    count = 0
+    for piece in _PIECE.finditer(text):
+        found = piece.group()
+        if found.isspace():
+            count += 1 if len(found) > 1 or found != " " else 0
+        else:
+            count += 1 if found.isascii() else max(1, len(found.encode("utf-8", "surrogatepass")) // 2)
+    return max(1, count)
+
+
+@lru_cache(maxsize=32)
+def _tokenizer_of(name: str) -> Callable[[str], int] | None:
+    """Find an installed tokenizer whose vocabulary lies in its own package: nothing is fetched."""
+    plain = name.rsplit("/", 1)[-1].lower()
+    known = (("o200k_base", _O200K), ("cl100k_base", _CL100K))
+    vocabulary = next((each for each, names in known if plain.startswith(names)), "")
+    if not vocabulary:
+        return None
+    try:
+        import bpe_openai  # noqa: PLC0415 - an extra, and its vocabularies take a moment to load
+    except ImportError:
+        return None
+    encode: Callable[[str], list[int]] = bpe_openai.get_encoding(vocabulary).encode_ordinary
+
+    def count(text: str) -> int:
+        return len(encode(text))
+
+    return lru_cache(maxsize=4096)(count)
