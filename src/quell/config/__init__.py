@@ -4,6 +4,10 @@ Owns:  TOML, environment references, layering, secrets, the error report, versio
 Never: keeps a file open, reads the environment it was not handed, prints a secret.
 """
 
+from quell.config._agent_settings import AgentSettings as AgentSettings
+from quell.config._agent_settings import LlmSettings as LlmSettings
+from quell.config._agents import AgentFiles as AgentFiles
+from quell.config._agents import load_agents as load_agents
 from quell.config._explain import Explanation as Explanation
 from quell.config._explain import explain as explain
 from quell.config._explain import explain_all as explain_all

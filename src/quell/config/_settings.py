@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-_STRICT: dict[str, object] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+STRICT: dict[str, object] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 class Secret:
@@ -71,7 +71,7 @@ class Secret:
 class ServerSettings:
     """The HTTP server of `quell serve`."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs an identity table: nobody is served unasked."""
@@ -91,7 +91,7 @@ class ServerSettings:
 class StoreSettings:
     """The telemetry store: an embedded engine in a process of its own, or any ClickHouse."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     url: str = ""
     """`http(s)://host:port` of an existing ClickHouse; empty means the embedded engine (needs quell[embedded])."""
@@ -121,7 +121,7 @@ class StoreSettings:
 class JournalSettings:
     """The journal: durable runs, events, alerts and incidents."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     url: Secret = field(default_factory=lambda: Secret(""))
     """`postgresql://…`; empty means SQLite in the state directory."""
@@ -139,7 +139,7 @@ class JournalSettings:
 class PrometheusSettings:
     """One Prometheus-compatible source."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     name: str
     """Name shown in evidence and gaps."""
@@ -159,7 +159,7 @@ class PrometheusSettings:
 class DetectionSettings:
     """The detector that runs on the rollups."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     enabled: bool = True
     """Whether `quell serve` watches by itself."""
@@ -181,7 +181,7 @@ class DetectionSettings:
 class InvestigationSettings:
     """Bounds of one investigation."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     settle_s: float = 8.0
     """Time to let an incident unfold after its first alert before the readers are asked."""
@@ -203,7 +203,7 @@ class InvestigationSettings:
 class TelemetrySettings:
     """What Quell tells about itself."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     enabled: bool = True
     """Spans, metrics and events of Quell itself, into its own store."""
@@ -219,7 +219,7 @@ class TelemetrySettings:
 class GovernanceSettings:
     """Who may do what: policy, approvals, and where the account of it is anchored."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     environment: str = "production"
     """Environment that a call acts on where its arguments name none."""
@@ -251,7 +251,7 @@ class GovernanceSettings:
 class ApprovalSettings:
     """Who outside is told of requests for approval: a service that may answer, and a chat that shows them."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     webhook_url: str = ""
     """Address that is sent every request and answers it, at once or later by POST /v1/approvals/ID; empty: none."""
@@ -279,7 +279,7 @@ class ApprovalSettings:
 class OidcSettings:
     """One identity provider whose signed tokens are believed."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     issuer: str
     """Exactly what the claim `iss` must say."""
@@ -305,7 +305,7 @@ class OidcSettings:
 class ProxySettings:
     """One proxy that authenticates people and names them in a header."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     networks: tuple[str, ...]
     """Addresses that it may come from, such as "10.0.0.5/32"; the header is refused from anywhere else."""
@@ -327,7 +327,7 @@ class ProxySettings:
 class IdentitySettings:
     """Who is asked who they are, and how. Without any of it one local owner is served, on loopback only."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     api_keys: bool = False
     """Whether API keys are accepted."""
@@ -345,7 +345,7 @@ class IdentitySettings:
 class BudgetSettings:
     """What one run, and one day, may spend; a cap of 0 permits nothing."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     run_usd: float = 5.0
     """Money of one run, in US dollars."""
@@ -371,7 +371,7 @@ class BudgetSettings:
 class CapSettings:
     """One more cap, beside those of `[budgets]`: the most of one kind that each of some accounts may spend."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     kind: Literal["usd", "tokens", "calls", "steps", "minutes", "bytes", "units"]
     """What is counted; `units` are units of blast radius."""
@@ -391,7 +391,7 @@ class CapSettings:
 class McpServerSettings:
     """One MCP server whose tools may be used, once a person has pinned them."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     transport: Literal["stdio", "http_streamable", "sse"]
     """How it is reached."""
@@ -429,7 +429,7 @@ class McpServerSettings:
 class McpSettings:
     """Model Context Protocol: the servers whose tools may be used."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     servers: Mapping[str, McpServerSettings] = field(default_factory=dict)
 
@@ -438,7 +438,7 @@ class McpSettings:
 class ToolSettings:
     """What you say of a tool: its class and all that no server may decide."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     server: str
     """MCP server that offers it."""
@@ -472,7 +472,7 @@ class ToolSettings:
 class Settings:
     """Everything that can be configured, with its defaults. No file at all is a valid configuration."""
 
-    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     state_dir: Path = Path(".quell")
     """Directory of everything Quell keeps: journal, store, spool, logs. One server at a time."""
