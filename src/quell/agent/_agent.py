@@ -1,0 +1,368 @@
+"""The loop of one agent: model, tools, model, until there is an answer or a bound; every step of it is journalled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import msgspec
+
+from quell.agent._asking import Accounts, Asked, asked
+from quell.agent._claims import Held, hold
+from quell.agent._context import fitted, request_of
+from quell.agent._live import Live
+from quell.agent._render import exhibit_of, result_text
+from quell.agent._repeats import counted, judged
+from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
+from quell.domain import (
+    CallWanted,
+    Message,
+    Parked,
+    StepError,
+    TokenUsage,
+    Tool,
+    ToolCall,
+    ToolCaller,
+    ToolClass,
+    ToolOutcome,
+    ToolSpec,
+)
+from quell.models import Model
+from quell.runs import RunContext, WaitUntil
+from quell.tools import Toolbox
+
+_READS_AT_ONCE = 8
+_MODEL_MINUTES_MAX = 10.0
+_STEP_SLACK_S = 30.0
+_LOOK_AGAIN_S = 5.0
+"""Who waits for people looks this often by itself; a decision in this process wakes it at once."""
+_HEAD_CHARS = 240
+
+Ended: TypeAlias = AgentAnswer | WaitUntil
+"""How a segment of a conversation ends: with an answer, or waiting for people."""
+
+_NUDGE_LAST = "FINAL TURN: no tool can be called after this. Answer now from what you have."
+_NUDGE_REMAINING = "Only {n} turns remain. Wrap up."
+_NUDGE_REPEAT = "This call has brought the same result {n} times. Do something else, or answer with what you have."
+_WRAP_UP = (
+    "You have reached the limit of {what}. Answer the question now from the results above, as far as they go, "
+    "and say what is missing. No tool can be called any more."
+)
+_WHAT: Mapping[Stop, str] = {
+    Stop.TURNS: "rounds of tools",
+    Stop.CALLS: "tool calls",
+    Stop.LOOP: "repeated calls",
+    Stop.SPENT: "the budget",
+    Stop.TIME: "time",
+    Stop.MODEL: "the model",
+    Stop.LENGTH: "length",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Acted:
+    """A tool call that was made: its outcome, or that it waits for people."""
+
+    outcome: ToolOutcome | None = None
+    parked: Parked | None = None
+
+
+class Agent:
+    """One agent: a role, a model, and the one way to the world."""
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        model: Model,
+        toolbox: Toolbox,
+        live: Live | None = None,
+        accounts: Accounts | None = None,
+        monotonic: Callable[[], float],
+    ) -> None:
+        """Join what an agent needs; it keeps nothing of a conversation itself."""
+        self.role = role
+        self._model = model
+        self._toolbox = toolbox
+        self._live = live or Live()
+        self._accounts = accounts or Accounts()
+        self._monotonic = monotonic
+
+    async def converse(self, context: RunContext, talk: Talk, *, caller: ToolCaller) -> Ended:
+        """Go on with a conversation until it is answered, stopped, or waits for people.
+
+        The same segment again after a crash asks no model and calls no tool that had ended before.
+        """
+        began_s = self._monotonic() - talk.began_s
+        while True:
+            if talk.waiting:
+                talk, parked = await self._act(context, talk, caller)
+                if parked:
+                    return await self._wait(context, replace(talk, began_s=self._monotonic() - began_s), parked)
+            stop = self._bound(talk, elapsed_s=self._monotonic() - began_s)
+            if stop is not None:
+                return await self._stopped(context, talk, stop)
+            reply = await self._ask(context, talk, left_s=self.role.minutes_max * 60 - (self._monotonic() - began_s))
+            talk = _with_reply(talk, reply)
+            if reply.fault:
+                return await self._failed(context, talk, reply)
+            if not reply.calls:
+                return await self._answered(context, talk, reply)
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        context: RunContext,
+        talk: Talk,
+        *,
+        left_s: float,
+        tools: Sequence[ToolSpec] | None = None,
+        notice: str = "",
+    ) -> Asked:
+        offered = self._offered() if tools is None else tools
+        talk, fits = fitted(talk, self.role, tools=offered, window=self._model.window, counter=self._model.counter)
+        if not fits:
+            told = f"the request is larger than the window of {self._model.window} tokens"
+            return Asked(fault="context_overflow", detail=told)
+        request = request_of(talk, self.role, tools=offered, notice=notice)
+        deadline_s = max(1.0, min(left_s, _MODEL_MINUTES_MAX * 60))
+
+        async def work() -> Asked:
+            return await asked(
+                self._model,
+                request,
+                run=context.run.id,
+                turn=talk.turn,
+                live=self._live,
+                accounts=self._accounts,
+                deadline_s=deadline_s,
+            )
+
+        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
+        try:
+            return await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
+        except StepError as error:
+            return Asked(fault="step", detail=str(error))
+
+    def _offered(self) -> tuple[ToolSpec, ...]:
+        return tuple(
+            ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
+            for tool in self._tools()
+        )
+
+    def _tools(self) -> Iterable[Tool]:
+        globs = self.role.tools
+        for tool in self._toolbox.catalog():
+            if globs is None or any(fnmatchcase(tool.name, glob) for glob in globs):
+                yield tool
+
+    # -- tools --------------------------------------------------------------------------------------------------------
+
+    async def _act(self, context: RunContext, talk: Talk, caller: ToolCaller) -> tuple[Talk, list[Parked]]:
+        """Make the calls that wait: all at once when all of them only read, one after the other otherwise."""
+        classes = {tool.name: tool.tool_class for tool in self._toolbox.catalog()}
+        reads = all(classes.get(wanted.name) is ToolClass.READ for wanted in talk.waiting)
+        principal = replace(caller.principal, is_tainted=caller.principal.is_tainted or talk.is_tainted)
+        caller = replace(caller, principal=principal)
+        acted: dict[str, _Acted] = {}
+        if reads:
+            gate = asyncio.Semaphore(_READS_AT_ONCE)
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    wanted.id: group.create_task(self._call(context, wanted, caller, gate)) for wanted in talk.waiting
+                }
+            acted = {identifier: task.result() for identifier, task in tasks.items()}
+        else:
+            gate = asyncio.Semaphore(1)
+            for wanted in talk.waiting:
+                acted[wanted.id] = await self._call(context, wanted, caller, gate)
+                if acted[wanted.id].parked is not None:
+                    break  # what comes after it may rest on it
+        return await self._heard(context, talk, acted)
+
+    async def _call(
+        self, context: RunContext, wanted: CallWanted, caller: ToolCaller, gate: asyncio.Semaphore
+    ) -> _Acted:
+        call = ToolCall(id=wanted.id, tool=wanted.name, arguments=wanted.arguments)
+
+        async def work() -> _Acted:
+            ended = await self._toolbox.call(call, caller=caller)
+            return _Acted(parked=ended) if isinstance(ended, Parked) else _Acted(outcome=ended)
+
+        async with gate:
+            await context.emit(
+                "agent.call_asked",
+                key=f"{wanted.id}.asked",
+                call=wanted.id,
+                tool=wanted.name,
+                arguments=wanted.arguments,
+            )
+            return await context.step(
+                f"tool.{wanted.id}", work, returns=_Acted, timeout_s=caller.deadline_s + _STEP_SLACK_S
+            )
+
+    async def _heard(self, context: RunContext, talk: Talk, acted: Mapping[str, _Acted]) -> tuple[Talk, list[Parked]]:
+        """Put what came into the conversation, in the order in which it was wanted."""
+        parked: list[Parked] = []
+        left: list[CallWanted] = []
+        for wanted in talk.waiting:
+            ended = acted.get(wanted.id)
+            if ended is None:
+                left.append(wanted)
+            elif ended.parked is not None:
+                left.append(wanted)
+                parked.append(ended.parked)
+                await context.emit("agent.call_parked", key=f"{wanted.id}.parked", **_told(ended.parked))
+            elif ended.outcome is not None:
+                talk = self._with_outcome(talk, wanted, ended.outcome)
+                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **_told(ended.outcome))
+        return replace(talk, waiting=tuple(left)), parked
+
+    def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
+        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name)
+        repeats, count = counted(talk.repeats, wanted, outcome)
+        failures = 0 if outcome.is_citable else talk.failures + 1
+        notice = ""
+        if judged(count, failures, nudge=self.role.repeats_nudge, most=self.role.repeats_max) != "fine":
+            notice = _NUDGE_REPEAT.format(n=max(count, failures))
+        notice = notice or self._turns_notice(talk)
+        message = Message(
+            role="tool", call=wanted.id, tool=wanted.name, text=result_text(exhibit, outcome, notice=notice)
+        )
+        return replace(
+            talk,
+            messages=(*talk.messages, message),
+            exhibits=(*talk.exhibits, exhibit),
+            repeats=repeats,
+            failures=failures,
+            calls=talk.calls + 1,
+            failed=talk.failed + (not outcome.is_citable),
+            is_tainted=True,
+        )
+
+    def _turns_notice(self, talk: Talk) -> str:
+        left = self.role.turns_max - talk.turn
+        if left <= 0 and self.role.nudge_last:
+            return _NUDGE_LAST
+        if self.role.nudge_remaining is not None and left <= self.role.nudge_remaining:
+            return _NUDGE_REMAINING.format(n=max(left, 0))
+        return ""
+
+    async def _wait(self, context: RunContext, talk: Talk, parked: Sequence[Parked]) -> WaitUntil:
+        now = await context.now()
+        soon = now + timedelta(seconds=_LOOK_AGAIN_S)
+        at: datetime = min([soon, *(each.expires_at for each in parked)])
+        return WaitUntil(at=at, state=state_of(talk))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _bound(self, talk: Talk, *, elapsed_s: float) -> Stop | None:
+        """Return the bound that was reached, if one was."""
+        worst = max((repeat.count for repeat in talk.repeats.values()), default=0)
+        if judged(worst, talk.failures, nudge=self.role.repeats_nudge, most=self.role.repeats_max) == "stop":
+            return Stop.LOOP
+        if elapsed_s >= self.role.minutes_max * 60:
+            return Stop.TIME
+        if talk.calls >= self.role.calls_max:
+            return Stop.CALLS
+        return Stop.TURNS if talk.turn > self.role.turns_max else None
+
+    async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> AgentAnswer:
+        """End at a bound: the model has one last word where there is time for it, and the label is ours."""
+        text = ""
+        if stop is not Stop.TIME:
+            reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=_WHAT[stop]))
+            talk = replace(talk, usage=_sum(talk.usage, reply.usage))
+            text = reply.text
+        return await self._ended(context, talk, text or _found_so_far(talk), stop)
+
+    async def _failed(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
+        stop = Stop.SPENT if reply.fault == "budget" else Stop.MODEL
+        return await self._ended(context, talk, _found_so_far(talk), stop, fault=f"{reply.fault}: {reply.detail}")
+
+    async def _answered(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
+        stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
+        return await self._ended(context, talk, reply.text, stop)
+
+    async def _ended(self, context: RunContext, talk: Talk, text: str, stop: Stop, *, fault: str = "") -> AgentAnswer:
+        held = self._held(talk, text)
+        label = f"\n\n[Partial answer: stopped by {_WHAT[stop]}.]" if stop.is_partial else ""
+        answer = AgentAnswer(
+            text=(held.text + label).strip(),
+            stop=stop,
+            usage=talk.usage,
+            is_usage_told=talk.is_usage_told,
+            turns=talk.turn,
+            calls=talk.calls,
+            failed=talk.failed,
+            cited=held.cited,
+            unverified=held.unverified,
+            confidence=held.confidence,
+            fault=fault,
+        )
+        await context.emit("agent.answered", key="answered", **_told(answer))
+        return answer
+
+    def _held(self, talk: Talk, text: str) -> Held:
+        questions = "\n".join(message.text for message in talk.messages if message.role == "user")
+        return hold(text, talk.exhibits, question=questions, failed=talk.failed)
+
+
+def state_of(talk: Talk) -> Mapping[str, object]:
+    """Return a conversation as a run keeps it."""
+    state: Mapping[str, object] = msgspec.to_builtins({"talk": talk})
+    return state
+
+
+def talk_of(state: Mapping[str, object]) -> Talk:
+    """Return a conversation as it was kept."""
+    return msgspec.convert(state["talk"], type=Talk)
+
+
+def _told(value: object) -> dict[str, object]:
+    found: dict[str, object] = msgspec.to_builtins(value)
+    return found
+
+
+def _with_reply(talk: Talk, reply: Asked) -> Talk:
+    """Put a reply into the conversation; calls get ids of ours, so that no model can name a call of another turn."""
+    turn = talk.turn + 1
+    calls = tuple(replace(call, id=f"{turn}.{number}") for number, call in enumerate(reply.calls, start=1))
+    messages = talk.messages
+    if reply.text or calls:
+        messages = (*messages, Message(role="assistant", text=reply.text, calls=calls))
+    return replace(
+        talk,
+        messages=messages,
+        waiting=calls,
+        turn=turn,
+        usage=_sum(talk.usage, reply.usage),
+        is_usage_told=talk.is_usage_told and reply.is_usage_told,
+    )
+
+
+def _sum(one: TokenUsage, other: TokenUsage) -> TokenUsage:
+    return TokenUsage(
+        input_tokens=one.input_tokens + other.input_tokens,
+        output_tokens=one.output_tokens + other.output_tokens,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
+        written_tokens=one.written_tokens + other.written_tokens,
+    )
+
+
+def _found_so_far(talk: Talk) -> str:
+    """Say what was found, in our own words, when no model does."""
+    good = [exhibit for exhibit in talk.exhibits if exhibit.is_citable]
+    if not good:
+        return "Nothing was found out."
+    lines = [f"- {exhibit.tool} [{exhibit.id}]: {_head(exhibit)}" for exhibit in good[-10:]]
+    return "\n".join(["What was found so far:", *lines])
+
+
+def _head(exhibit: Exhibit) -> str:
+    return " ".join(exhibit.text.split())[:_HEAD_CHARS]

@@ -1,0 +1,150 @@
+"""Asking a model once per turn: bounded in money and time, tried again only while nothing came of it, told as it streams."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from quell.agent._live import Live, Piece
+from quell.agent._talk import NOTHING
+from quell.domain import (
+    BoundExceededError,
+    CallWanted,
+    ModelError,
+    ModelFault,
+    ModelReply,
+    ModelRequest,
+    OverloadError,
+    ReasoningPiece,
+    TextPiece,
+    TokenUsage,
+)
+from quell.models import Gathering, Model
+
+_TRIES = 4
+_PAUSE_FIRST_S = 0.5
+_PAUSE_MAX_S = 20.0
+_RETRY_AFTER_MAX_S = 60.0
+_BEGUN = frozenset({ModelFault.TIMEOUT, ModelFault.BROKEN_STREAM, ModelFault.BAD_ANSWER})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What came of a turn: a reply, or why there is none. It is kept, so that a run that comes back asks nobody again."""
+
+    text: str = ""
+    calls: tuple[CallWanted, ...] = ()
+    reason: str = ""
+    usage: TokenUsage = NOTHING
+    is_usage_told: bool = True
+    model: str = ""
+    tries: int = 1
+    fault: str = ""
+    """A ModelFault, `budget` or `overload`; empty: it replied."""
+    detail: str = ""
+
+
+class Accounts:
+    """Where money and tokens of model calls are reserved and settled; this one counts nothing."""
+
+    async def reserve(self, request: ModelRequest, model: Model, *, key: str) -> None:
+        """Reserve the most that a call can take. Raises BoundExceededError."""
+
+    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str) -> None:
+        """Settle what it took; None: nobody knows, and it stays charged as reserved."""
+
+
+async def asked(
+    model: Model,
+    request: ModelRequest,
+    *,
+    run: str,
+    turn: int,
+    live: Live,
+    accounts: Accounts,
+    deadline_s: float,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    chance: Callable[[], float] = random.random,
+) -> Asked:
+    """Ask until a whole answer came, the fault is none that passes, or the tries or the time are over."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + deadline_s
+    error: ModelError | OverloadError | None = None
+    for attempt in range(1, _TRIES + 1):
+        left_s = ends_at - loop.time()
+        if left_s <= 0:
+            break
+        key = f"model.{turn}.{attempt}"
+        try:
+            await accounts.reserve(request, model, key=key)
+        except BoundExceededError as bound:
+            return Asked(fault="budget", detail=str(bound), tries=attempt - 1)
+        try:
+            reply = await _once(model, request, run=run, turn=turn, attempt=attempt, live=live, deadline_s=left_s)
+        except (ModelError, OverloadError) as caught:
+            error = caught
+            await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
+            wait_s = _pause_s(caught, attempt, chance=chance())
+            if wait_s is None or attempt == _TRIES or loop.time() + wait_s >= ends_at:
+                break
+            await pause(wait_s)
+            continue
+        except BaseException:
+            await asyncio.shield(accounts.settle(model, None, key=key))
+            raise
+        await accounts.settle(model, reply.usage, key=key)
+        return Asked(
+            text=reply.text,
+            calls=reply.calls,
+            reason=reply.reason,
+            usage=reply.usage,
+            is_usage_told=reply.is_usage_told,
+            model=reply.model or model.name,
+            tries=attempt,
+        )
+    fault = (
+        error.fault.value if isinstance(error, ModelError) else "overload" if error is not None else ModelFault.TIMEOUT
+    )
+    return Asked(fault=str(fault), detail=_told(error), tries=_TRIES)
+
+
+async def _once(
+    model: Model, request: ModelRequest, *, run: str, turn: int, attempt: int, live: Live, deadline_s: float
+) -> ModelReply:
+    gathering = Gathering()
+    async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
+        async for event in events:
+            gathering.take(event)
+            if isinstance(event, TextPiece):
+                live.say(Piece(run, turn, attempt, "text", event.text))
+            elif isinstance(event, ReasoningPiece):
+                live.say(Piece(run, turn, attempt, "reasoning", event.text))
+    return gathering.reply(request=request, counter=model.counter)
+
+
+def _may_have_cost(error: ModelError | OverloadError) -> bool:
+    """Tell whether the provider may have begun to answer: nobody knows what that cost."""
+    return isinstance(error, ModelError) and (error.said or error.fault in _BEGUN)
+
+
+def _pause_s(error: ModelError | OverloadError, attempt: int, *, chance: float) -> float | None:
+    """Return how long to wait before another try; None: another try would change nothing.
+
+    Full jitter over an exponential pause, as in Brooker, "Exponential Backoff And Jitter" (AWS, 2015).
+    """
+    if isinstance(error, OverloadError):
+        return error.retry_after_s
+    if not error.fault.is_passing:
+        return None
+    if error.retry_after_s is not None:
+        return error.retry_after_s if error.retry_after_s <= _RETRY_AFTER_MAX_S else None
+    return chance * min(_PAUSE_FIRST_S * float(2**attempt), _PAUSE_MAX_S)
+
+
+def _told(error: ModelError | OverloadError | None) -> str:
+    if error is None:
+        return "the time is over"
+    return f"{error}; {error.hint}" if error.hint else str(error)

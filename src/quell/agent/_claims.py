@@ -1,0 +1,124 @@
+"""Evidence discipline: what an answer claims about the system is held against what the run really saw.
+
+A claim is a sentence that holds a number, a quantity or a name out of a result. It has to cite a result of this run that
+ended well, and each of its numbers has to stand in a result that it cites, or in the question. Code decides; what it
+does not find is marked in the text, never silently kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quell.agent._talk import Exhibit
+
+UNVERIFIED = "[unverified]"
+_CITATION = re.compile(r"\[(e\d{1,4}(?:\s*,\s*e\d{1,4})*)\]")
+_SPACED_CITATION = re.compile(r"([ \t]*)" + _CITATION.pattern)
+_ONE = re.compile(r"e\d{1,4}")
+_SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\S)[^.!?\n]*)*[.!?]*(?:\s*\[e[\d,\se]+\])*|\n+")
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,_']*(?:\.\d+)?")
+_NAME = re.compile(r"[A-Za-z][\w]*(?:[-_./][\w]+)+|`[^`\n]{2,80}`")
+_LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
+_NAMES_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An answer after it was held against the evidence."""
+
+    text: str
+    cited: tuple[str, ...]
+    unverified: int
+    confidence: Literal["high", "medium", "low", "none"]
+
+
+def hold(text: str, exhibits: Sequence[Exhibit], *, question: str, failed: int) -> Held:
+    """Mark what is claimed without evidence, take away citations of nothing, and cap the confidence."""
+    known = {exhibit.id: exhibit for exhibit in exhibits}
+    names = _names_of(exhibits)
+    given = _numbers_of(question)
+    cited: dict[str, None] = {}
+    pieces: list[str] = []
+    unverified = at = 0
+    for match in _SENTENCE.finditer(text):
+        pieces.append(text[at : match.start()])
+        at, sentence = match.end(), match.group()
+        good = [each for each in _ONE.findall(" ".join(_CITATION.findall(sentence))) if _bears(known.get(each))]
+        clean = _SPACED_CITATION.sub(lambda found: _kept(found, known), sentence)
+        cited |= dict.fromkeys(good)
+        if _is_claim(sentence, names) and not _is_borne(sentence, [known[each] for each in good], given):
+            unverified += 1
+            clean = f"{clean.rstrip()} {UNVERIFIED}" + clean[len(clean.rstrip()) :]
+        pieces.append(clean)
+    return Held(
+        text="".join(pieces) + text[at:],
+        cited=tuple(cited),
+        unverified=unverified,
+        confidence=_confidence(len(cited), unverified=unverified, failed=failed),
+    )
+
+
+def _bears(exhibit: Exhibit | None) -> bool:
+    return exhibit is not None and exhibit.is_citable
+
+
+def _kept(found: re.Match[str], known: dict[str, Exhibit]) -> str:
+    """Return a citation with what bears something; one of nothing goes with the space before it."""
+    good = [each for each in _ONE.findall(found.group(2)) if _bears(known.get(each))]
+    return f"{found.group(1)}[{', '.join(good)}]" if good else ""
+
+
+def _is_claim(sentence: str, names: frozenset[str]) -> bool:
+    plain = _LIST_MARK.sub("", _CITATION.sub("", sentence))
+    if plain.rstrip().endswith("?"):
+        return False
+    if _NUMBER.search(plain):
+        return True
+    return any(found.strip("`") in names for found in _NAME.findall(plain))
+
+
+def _is_borne(sentence: str, exhibits: Sequence[Exhibit], given: frozenset[str]) -> bool:
+    if not exhibits:
+        return False
+    plain = _LIST_MARK.sub("", _CITATION.sub("", sentence))
+    seen = frozenset[str]().union(*(_numbers_of(exhibit.text) for exhibit in exhibits))
+    return all(_is_near(number, seen) or number in given for number in _numbers_of(plain))
+
+
+def _numbers_of(text: str) -> frozenset[str]:
+    return frozenset(re.sub(r"[,_']", "", found).rstrip(".") for found in _NUMBER.findall(text))
+
+
+def _is_near(number: str, seen: frozenset[str]) -> bool:
+    """Tell whether a number stands in the evidence, or is one that stands there rounded or as percent."""
+    if number in seen:
+        return True
+    value, places = float(number), len(number.partition(".")[2])
+    for each in seen:
+        other = float(each)
+        if round(other, places) == value or round(other * 100, places) == value:
+            return True
+    return False
+
+
+def _names_of(exhibits: Sequence[Exhibit]) -> frozenset[str]:
+    """Return the compound names that results hold: services, pods, tables; plain words are nobody's evidence."""
+    found: dict[str, None] = {}
+    for exhibit in exhibits:
+        for name in _NAME.findall(exhibit.text):
+            found[name.strip("`")] = None
+            if len(found) >= _NAMES_MAX:
+                return frozenset(found)
+    return frozenset(found)
+
+
+def _confidence(cited: int, *, unverified: int, failed: int) -> Literal["high", "medium", "low", "none"]:
+    """Cap by code: nothing cited is no evidence, a gap or an unverified claim is never high."""
+    if not cited:
+        return "none"
+    if unverified:
+        return "low"
+    return "medium" if failed else "high"

@@ -1,0 +1,132 @@
+"""An agent with a scripted model on real durable runs, with the guard and the small world of tools behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from quell.agent import Accounts, Agent, AgentAnswer, Live, Role, Talk, state_of, talk_of
+from quell.app import Authority, open_authority
+from quell.config import JournalSettings, Secret, Settings
+from quell.domain import Level, Message, Parked, Principal, Run, ToolCaller
+from quell.models import Model
+from quell.models._scripted import ScriptedModel, Turn
+from quell.runs import Done, Next, RunContext, Runs, WaitUntil, system_clock
+from tests.doors._hand_bench import SmallWorld
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentRoom:
+    """An agent and what it stands on."""
+
+    runs: Runs
+    authority: Authority
+    world: SmallWorld
+    model: Model
+    live: Live
+    answers: dict[str, AgentAnswer] = field(default_factory=dict)
+
+    async def ask(self, question: str, *, timeout_s: float = 10.0) -> AgentAnswer:
+        run = await self.start(question)
+        return await self.answer(run, timeout_s=timeout_s)
+
+    async def start(self, question: str) -> Run:
+        return await self.runs.start("chat", subject=question, arguments={"question": question})
+
+    async def answer(self, run: Run, *, timeout_s: float = 10.0) -> AgentAnswer:
+        ended = await self.runs.wait(run.id, timeout_s=timeout_s)
+        assert ended.status == "succeeded", ended
+        (told,) = [event.body for event in await self.runs.events(run=run.id) if event.name == "agent.answered"]
+        return msgspec.json.decode(told, type=AgentAnswer)
+
+    async def parked(self, run: Run, *, timeout_s: float = 5.0) -> Parked:
+        """Wait until the run waits for people, and return what it waits for."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout_s
+        while loop.time() < ends_at:
+            for event in await self.runs.events(run=run.id):
+                if event.name == "agent.call_parked":
+                    return msgspec.json.decode(event.body, type=Parked)
+            await asyncio.sleep(0.02)
+        raise AssertionError("the run does not wait for people")
+
+    def approve(self, parked: Parked) -> None:
+        with self.runs.database.writing() as connection:
+            self.authority.guard.approvals.decide(
+                connection,
+                parked.approval,
+                by=Principal(user="bob", roles=("approver",)),
+                verdict="approve",
+                digest_seen=parked.digest,
+                reason="",
+            )
+
+
+@asynccontextmanager
+async def agent_room(
+    state_dir: Path,
+    turns: Iterable[Turn] | Callable[..., Turn] | Model,
+    *,
+    role: Role | None = None,
+    accounts: Accounts | None = None,
+    window: int | None = None,
+) -> AsyncIterator[AgentRoom]:
+    """Open everything, register the work `chat`, and launch."""
+    settings = Settings(state_dir=state_dir, journal=JournalSettings(url=Secret(""), lease_s=2.0))
+    runs = await Runs.open(settings.journal, state_dir=state_dir, clock=system_clock, entropy=os.urandom, version="v1")
+    world, live = SmallWorld(), Live()
+    model = turns if hasattr(turns, "stream") else ScriptedModel(turns, window=window)
+    try:
+        authority = await open_authority(
+            runs, settings, clock=system_clock, entropy=os.urandom, env={}, builtin=world.hands()
+        )
+        try:
+            agent = Agent(
+                role or Role(name="sre", preamble="You look after a small shop."),
+                model=model,  # type: ignore[arg-type]  # a model by now
+                toolbox=authority.toolbox,
+                live=live,
+                accounts=accounts,
+                monotonic=time.monotonic,
+            )
+
+            async def chat(context: RunContext) -> Next:
+                question = str(context.arguments["question"])
+                talk = (
+                    talk_of(context.state) if context.state else Talk(messages=(Message(role="user", text=question),))
+                )
+                ended = await agent.converse(context, talk, caller=caller_of(context))
+                return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})
+
+            runs.register("chat", chat)
+            await runs.launch()
+            yield AgentRoom(runs=runs, authority=authority, world=world, model=model, live=live)  # type: ignore[arg-type]  # as above
+        finally:
+            await runs.close()
+            await authority.close()
+    finally:
+        await runs.close()
+
+
+def caller_of(context: RunContext) -> ToolCaller:
+    principal = Principal(
+        user="ann",
+        roles=("operator",),
+        agent="sre",
+        agent_tools=("*",),
+        workflow="chat",
+        workflow_digest="w1",
+        workflow_tools=("*",),
+        level=Level.APPROVE_EACH,
+    )
+    return ToolCaller(principal=principal, run=context.run.id, fence=context.fence)
+
+
+__all__ = ["AgentRoom", "agent_room", "caller_of", "state_of"]
