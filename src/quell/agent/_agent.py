@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from quell.agent._asking import Accounts, Asked, asked
-from quell.agent._claims import Held, hold
+from quell.agent._claims import Holder
 from quell.agent._context import fitted, request_of
 from quell.agent._live import Live
 from quell.agent._render import exhibit_of, result_text
@@ -141,6 +141,7 @@ class Agent:
                 live=self._live,
                 accounts=self._accounts,
                 deadline_s=deadline_s,
+                holder=lambda: self._holder(talk),
             )
 
         name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
@@ -274,12 +275,12 @@ class Agent:
 
     async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> AgentAnswer:
         """End at a bound: the model has one last word where there is time for it, and the label is ours."""
-        text = ""
         if stop is not Stop.TIME:
             reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=_WHAT[stop]))
             talk = replace(talk, usage=_sum(talk.usage, reply.usage))
-            text = reply.text
-        return await self._ended(context, talk, text or _found_so_far(talk), stop)
+            if reply.text:
+                return await self._ended(context, talk, reply.text, stop, held=reply.held)
+        return await self._ended(context, talk, _found_so_far(talk), stop)
 
     async def _failed(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
         stop = Stop.SPENT if reply.fault == "budget" else Stop.MODEL
@@ -287,10 +288,14 @@ class Agent:
 
     async def _answered(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
         stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
-        return await self._ended(context, talk, reply.text, stop)
+        return await self._ended(context, talk, reply.text, stop, held=reply.held)
 
-    async def _ended(self, context: RunContext, talk: Talk, text: str, stop: Stop, *, fault: str = "") -> AgentAnswer:
-        held = self._held(talk, text)
+    async def _ended(
+        self, context: RunContext, talk: Talk, text: str, stop: Stop, *, fault: str = "", held: Held | None = None
+    ) -> AgentAnswer:
+        if held is None:
+            good = tuple(exhibit.id for exhibit in talk.exhibits if exhibit.is_citable and f"[{exhibit.id}]" in text)
+            held = Held(text=text, cited=good, unverified=0, confidence="low" if good else "none")
         label = f"\n\n[Partial answer: stopped by {_WHAT[stop]}.]" if stop.is_partial else ""
         answer = AgentAnswer(
             text=(held.text + label).strip(),
@@ -302,15 +307,17 @@ class Agent:
             failed=talk.failed,
             cited=held.cited,
             unverified=held.unverified,
-            confidence=held.confidence,
+            confidence="medium" if talk.failed and held.confidence == "high" else held.confidence,
             fault=fault,
         )
         await context.emit("agent.answered", key="answered", **_told(answer))
         return answer
 
-    def _held(self, talk: Talk, text: str) -> Held:
+    def _holder(self, talk: Talk) -> Holder | None:
+        if self.role.evidence == "off":
+            return None
         questions = "\n".join(message.text for message in talk.messages if message.role == "user")
-        return hold(text, talk.exhibits, question=questions, failed=talk.failed)
+        return Holder(talk.exhibits, question=questions)
 
 
 def state_of(talk: Talk) -> Mapping[str, object]:

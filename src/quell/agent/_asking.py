@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from quell.agent._claims import Held, Holder
 from quell.agent._live import Live, Piece
 from quell.agent._talk import NOTHING
 from quell.domain import (
@@ -42,6 +43,8 @@ class Asked:
     is_usage_told: bool = True
     model: str = ""
     tries: int = 1
+    held: Held | None = None
+    """The text after it was held against the evidence, as it was said while it streamed; None: as it is."""
     fault: str = ""
     """A ModelFault, `budget` or `overload`; empty: it replied."""
     detail: str = ""
@@ -66,6 +69,7 @@ async def asked(
     live: Live,
     accounts: Accounts,
     deadline_s: float,
+    holder: Callable[[], Holder | None] = lambda: None,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Asked:
@@ -83,7 +87,8 @@ async def asked(
         except BoundExceededError as bound:
             return Asked(fault="budget", detail=str(bound), tries=attempt - 1)
         try:
-            reply = await _once(model, request, run=run, turn=turn, attempt=attempt, live=live, deadline_s=left_s)
+            saying = _Saying(live, run=run, turn=turn, attempt=attempt, holder=holder())
+            reply = await _once(model, request, saying, deadline_s=left_s)
         except (ModelError, OverloadError) as caught:
             error = caught
             await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
@@ -104,6 +109,7 @@ async def asked(
             is_usage_told=reply.is_usage_told,
             model=reply.model or model.name,
             tries=attempt,
+            held=saying.held(),
         )
     fault = (
         error.fault.value if isinstance(error, ModelError) else "overload" if error is not None else ModelFault.TIMEOUT
@@ -111,17 +117,42 @@ async def asked(
     return Asked(fault=str(fault), detail=_told(error), tries=_TRIES)
 
 
-async def _once(
-    model: Model, request: ModelRequest, *, run: str, turn: int, attempt: int, live: Live, deadline_s: float
-) -> ModelReply:
+class _Saying:
+    """Says one try of a turn to who listens, sentence by sentence where it is held against the evidence."""
+
+    def __init__(self, live: Live, *, run: str, turn: int, attempt: int, holder: Holder | None) -> None:
+        self._live = live
+        self._place = (run, turn, attempt)
+        self._holder = holder
+
+    def text(self, piece: str) -> None:
+        self._say(piece if self._holder is None else self._holder.feed(piece))
+
+    def reasoning(self, piece: str) -> None:
+        self._live.say(Piece(*self._place, "reasoning", piece))
+
+    def end(self) -> None:
+        if self._holder is not None:
+            self._say(self._holder.end())
+
+    def held(self) -> Held | None:
+        return None if self._holder is None else self._holder.held(failed=0)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._live.say(Piece(*self._place, "text", text))
+
+
+async def _once(model: Model, request: ModelRequest, saying: _Saying, *, deadline_s: float) -> ModelReply:
     gathering = Gathering()
     async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
         async for event in events:
             gathering.take(event)
             if isinstance(event, TextPiece):
-                live.say(Piece(run, turn, attempt, "text", event.text))
+                saying.text(event.text)
             elif isinstance(event, ReasoningPiece):
-                live.say(Piece(run, turn, attempt, "reasoning", event.text))
+                saying.reasoning(event.text)
+    saying.end()
     return gathering.reply(request=request, counter=model.counter)
 
 

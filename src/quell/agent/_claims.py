@@ -16,9 +16,9 @@ from quell.agent._talk import Exhibit
 
 UNVERIFIED = "[unverified]"
 _CITATION = re.compile(r"\[(e\d{1,4}(?:\s*,\s*e\d{1,4})*)\]")
-_SPACED_CITATION = re.compile(r"([ \t]*)" + _CITATION.pattern)
+_SPACED_CITATION = re.compile(r"(?<![ \t])([ \t]*+)" + _CITATION.pattern)
 _ONE = re.compile(r"e\d{1,4}")
-_SENTENCE = re.compile(r"[^.!?\n]+(?:[.](?=\S)[^.!?\n]*)*[.!?]*(?:\s*\[e[\d,\se]+\])*|\n+")
+_SENTENCE = re.compile(r"[^.!?\n]++(?:[.](?=\S)[^.!?\n]*+)*+[.!?]*+(?:\s*+\[e[\d,\se]++\])*+|\n++")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,_']*(?:\.\d+)?")
 _NAME = re.compile(r"[A-Za-z][\w]*(?:[-_./][\w]+)+|`[^`\n]{2,80}`")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
@@ -35,30 +35,80 @@ class Held:
     confidence: Literal["high", "medium", "low", "none"]
 
 
+class Holder:
+    """Holds an answer against the evidence while it streams: a sentence at a time, as soon as it is whole."""
+
+    def __init__(self, exhibits: Sequence[Exhibit], *, question: str) -> None:
+        """Hold against what the run saw, and the numbers of the question, which bear nothing and are not claimed."""
+        self._known = {exhibit.id: exhibit for exhibit in exhibits}
+        self._names = _names_of(exhibits)
+        self._given = _numbers_of(question)
+        self._rest = ""
+        self._cited: dict[str, None] = {}
+        self._unverified = 0
+        self._said: list[str] = []
+
+    def feed(self, piece: str) -> str:
+        """Return what of the answer can be said by now."""
+        self._rest += piece
+        end = _settled(self._rest)
+        whole, self._rest = self._rest[:end], self._rest[end:]
+        return self._judged(whole)
+
+    def end(self) -> str:
+        """Return what is left."""
+        whole, self._rest = self._rest, ""
+        return self._judged(whole)
+
+    def held(self, *, failed: int) -> Held:
+        """Return the whole, and how far it is to be trusted; `failed` calls keep it from being high."""
+        return Held(
+            text="".join(self._said),
+            cited=tuple(self._cited),
+            unverified=self._unverified,
+            confidence=_confidence(len(self._cited), unverified=self._unverified, failed=failed),
+        )
+
+    def _judged(self, text: str) -> str:
+        pieces: list[str] = []
+        at = 0
+        for match in _SENTENCE.finditer(text):
+            pieces += (text[at : match.start()], self._sentence(match.group()))
+            at = match.end()
+        said = "".join(pieces) + text[at:]
+        self._said.append(said)
+        return said
+
+    def _sentence(self, sentence: str) -> str:
+        ids = _ONE.findall(" ".join(_CITATION.findall(sentence)))
+        good = [each for each in ids if _bears(self._known.get(each))]
+        clean = _SPACED_CITATION.sub(lambda found: _kept(found, self._known), sentence)
+        self._cited |= dict.fromkeys(good)
+        if _is_claim(sentence, self._names) and not _is_borne(
+            sentence, [self._known[each] for each in good], self._given
+        ):
+            self._unverified += 1
+            bare = clean.rstrip()
+            clean = f"{bare} {UNVERIFIED}{clean[len(bare) :]}"
+        return clean
+
+
 def hold(text: str, exhibits: Sequence[Exhibit], *, question: str, failed: int) -> Held:
     """Mark what is claimed without evidence, take away citations of nothing, and cap the confidence."""
-    known = {exhibit.id: exhibit for exhibit in exhibits}
-    names = _names_of(exhibits)
-    given = _numbers_of(question)
-    cited: dict[str, None] = {}
-    pieces: list[str] = []
-    unverified = at = 0
-    for match in _SENTENCE.finditer(text):
-        pieces.append(text[at : match.start()])
-        at, sentence = match.end(), match.group()
-        good = [each for each in _ONE.findall(" ".join(_CITATION.findall(sentence))) if _bears(known.get(each))]
-        clean = _SPACED_CITATION.sub(lambda found: _kept(found, known), sentence)
-        cited |= dict.fromkeys(good)
-        if _is_claim(sentence, names) and not _is_borne(sentence, [known[each] for each in good], given):
-            unverified += 1
-            clean = f"{clean.rstrip()} {UNVERIFIED}" + clean[len(clean.rstrip()) :]
-        pieces.append(clean)
-    return Held(
-        text="".join(pieces) + text[at:],
-        cited=tuple(cited),
-        unverified=unverified,
-        confidence=_confidence(len(cited), unverified=unverified, failed=failed),
-    )
+    holder = Holder(exhibits, question=question)
+    holder.feed(text)
+    holder.end()
+    return holder.held(failed=failed)
+
+
+def _settled(text: str) -> int:
+    """Return up to where sentences are whole, whatever comes after: a citation may still follow the last one."""
+    matches = list(_SENTENCE.finditer(text))
+    while matches:
+        last = matches.pop()
+        if last.group().strip() and not last.group().lstrip().startswith("["):
+            return last.start()
+    return 0
 
 
 def _bears(exhibit: Exhibit | None) -> bool:

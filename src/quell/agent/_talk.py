@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from quell.domain import CallWanted, Message, OutcomeKind, TokenUsage
 
@@ -54,6 +55,8 @@ class Role:
     temperature: float | None = None
     effort: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+    evidence: Literal["mark", "off"] = "mark"
+    """`mark`: claims about the system that nothing of the run bears out are marked."""
     window_margin: float = 0.20
     """Share of the model's window that requests leave free."""
 
