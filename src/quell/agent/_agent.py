@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from quell.agent._asking import Accounts, Asked, asked
-from quell.agent._claims import Holder
+from quell.agent._claims import Held, Holder
 from quell.agent._context import fitted, request_of
 from quell.agent._live import Live
 from quell.agent._render import exhibit_of, result_text
