@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from quell.domain import Message, ModelRequest, ToolSpec
-from quell.models import Endpoint, OpenAIModel, Patience
+from quell.models import Endpoint, OpenAIModel
+from quell.models._exchange import Patience
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 READ_LOGS = ToolSpec(

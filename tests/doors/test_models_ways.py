@@ -24,9 +24,10 @@ from quell.domain import (
     TokenUsage,
     UsageTold,
 )
-from quell.models import ChainModel, Model, SchemaCallModel, ScriptedModel, TextCallModel, TokenCounter, ask
+from quell.models import ChainModel, Model, ScriptedModel, TokenCounter, ask
 from quell.models._scripted import says, wants
 from quell.models._text_calls import calls_in
+from quell.models._ways import SchemaCallModel, TextCallModel
 from tests.doors._model_bench import HELLO, READ_LOGS
 
 WITH_TOOL = ModelRequest(messages=(Message(role="user", text="Why is cart slow?"),), tools=(READ_LOGS,))

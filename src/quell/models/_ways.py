@@ -26,7 +26,7 @@ from quell.models._tokens import TokenCounter
 _ANSWER = "answer"
 
 
-class _Wrapped:
+class Wrapped:
     """A model in front of another."""
 
     def __init__(self, inner: Model) -> None:
@@ -57,7 +57,7 @@ class _Wrapped:
         await self._inner.close()
 
 
-class TextCallModel(_Wrapped):
+class TextCallModel(Wrapped):
     """A model whose tool calls may stand in its text; what it says streams on as it is."""
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
@@ -81,7 +81,7 @@ class TextCallModel(_Wrapped):
             yield event
 
 
-class SchemaCallModel(_Wrapped):
+class SchemaCallModel(Wrapped):
     """A model that is made to write either a call of an offered tool or its answer, in a JSON schema.
 
     For models too weak for the protocol of tool calls, behind servers that hold their output to a schema.
@@ -109,7 +109,7 @@ class SchemaCallModel(_Wrapped):
             yield event
 
 
-class ChainModel(_Wrapped):
+class ChainModel(Wrapped):
     """Models in order: the next is asked when one fails in a way that another may not share."""
 
     def __init__(
@@ -136,6 +136,11 @@ class ChainModel(_Wrapped):
                 self._on_change(model, error)
             else:
                 return
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Return all of them, in the order in which they are asked."""
+        return self._models
 
     async def close(self) -> None:
         """Close all of them; the first error is told when all were asked."""
