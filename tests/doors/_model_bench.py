@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from quell.domain import Message, ModelRequest, ToolSpec
-from quell.models import Endpoint, OpenAIModel
+from quell.models import Endpoint
 from quell.models._exchange import Patience
+from quell.models._openai import OpenAIModel
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 READ_LOGS = ToolSpec(

@@ -19,7 +19,9 @@ from quell.domain import (
     ModelReply,
     ModelRequest,
     OverloadError,
+    QuellError,
     ReasoningPiece,
+    RefusedError,
     TextPiece,
     TokenUsage,
 )
@@ -54,7 +56,7 @@ class Accounts:
     """Where money and tokens of model calls are reserved and settled; this one counts nothing."""
 
     async def reserve(self, request: ModelRequest, model: Model, *, key: str) -> None:
-        """Reserve the most that a call can take. Raises BoundExceededError."""
+        """Reserve the most that a call can take. Raises BoundExceededError, or RefusedError for a price nobody knows."""
 
     async def settle(self, model: Model, usage: TokenUsage | None, *, key: str) -> None:
         """Settle what it took; None: nobody knows, and it stays charged as reserved."""
@@ -84,8 +86,8 @@ async def asked(
         key = f"model.{turn}.{attempt}"
         try:
             await accounts.reserve(request, model, key=key)
-        except BoundExceededError as bound:
-            return Asked(fault="budget", detail=str(bound), tries=attempt - 1)
+        except (BoundExceededError, RefusedError) as bound:
+            return Asked(fault="budget", detail=_told(bound), tries=attempt - 1)
         try:
             saying = _Saying(live, run=run, turn=turn, attempt=attempt, holder=holder())
             reply = await _once(model, request, saying, deadline_s=left_s)
@@ -175,7 +177,7 @@ def _pause_s(error: ModelError | OverloadError, attempt: int, *, chance: float) 
     return chance * min(_PAUSE_FIRST_S * float(2**attempt), _PAUSE_MAX_S)
 
 
-def _told(error: ModelError | OverloadError | None) -> str:
+def _told(error: QuellError | None) -> str:
     if error is None:
         return "the time is over"
     return f"{error}; {error.hint}" if error.hint else str(error)

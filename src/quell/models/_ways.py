@@ -52,6 +52,11 @@ class Wrapped:
         """Return what counts its tokens."""
         return self._inner.counter
 
+    @property
+    def inner(self) -> Model:
+        """Return the model behind it."""
+        return self._inner
+
     async def close(self) -> None:
         """Close the model."""
         await self._inner.close()
@@ -89,13 +94,14 @@ class SchemaCallModel(Wrapped):
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask within the schema. Raises as `Model.stream` does, and ModelError when the schema was not held."""
-        if not request.tools or request.choice == "none":
+        written = self.written(request)
+        if written is request:
             async for event in self._inner.stream(request, deadline_s=deadline_s):
                 yield event
             return
         said: list[str] = []
         ended: Ended | None = None
-        async for event in self._inner.stream(_constrained(request), deadline_s=deadline_s):
+        async for event in self._inner.stream(written, deadline_s=deadline_s):
             match event:
                 case TextPiece():
                     said.append(event.text)
@@ -107,6 +113,10 @@ class SchemaCallModel(Wrapped):
             raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(said))
         for event in _read("".join(said), request, ended):
             yield event
+
+    def written(self, request: ModelRequest) -> ModelRequest:
+        """Return a request as the model gets it: the same one where no tool may be called."""
+        return _constrained(request) if request.tools and request.choice != "none" else request
 
 
 class ChainModel(Wrapped):
