@@ -112,6 +112,22 @@ def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
+def ndjson(*lines: object, cut: bool = False) -> Answer:
+    """Answer with lines of JSON, chunked; `cut` closes the connection before the end."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for line in lines:
+            _chunk(writer, (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n")
+        if cut:
+            await writer.drain()
+            writer.close()
+            return
+        writer.write(b"0\r\n\r\n")
+
+    return answer
+
+
 def plain(status: int, body: object, *, headers: Sequence[str] = ("Content-Type: application/json",)) -> Answer:
     """Answer with one body."""
 

@@ -18,7 +18,7 @@ _LIFETIME_S = 900.0
 """Longer than any call may take: what is not settled by then is charged as reserved."""
 _TRIES_MAX = 100
 _BELIEVED_SHARE = 3
-"""A report of less than a third of the input that we sent is no report."""
+"""A report of less than a third of what we sent, or of what came, is no report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +56,13 @@ class BudgetAccounts(Accounts):
         reservation = await asyncio.to_thread(self._take, charge, self._place + key)
         self._open[key] = _Open(reservation=reservation, bills=bills)
 
-    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str) -> None:
+    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str, said_tokens: int = 0) -> None:
         """Charge what it took: by its report, as far as that can be true, and as reserved otherwise."""
         del model  # its bills were made when it was reserved
         call = self._open.pop(key, None)
         if call is None:
             return
-        await asyncio.to_thread(self._charge, call, usage)
+        await asyncio.to_thread(self._charge, call, usage, said_tokens)
 
     def _take(self, charge: Charge, key: str) -> Reservation:
         # A key stands for one charge: the digest keeps apart what is counted otherwise after a crash.
@@ -79,16 +79,21 @@ class BudgetAccounts(Accounts):
                     self._budgets.settle(connection, taken, None, spender=self._spender)
         raise BoundExceededError("the tries of one model call", limit=_TRIES_MAX)
 
-    def _charge(self, call: _Open, usage: TokenUsage | None) -> None:
+    def _charge(self, call: _Open, usage: TokenUsage | None, said_tokens: int) -> None:
         with self._database.writing() as connection:
-            self._budgets.settle(connection, call.reservation, self._actual(call.bills, usage), spender=self._spender)
+            self._budgets.settle(
+                connection,
+                call.reservation,
+                self._actual(call.bills, usage, said_tokens=said_tokens),
+                spender=self._spender,
+            )
 
-    def _actual(self, bills: Sequence[Bill], usage: TokenUsage | None) -> Charge | None:
+    def _actual(self, bills: Sequence[Bill], usage: TokenUsage | None, *, said_tokens: int) -> Charge | None:
         """Return what to charge; None: as reserved."""
         if usage is NOTHING:
             # Not a report: the call did not reach anybody who could charge for it.
             return Charge()
-        if usage is None or not _is_likely(usage, bills):
+        if usage is None or not _is_likely(usage, bills, said_tokens=said_tokens):
             return None
         prices = [self._budgets.price_of(bill.provider, bill.model, usage) for bill in bills]
         known = [price for price in prices if price is not None]
@@ -112,9 +117,11 @@ def _tokens(bill: Bill) -> int:
     return bill.input_tokens + bill.output_tokens
 
 
-def _is_likely(usage: TokenUsage, bills: Sequence[Bill]) -> bool:
+def _is_likely(usage: TokenUsage, bills: Sequence[Bill], *, said_tokens: int) -> bool:
     """Tell whether a report can be true, as far as our own side knows."""
     counts = (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.written_tokens)
     if any(type(count) is not int or count < 0 for count in counts):
+        return False
+    if usage.output_tokens * _BELIEVED_SHARE < said_tokens:
         return False
     return usage.input_tokens * _BELIEVED_SHARE >= min(bill.counted_tokens for bill in bills)

@@ -58,8 +58,11 @@ class Accounts:
     async def reserve(self, request: ModelRequest, model: Model, *, key: str) -> None:
         """Reserve the most that a call can take. Raises BoundExceededError, or RefusedError for a price nobody knows."""
 
-    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str) -> None:
-        """Settle what it took; None: nobody knows, and it stays charged as reserved."""
+    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str, said_tokens: int = 0) -> None:
+        """Settle what it took; None: nobody knows, and it stays charged as reserved.
+
+        `said_tokens` are those that came, by our own count: who reports far less is not believed.
+        """
 
 
 async def asked(
@@ -102,7 +105,7 @@ async def asked(
         except BaseException:
             await asyncio.shield(accounts.settle(model, None, key=key))
             raise
-        await accounts.settle(model, reply.usage, key=key)
+        await accounts.settle(model, reply.usage, key=key, said_tokens=_said_tokens(model, reply))
         return Asked(
             text=reply.text,
             calls=reply.calls,
@@ -156,6 +159,11 @@ async def _once(model: Model, request: ModelRequest, saying: _Saying, *, deadlin
                 saying.reasoning(event.text)
     saying.end()
     return gathering.reply(request=request, counter=model.counter)
+
+
+def _said_tokens(model: Model, reply: ModelReply) -> int:
+    said = (reply.text, *(call.name + call.arguments for call in reply.calls))
+    return sum(model.counter.count_text(each) for each in said)
 
 
 def _may_have_cost(error: ModelError | OverloadError) -> bool:
