@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from quell.domain import ModelError, ModelFault
-from quell.models._faults import HINTS, fault_in_stream, fault_of_answer, shown
+from quell.models._faults import HINTS, by_words, fault_of_answer, shown
 
 _BY_NAME: Mapping[str, ModelFault] = {
     "ModelContextWindowExceededError": ModelFault.OVERFLOW,
@@ -49,7 +49,7 @@ def fault_of(error: Exception, *, said: bool, now: datetime) -> ModelError:
         # The words of a refusal say more than its status, as they do for other providers.
         headers = getattr(error, "headers", None) or {}
         told = fault_of_answer(status, headers=headers, body=_body(error, words), now=now) if status else None
-        fault = told.fault if told is not None else fault or fault_in_stream(words, said=said).fault
+        fault = told.fault if told is not None else fault or by_words(words, status=0) or ModelFault.BAD_ANSWER
     if fault is ModelFault.UNREACHABLE and (said or getattr(error, "phase", None) in _SENT):
         fault = ModelFault.BROKEN_STREAM
     after_s = getattr(error, "retry_after", None)

@@ -115,7 +115,8 @@ class Answer:
         """Return how it ended. Raises ModelError when it ended in its middle."""
         whole = self.response.get()
         reason = whole.finish_reason
-        if whole.state != "complete" or reason == "error":
+        has_reason = reason or (whole.provider_details or {}).get("finish_reason")
+        if whole.state != "complete" or reason == "error" or not has_reason:
             raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=True)
         if any(isinstance(part, said.ThinkingPart) or getattr(part, "provider_details", None) for part in whole.parts):
             self.kept.keep(whole, text="".join(self._text), calls=tuple(self._calls))
@@ -177,8 +178,6 @@ def _anthropic(settings: LlmSettings, *, patience: Patience, hear: Hear | None) 
         max_retries=0,
         http_client=client,
     )
-    # The environment of this process may hold another key, for another account.
-    sdk.auth_token = None
     carrier = AnthropicModel(settings.model, provider=AnthropicProvider(anthropic_client=sdk))
     return Way(carrier=carrier, shut=client.aclose, place=lambda extra: {"extra_body": dict(extra)})
 

@@ -58,7 +58,7 @@ class _Envelope(msgspec.Struct):
 def fault_of_answer(status: int, *, headers: Mapping[str, str], body: bytes, now: datetime) -> ModelError:
     """Say what an answer other than success means."""
     words = _words_of(body)
-    fault = _by_words(words, status=status) or _BY_STATUS.get(status)
+    fault = by_words(words, status=status) or _BY_STATUS.get(status)
     if fault is None:
         fault = ModelFault.OVERLOADED if status >= 500 else ModelFault.INVALID
     return ModelError(
@@ -73,7 +73,7 @@ def fault_of_answer(status: int, *, headers: Mapping[str, str], body: bytes, now
 def fault_in_stream(error: object, *, said: bool) -> ModelError:
     """Say what an error object in the middle of a stream means."""
     words = _words_of(msgspec.json.encode({"error": error}))
-    fault = _by_words(words, status=0) or (ModelFault.BROKEN_STREAM if said else ModelFault.OVERLOADED)
+    fault = by_words(words, status=0) or (ModelFault.BROKEN_STREAM if said else ModelFault.OVERLOADED)
     return ModelError(f"the provider broke off: {shown(words)}", fault=fault, said=said, hint=HINTS.get(fault, ""))
 
 
@@ -83,7 +83,7 @@ def shown(words: str) -> str:
     return clean if len(clean) <= _TOLD_MAX_CHARS else clean[:_TOLD_MAX_CHARS] + " …"
 
 
-def _by_words(words: str, *, status: int) -> ModelFault | None:
+def by_words(words: str, *, status: int) -> ModelFault | None:
     """Read the words where the status alone does not say it."""
     if status in {401, 403, 404}:
         return None
