@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import subprocess
 import sys
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,19 @@ def test_claude_tells_its_limits_and_they_hold_for_the_next_one_who_asks() -> No
     with pytest.raises(OverloadError) as caught:
         asyncio.run(story())
     assert caught.value.retry_after_s == pytest.approx(30)
+
+
+@_needs("anthropic")
+def test_claude_is_left_at_once_when_nobody_listens_any_more() -> None:
+    async def story() -> None:
+        async with provider(claude(claude_begins(), *claude_text(0, *["x" * 200_000] * 200), *claude_ends())) as state:
+            model = open_model(replace(CLAUDE, base_url=f"http://127.0.0.1:{state.port}"), clock=lambda: NOW, env={})
+            async with aclosing(model.stream(HELLO, deadline_s=20)) as events:
+                await anext(events)
+            await asyncio.wait_for(state.left.wait(), timeout=10)
+            await model.close()
+
+    asyncio.run(story())
 
 
 def test_nobody_listens_and_it_is_told() -> None:

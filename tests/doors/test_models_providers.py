@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -165,6 +166,19 @@ def test_calls_are_found_in_text_or_held_to_a_schema_as_the_settings_say() -> No
     assert [call.arguments for call in held.calls] == ['{"service": "cart"}']
     assert "tools" not in state.bodies[0]
     assert "response_format" in state.bodies[0]
+
+
+@pytest.mark.parametrize("settings", [HERE, replace(HERE, fallback_tool_parsing=True)])
+def test_a_provider_is_left_at_once_when_nobody_listens_any_more(settings: LlmSettings) -> None:
+    async def story() -> None:
+        async with provider(sse(*[delta("x")] * 400, end(), gap_s=0.02)) as state:
+            model = _open(replace(settings, base_url=state.url))
+            async with aclosing(model.stream(HELLO, deadline_s=20)) as events:
+                await anext(events)
+            await asyncio.wait_for(state.left.wait(), timeout=3)
+            await model.close()
+
+    asyncio.run(story())
 
 
 # -- Ollama ---------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from quell.models._ways import Wrapped
 _MINUTE_S = 60.0
 _WAIT_MAX_S = 30.0
 _WAITERS_MAX = 256
+_TICK_S = 1e-6
+"""Less than this is what sums of floats are off, and no wait."""
 _HOLD_FIRST_S = 1.0
 _HOLD_MAX_S = 120.0
 _ANSWER_TOKENS = 256
@@ -115,7 +117,8 @@ class Limiter:
         now_s = self.monotonic()
         self._requests.fill(now_s)
         self._tokens.fill(now_s)
-        return max(self._held_until_s - now_s, self._requests.lacks_s(1), self._tokens.lacks_s(tokens), 0.0)
+        lacks_s = max(self._held_until_s - now_s, self._requests.lacks_s(1), self._tokens.lacks_s(tokens))
+        return lacks_s if lacks_s > _TICK_S else 0.0
 
     def correct(self, *, taken: int, used: int) -> None:
         """Take what a request used beyond what was taken for it, or give the rest back."""

@@ -7,6 +7,7 @@ import ipaddress
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from types import MappingProxyType
@@ -127,8 +128,9 @@ class ChosenModel(Wrapped):
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask as the settings say. Raises as `Model.stream` does."""
-        async for event in self._inner.stream(self.chosen(request), deadline_s=deadline_s):
-            yield event
+        async with aclosing(self._inner.stream(self.chosen(request), deadline_s=deadline_s)) as events:
+            async for event in events:
+                yield event
 
     def chosen(self, request: ModelRequest) -> ModelRequest:
         """Return a request with what the settings say about it."""

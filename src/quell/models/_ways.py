@@ -69,21 +69,22 @@ class TextCallModel(Wrapped):
         """Ask, and add the calls that were found in the text before its end. Raises as `Model.stream` does."""
         said: list[str] = []
         has_calls = False
-        async for event in self._inner.stream(request, deadline_s=deadline_s):
-            match event:
-                case TextPiece():
-                    said.append(event.text)
-                case CallPiece():
-                    has_calls = True
-                case Ended() if not has_calls:
-                    calls = calls_in("".join(said), request)
-                    for piece in _pieces(calls):
-                        yield piece
-                    if calls:
-                        event = replace(event, reason="calls")  # noqa: PLW2901 - the same end, for its true reason
-                case _:
-                    pass
-            yield event
+        async with aclosing(self._inner.stream(request, deadline_s=deadline_s)) as events:
+            async for event in events:
+                match event:
+                    case TextPiece():
+                        said.append(event.text)
+                    case CallPiece():
+                        has_calls = True
+                    case Ended() if not has_calls:
+                        calls = calls_in("".join(said), request)
+                        for piece in _pieces(calls):
+                            yield piece
+                        if calls:
+                            event = replace(event, reason="calls")  # noqa: PLW2901 - the same end, for its true reason
+                    case _:
+                        pass
+                yield event
 
 
 class SchemaCallModel(Wrapped):
@@ -95,20 +96,19 @@ class SchemaCallModel(Wrapped):
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask within the schema. Raises as `Model.stream` does, and ModelError when the schema was not held."""
         written = self.written(request)
-        if written is request:
-            async for event in self._inner.stream(request, deadline_s=deadline_s):
-                yield event
-            return
         said: list[str] = []
         ended: Ended | None = None
-        async for event in self._inner.stream(written, deadline_s=deadline_s):
-            match event:
-                case TextPiece():
-                    said.append(event.text)
-                case Ended():
-                    ended = event
-                case _:
-                    yield event
+        async with aclosing(self._inner.stream(written, deadline_s=deadline_s)) as events:
+            async for event in events:
+                match event:
+                    case TextPiece() if written is not request:
+                        said.append(event.text)
+                    case Ended() if written is not request:
+                        ended = event
+                    case _:
+                        yield event
+        if written is request:
+            return
         if ended is None:
             raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(said))
         for event in _read("".join(said), request, ended):
