@@ -34,7 +34,13 @@ def claude(*events: dict[str, object], cut: bool = False, headers: Sequence[str]
 
 def claude_begins(**usage: int) -> dict[str, object]:
     told = {"input_tokens": 10, "output_tokens": 1, **usage}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": []}
+    message: dict[str, object] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x",
+        "content": [],
+    }
     message |= {"stop_reason": None, "stop_sequence": None, "usage": told}
     return {"type": "message_start", "message": message}
 

@@ -24,7 +24,6 @@ from quell.domain import (
     TokenUsage,
 )
 from quell.models import Limits, ask, list_models, open_model
-from quell.models import _direct as direct
 from quell.models._direct_faults import fault_of
 from tests.doors._direct_bench import (
     bedrock,
@@ -57,10 +56,13 @@ pytestmark = pytest.mark.timeout(60)  # whoever comes first loads an SDK
 CLAUDE = LlmSettings(provider="anthropic", model="claude-sonnet-4-6", api_key=Secret("key-of-the-test"))
 GEMINI = LlmSettings(provider="gemini", model="gemini-2.5-flash", api_key=Secret("key-of-the-test"))
 BEDROCK = LlmSettings(provider="bedrock", model="anthropic.claude-sonnet-4-5-20250929-v1:0", region="eu-central-1")
-QUICK = {"first_token_timeout_s": 0.5, "inactivity_timeout_s": 0.3}
 AWS = {"AWS_ACCESS_KEY_ID": "AKIDOFTHETEST", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
 HI = claude(claude_begins(), *claude_text(0, "hi"), *claude_ends())
 LOGS = CallWanted(id="1.1", name="read_logs", arguments='{"service": "cart"}')
+
+
+def _quick(settings: LlmSettings) -> LlmSettings:
+    return replace(settings, first_token_timeout_s=0.5, inactivity_timeout_s=0.3)
 
 
 def _asked(
@@ -239,7 +241,7 @@ def test_claude_is_asked_once_and_its_refusal_has_its_kind(
     ids=["silence", "cut", "no end", "error"],
 )
 def test_claude_that_goes_silent_or_breaks_off_is_told(answer: Answer, fault: ModelFault, said: bool) -> None:
-    error, _ = _fault(replace(CLAUDE, **QUICK), answer)
+    error, _ = _fault(_quick(CLAUDE), answer)
     assert (error.fault, error.said) == (fault, said)
 
 
@@ -306,7 +308,10 @@ def test_nobody_listens_and_it_is_told() -> None:
 
 @_needs("gemini")
 def test_gemini_streams_thoughts_text_calls_and_usage() -> None:
-    call = {"functionCall": {"name": "read_logs", "args": {"service": "cart"}}, "thoughtSignature": "c2ln"}
+    call: dict[str, object] = {
+        "functionCall": {"name": "read_logs", "args": {"service": "cart"}},
+        "thoughtSignature": "c2ln",
+    }
     first = replace(HELLO, tools=(READ_LOGS,))
     told = {"promptTokenCount": 40, "candidatesTokenCount": 6, "thoughtsTokenCount": 3, "cachedContentTokenCount": 8}
     answered = Message(role="assistant", text="I look.", calls=(LOGS,))
@@ -439,8 +444,15 @@ def test_bedrock_is_asked_once_and_its_refusal_has_its_kind(
 
 @_needs("bedrock")
 def test_bedrock_that_goes_silent_is_told() -> None:
-    error, _ = _fault(replace(BEDROCK, **QUICK), silence())
+    error, _ = _fault(_quick(BEDROCK), silence())
     assert error.fault is ModelFault.TIMEOUT
+
+
+@_needs("bedrock")
+def test_a_profile_that_is_not_there_is_told_as_that() -> None:
+    error, state = _fault(replace(BEDROCK, profile="no-such-profile"), silence())
+    assert (error.fault, state.bodies) == (ModelFault.AUTH, [])
+    assert "no-such-profile" in str(error)
 
 
 @_needs("bedrock")
@@ -462,8 +474,7 @@ def test_bedrock_lists_what_it_offers_for_text() -> None:
 def test_a_provider_that_is_not_installed_is_refused_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pydantic_ai", None)
-    monkeypatch.setattr(direct.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     for settings in (CLAUDE, GEMINI, BEDROCK):
         with pytest.raises(ConfigError) as caught:
             open_model(settings, clock=lambda: NOW, env={})

@@ -240,6 +240,13 @@ def test_ollama_is_asked_with_its_own_options() -> None:
     ]
 
 
+def test_ollama_is_asked_for_the_window_that_the_settings_know() -> None:
+    for more, window in (({}, 16384), ({"num_ctx": 4096}, 4096)):
+        settings = replace(LOCAL, context_window=16384, additional_params=more)
+        _, state = _asked(settings, ndjson({"message": {"content": "x"}}, {"done": True}), path="")
+        assert state.bodies[0]["options"] == {"num_ctx": window}
+
+
 def test_ollama_says_that_an_answer_was_cut_off() -> None:
     reply, _ = _asked(LOCAL, ndjson({"message": {"content": "It"}}, {"done": True, "done_reason": "length"}), path="")
     assert (reply.reason, reply.is_usage_told) == ("length", False)

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from quell.config import LlmSettings
-from quell.domain import CallWanted, Clock, ConfigError, ModelError, ModelEvent, ModelFault, ModelRequest
+from quell.domain import Clock, ConfigError, ModelError, ModelEvent, ModelFault, ModelRequest
 from quell.models._direct_faults import fault_of
+from quell.models._direct_kept import Kept
 from quell.models._exchange import Hear, Patience
 from quell.models._tokens import TokenCounter
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
-
     from quell.models._direct_ways import Way
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +28,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "bedrock": ("pydantic_ai", "boto3"),
     "gemini": ("pydantic_ai", "google.genai"),
 }
-_KEPT_MAX = 512
 
 
 class DirectModel:
@@ -83,9 +78,9 @@ class DirectModel:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
-        way = await self._opened()
         said, quiet_s = False, self._patience.first_s
         try:
+            way = await self._opened()
             async with AsyncExitStack() as stack:
                 async with _within(min(quiet_s, ends_at - loop.time()), said=False):
                     answer = await stack.enter_async_context(way.asked(request, kept=self._kept))
@@ -123,24 +118,6 @@ class DirectModel:
             return self._way
 
 
-class Kept:
-    """Answers as the provider gave them, found again by what was said in them: ids of calls are ours by then."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self._answers: OrderedDict[str, ModelResponse] = OrderedDict()
-
-    def keep(self, answer: ModelResponse, *, text: str, calls: tuple[CallWanted, ...]) -> None:
-        """Remember an answer."""
-        self._answers[_digest(text, calls)] = answer
-        if len(self._answers) > _KEPT_MAX:
-            self._answers.popitem(last=False)
-
-    def find(self, *, text: str, calls: tuple[CallWanted, ...]) -> ModelResponse | None:
-        """Return the answer that said this; None when it was said elsewhere, or too long ago."""
-        return self._answers.get(_digest(text, calls))
-
-
 def needs(provider: str) -> None:
     """Check that what a provider needs is installed. Raises ConfigError."""
     for module in _NEEDS[provider]:
@@ -167,14 +144,3 @@ async def _within(timeout_s: float, *, said: bool) -> AsyncIterator[None]:
             raise
         told = "nothing more came" if said else "no answer"
         raise ModelError(f"{told} within {timeout_s:g} s", fault=ModelFault.TIMEOUT, said=said) from error
-
-
-def _digest(text: str, calls: tuple[CallWanted, ...]) -> str:
-    return sha256(json.dumps([text, [[call.name, _plain(call.arguments)] for call in calls]]).encode()).hexdigest()
-
-
-def _plain(arguments: str) -> object:
-    try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
-    except ValueError:
-        return arguments

@@ -24,6 +24,7 @@ _BY_NAME: Mapping[str, ModelFault] = {
     "ContentFilterError": ModelFault.FILTERED,
     "UnexpectedModelBehavior": ModelFault.BAD_ANSWER,
     "UserError": ModelFault.INVALID,
+    "ImportError": ModelFault.INVALID,
     "NoCredentialsError": ModelFault.AUTH,
     "PartialCredentialsError": ModelFault.AUTH,
     "ProfileNotFound": ModelFault.AUTH,

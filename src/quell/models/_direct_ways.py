@@ -38,7 +38,7 @@ from quell.domain import (
     TokenUsage,
     UsageTold,
 )
-from quell.models._direct import Kept
+from quell.models._direct_kept import Kept
 from quell.models._exchange import Hear, Patience
 
 _CONNECTIONS_MAX = 256

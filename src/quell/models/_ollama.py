@@ -116,7 +116,7 @@ class OllamaModel:
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
-        body = _ENCODER.encode(chat_body(request, name=self._name))
+        body = _ENCODER.encode(chat_body(request, name=self._name, window=self._window))
         asked = self._exchange.asked("/api/chat", body, accept="application/x-ndjson", deadline_s=deadline_s)
         async with asked as wire:
             reader = _Reader()
@@ -194,10 +194,11 @@ class _Reader:
             events.append(UsageTold(usage=usage))
 
 
-def chat_body(request: ModelRequest, *, name: str) -> dict[str, object]:
+def chat_body(request: ModelRequest, *, name: str, window: int | None = None) -> dict[str, object]:
     """Return the body of a request as Ollama takes it.
 
     It has no way to force a call: one tool that is to be called is the only one offered, and `required` is a wish.
+    It cuts a prompt in silence at a window of its own choice, so that a window that is known is asked for.
     """
     body: dict[str, object] = {
         "model": name,
@@ -214,6 +215,7 @@ def chat_body(request: ModelRequest, *, name: str) -> dict[str, object]:
         # Levels are known to one family of models; the others think or do not.
         body["think"] = level if "gpt-oss" in name or level is False else True
     said: dict[str, object] = {
+        "num_ctx": window,
         "num_predict": request.output_max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
