@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quell.config import LlmSettings, Secret
 from quell.domain import ModelError, ModelEvent, ModelFault, ModelRequest, OverloadError, TokenUsage
-from quell.models import Limits, ScriptedModel, ask, open_model
+from quell.models import ChainModel, Limits, ScriptedModel, ask, open_model
 from quell.models._limits import LimitedModel, Limiter
 from quell.models._scripted import says
 from tests.doors._model_bench import HELLO, NOW, delta, end, plain, provider, sse, usage
@@ -207,6 +207,19 @@ def test_what_an_answer_really_took_is_what_counts() -> None:
     asyncio.run(_one(LimitedModel(ScriptedModel([turn]), limiter), HELLO))
     assert limiter.lacks_s(1) == pytest.approx(0.001, abs=0.01)
     assert limiter.lacks_s(30_000) == pytest.approx(30, abs=0.1)
+
+
+def test_a_chain_goes_on_with_the_next_model_where_the_first_has_no_room_left() -> None:
+    full = Limiter(lambda: 0.0, requests_per_minute=1)
+    left: list[str] = []
+
+    async def story() -> list[str]:
+        first, second = ScriptedModel([says("a")], name="first"), ScriptedModel([says("b")], name="second")
+        chain = ChainModel([LimitedModel(first, full), second], on_change=lambda model, _error: left.append(model.name))
+        return [(await ask(chain, HELLO, deadline_s=5)).text for _ in range(2)]
+
+    assert asyncio.run(story()) == ["a", "b"]
+    assert left == ["first"]
 
 
 async def _one(model: LimitedModel, request: ModelRequest) -> list[ModelEvent]:

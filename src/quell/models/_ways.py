@@ -16,6 +16,7 @@ from quell.domain import (
     ModelEvent,
     ModelFault,
     ModelRequest,
+    OverloadError,
     QuellError,
     TextPiece,
 )
@@ -123,7 +124,10 @@ class ChainModel(Wrapped):
     """Models in order: the next is asked when one fails in a way that another may not share."""
 
     def __init__(
-        self, models: Sequence[Model], *, on_change: Callable[[Model, ModelError], None] = lambda _model, _error: None
+        self,
+        models: Sequence[Model],
+        *,
+        on_change: Callable[[Model, ModelError | OverloadError], None] = lambda _model, _error: None,
     ) -> None:
         """Ask the first; `on_change` hears which model is left and why."""
         assert models, "a chain has a model"
@@ -140,8 +144,9 @@ class ChainModel(Wrapped):
                     async for event in events:
                         has_said = True
                         yield event
-            except ModelError as error:
-                if has_said or number + 1 == len(self._models) or error.fault in _SHARED:
+            except (ModelError, OverloadError) as error:
+                is_shared = isinstance(error, ModelError) and error.fault in _SHARED
+                if has_said or number + 1 == len(self._models) or is_shared:
                     raise
                 self._on_change(model, error)
             else:
