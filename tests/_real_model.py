@@ -89,7 +89,7 @@ def _serve(port: int) -> None:
     params.port = port
     params.n_ctx = WINDOW_TOKENS
     params.n_parallel = 1
-    params.n_predict = 256
+    params.n_predict = 512
     params.warmup = False
     # Two threads spin while they wait for each other: one is faster on a machine that is shared.
     params.cpuparams.n_threads = 1

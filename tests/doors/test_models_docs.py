@@ -14,6 +14,7 @@ import pytest
 from quell.config import LlmSettings
 from quell.domain import ModelFault
 from quell.models import _limits as limits
+from quell.models._bills import _UNBOUNDED_TOKENS
 from quell.models._direct import _NEEDS
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,7 @@ def test_the_page_names_every_provider_every_fault_and_every_key_that_it_explain
     assert re.findall(r"`([a-z_]+)`", line.partition("Every fault")[2]) == [fault.value for fault in ModelFault]
     assert f"longer than {limits._WAIT_MAX_S:g} seconds" in PAGE
     assert f"when {limits._WAITERS_MAX} wait" in PAGE
+    assert f"{_UNBOUNDED_TOKENS:,} where" in PAGE
 
 
 def test_what_the_page_says_to_install_is_an_extra_of_the_package() -> None:

@@ -352,6 +352,7 @@ def test_a_bill_knows_the_most_that_may_come_back_whoever_says_it() -> None:
     assert most(replace(LOCAL, additional_params={"options": {"num_predict": 80}})) == 80
     assert most(replace(HERE, context_window=5000)) < 5000
     assert most(HERE) == 32_768
+    assert most(replace(HERE, context_window=1_000_000)) == 32_768
 
 
 def test_a_bill_counts_the_tools_that_a_schema_writes_into_the_prompt() -> None:

@@ -11,7 +11,7 @@ from quell.models._open import ChosenModel
 from quell.models._ways import ChainModel, SchemaCallModel, Wrapped
 
 _UNBOUNDED_TOKENS = 32_768
-"""What an answer is taken for where neither request, settings nor window bound it."""
+"""What an answer is taken for where neither request nor settings bound it, and the window leaves room for more."""
 _EXACT, _ESTIMATED = 1.1, 1.3
 """How far a count may be off: frames of messages and tools are the provider's own, words without a tokenizer are guessed."""
 _FRAME_TOKENS = 64
@@ -56,7 +56,8 @@ def _bill(model: Model, request: ModelRequest) -> Bill:
     most = int(counted * (_EXACT if model.counter.is_exact else _ESTIMATED)) + _FRAME_TOKENS
     output = _cap(request)
     if output is None:
-        output = max(model.window - counted, 1) if model.window is not None else _UNBOUNDED_TOKENS
+        left = _UNBOUNDED_TOKENS if model.window is None else max(model.window - counted, 1)
+        output = min(left, _UNBOUNDED_TOKENS)
     return Bill(
         provider=model.provider,
         model=model.name,
