@@ -448,6 +448,21 @@ def test_bedrock_that_goes_silent_is_told() -> None:
     assert error.fault is ModelFault.TIMEOUT
 
 
+@_needs("gemini")
+@pytest.mark.parametrize("cut", [True, False])
+def test_gemini_that_breaks_off_is_told(cut: bool) -> None:
+    error, _ = _fault(GEMINI, gemini(gemini_chunk({"text": "It"}), cut=cut))
+    assert (error.fault, error.said) == (ModelFault.BROKEN_STREAM, True)
+
+
+@_needs("bedrock")
+@pytest.mark.parametrize("cut", [True, False])
+def test_bedrock_that_breaks_off_is_told(cut: bool) -> None:
+    begun = ("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "It"}})
+    error, _ = _fault(BEDROCK, bedrock(("messageStart", {"role": "assistant"}), begun, cut=cut))
+    assert (error.fault, error.said) == (ModelFault.BROKEN_STREAM, True)
+
+
 @_needs("bedrock")
 def test_a_profile_that_is_not_there_is_told_as_that() -> None:
     error, state = _fault(replace(BEDROCK, profile="no-such-profile"), silence())
