@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests._postgres import running_postgres
+from tests._real_model import RealModel, lacking, running_model
 
 NEEDS = {
     "needs_prometheus": ("prometheus", "prometheus-alertmanager"),
@@ -22,6 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.stem.startswith("test_lab_"):
             # One shop at a time: two would want more than this machine's cores, and judge each other's speed.
             item.add_marker(pytest.mark.xdist_group("lab"))
+        if item.get_closest_marker("needs_model"):
+            # One server for all of them, and none at all where its wheels are not installed.
+            item.add_marker(pytest.mark.xdist_group("model"))
+            if lacking():
+                item.add_marker(pytest.mark.skip(reason=f"left out: needs {lacking()} (wheels on PyPI)"))
         for marker, programs in NEEDS.items():
             missing = [program for program in programs if shutil.which(program) is None]
             if item.get_closest_marker(marker) and missing:
@@ -53,3 +59,10 @@ def postgres_url() -> Iterator[str]:
     """URL of a real PostgreSQL: QUELL_TEST_POSTGRES, or one of our own for the session."""
     with running_postgres() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Iterator[RealModel]:
+    """Give a real model behind a real server, in a process that ends with the session."""
+    with running_model() as model:
+        yield model

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from quell.domain import Message, ModelRequest, ToolSpec
-from quell.models import Endpoint, OpenAIModel, Patience
+from quell.models import Endpoint
+from quell.models._exchange import Patience
+from quell.models._openai import OpenAIModel
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 READ_LOGS = ToolSpec(
@@ -108,6 +110,22 @@ def sse(*data: object, done: bool = True, gap_s: float = 0.0, cut: int | None = 
 
 def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def ndjson(*lines: object, cut: bool = False) -> Answer:
+    """Answer with lines of JSON, chunked; `cut` closes the connection before the end."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for line in lines:
+            _chunk(writer, (line if isinstance(line, str) else json.dumps(line)).encode() + b"\n")
+        if cut:
+            await writer.drain()
+            writer.close()
+            return
+        writer.write(b"0\r\n\r\n")
+
+    return answer
 
 
 def plain(status: int, body: object, *, headers: Sequence[str] = ("Content-Type: application/json",)) -> Answer:

@@ -24,9 +24,10 @@ from quell.domain import (
     TokenUsage,
     UsageTold,
 )
-from quell.models import ChainModel, Model, SchemaCallModel, ScriptedModel, TextCallModel, TokenCounter, ask
+from quell.models import ChainModel, Model, ScriptedModel, TokenCounter, ask
 from quell.models._scripted import says, wants
 from quell.models._text_calls import calls_in
+from quell.models._ways import SchemaCallModel, TextCallModel
 from tests.doors._model_bench import HELLO, READ_LOGS
 
 WITH_TOOL = ModelRequest(messages=(Message(role="user", text="Why is cart slow?"),), tools=(READ_LOGS,))
@@ -153,10 +154,10 @@ def _fails(fault: ModelFault, *, after: str = "") -> ScriptedModel:
     "fault", [each for each in ModelFault if each not in {ModelFault.INVALID, ModelFault.FILTERED}]
 )
 def test_the_next_model_answers_when_the_first_does_not(fault: ModelFault) -> None:
-    left: list[tuple[str, ModelFault]] = []
+    left: list[tuple[str, object]] = []
     chain = ChainModel(
         [_fails(fault), ScriptedModel([says("here")])],
-        on_change=lambda model, error: left.append((model.name, error.fault)),
+        on_change=lambda model, error: left.append((model.name, getattr(error, "fault", None))),
     )
     assert _reply(chain).text == "here"
     assert left == [("first", fault)]

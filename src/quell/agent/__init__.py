@@ -4,6 +4,7 @@ Owns:  the loop, its bounds, what stands in a model's context, and what an answe
 Never: touches the world but through the toolbox, speaks a provider's protocol, opens a socket.
 """
 
+from quell.agent._accounts import BudgetAccounts as BudgetAccounts
 from quell.agent._agent import Agent as Agent
 from quell.agent._agent import state_of as state_of
 from quell.agent._agent import talk_of as talk_of

@@ -19,7 +19,9 @@ from quell.domain import (
     ModelReply,
     ModelRequest,
     OverloadError,
+    QuellError,
     ReasoningPiece,
+    RefusedError,
     TextPiece,
     TokenUsage,
 )
@@ -54,10 +56,13 @@ class Accounts:
     """Where money and tokens of model calls are reserved and settled; this one counts nothing."""
 
     async def reserve(self, request: ModelRequest, model: Model, *, key: str) -> None:
-        """Reserve the most that a call can take. Raises BoundExceededError."""
+        """Reserve the most that a call can take. Raises BoundExceededError, or RefusedError for a price nobody knows."""
 
-    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str) -> None:
-        """Settle what it took; None: nobody knows, and it stays charged as reserved."""
+    async def settle(self, model: Model, usage: TokenUsage | None, *, key: str, said_tokens: int = 0) -> None:
+        """Settle what it took; None: nobody knows, and it stays charged as reserved.
+
+        `said_tokens` are those that came, by our own count: who reports far less is not believed.
+        """
 
 
 async def asked(
@@ -84,8 +89,8 @@ async def asked(
         key = f"model.{turn}.{attempt}"
         try:
             await accounts.reserve(request, model, key=key)
-        except BoundExceededError as bound:
-            return Asked(fault="budget", detail=str(bound), tries=attempt - 1)
+        except (BoundExceededError, RefusedError) as bound:
+            return Asked(fault="budget", detail=_told(bound), tries=attempt - 1)
         try:
             saying = _Saying(live, run=run, turn=turn, attempt=attempt, holder=holder())
             reply = await _once(model, request, saying, deadline_s=left_s)
@@ -100,7 +105,7 @@ async def asked(
         except BaseException:
             await asyncio.shield(accounts.settle(model, None, key=key))
             raise
-        await accounts.settle(model, reply.usage, key=key)
+        await accounts.settle(model, reply.usage, key=key, said_tokens=_said_tokens(model, reply))
         return Asked(
             text=reply.text,
             calls=reply.calls,
@@ -156,6 +161,11 @@ async def _once(model: Model, request: ModelRequest, saying: _Saying, *, deadlin
     return gathering.reply(request=request, counter=model.counter)
 
 
+def _said_tokens(model: Model, reply: ModelReply) -> int:
+    said = (reply.text, *(call.name + call.arguments for call in reply.calls))
+    return sum(model.counter.count_text(each) for each in said)
+
+
 def _may_have_cost(error: ModelError | OverloadError) -> bool:
     """Tell whether the provider may have begun to answer: nobody knows what that cost."""
     return isinstance(error, ModelError) and (error.said or error.fault in _BEGUN)
@@ -175,7 +185,7 @@ def _pause_s(error: ModelError | OverloadError, attempt: int, *, chance: float) 
     return chance * min(_PAUSE_FIRST_S * float(2**attempt), _PAUSE_MAX_S)
 
 
-def _told(error: ModelError | OverloadError | None) -> str:
+def _told(error: QuellError | None) -> str:
     if error is None:
         return "the time is over"
     return f"{error}; {error.hint}" if error.hint else str(error)

@@ -96,7 +96,7 @@ def _llm(llm: LlmSettings, path: str) -> Iterator[tuple[str, str, str]]:
         yield f"{path}.region", "required and not there", 'such as "eu-central-1"'
     if llm.base_url and not _is_url(llm.base_url):
         yield f"{path}.base_url", "must be a URL such as http://127.0.0.1:11434", ""
-    for key in ("max_tokens", "context_window"):
+    for key in ("max_tokens", "context_window", "requests_per_minute", "tokens_per_minute"):
         number = getattr(llm, key)
         if number is not None and number <= 0:
             yield f"{path}.{key}", "must be more than 0", ""

@@ -50,6 +50,10 @@ class LlmSettings:
     """Longest silence before the first word."""
     inactivity_timeout_s: float = 60.0
     """Longest silence between two words."""
+    requests_per_minute: int | None = None
+    """Most requests of a minute, over all runs of this process; absent: as the provider's headers tell."""
+    tokens_per_minute: int | None = None
+    """Most tokens of a minute, over all runs of this process; absent: as the provider's headers tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,13 @@ _FLAT = (
     "max_session_runs",
 )
 _EVERY_LLM = {"provider", "max_tokens", "context_window", "temperature", "additional_params"}
-_OWN_LLM = {"constrained_calls", "first_token_timeout_s", "inactivity_timeout_s"}
+_OWN_LLM = {
+    "constrained_calls",
+    "first_token_timeout_s",
+    "inactivity_timeout_s",
+    "requests_per_minute",
+    "tokens_per_minute",
+}
 _LLM_KEYS: Mapping[str, set[str]] = {
     "openai": {"api_key", "model", "base_url", "reasoning_effort"},
     "anthropic": {"api_key", "model", "base_url"},

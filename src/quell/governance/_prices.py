@@ -14,6 +14,8 @@ from quell.domain import AMOUNT_MAX, Price, TokenUsage
 
 _MILLION = 1_000_000
 _KNOWN_MAX = 4096
+_OWN = frozenset({"builtin", "local", "ollama"})
+"""Who is paid nothing by the token: it runs on the operator's own machines."""
 Steps = tuple[tuple[int, int], ...]
 
 
@@ -53,7 +55,17 @@ class Prices:
         for price in self._overrides:
             if fnmatchcase(provider, price.provider.lower()) and _matches(_ways(price.models.lower()), model):
                 return price
+        if provider in _OWN:
+            return _nothing(provider)
         return next(_in_table(provider, model), self._pessimistic)
+
+
+def _nothing(provider: str) -> Price:
+    """Return the price of what runs on the operator's own machines."""
+    free = ((0, 0),)
+    return Price(
+        provider=provider, models="*", input=free, output=free, source="runs on your own machines", as_of="2026-11-20"
+    )
 
 
 def cost(price: Price, usage: TokenUsage) -> int | None:

@@ -23,13 +23,14 @@ _FILTERED = re.compile(r"content[_ ](filter|policy)|safety system|moderation", r
 _OVERLOADED = re.compile(r"overloaded|capacity|temporarily unavailable|try again later|server_error", re.IGNORECASE)
 _RATE = re.compile(r"rate[_ ]limit|too many requests|requests per", re.IGNORECASE)
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]+")
-_HINTS: Mapping[ModelFault, str] = {
+HINTS: Mapping[ModelFault, str] = {
     ModelFault.AUTH: "check `api_key` and that the account may use this model",
     ModelFault.NOT_FOUND: "check `model`; `quell init` lists what the provider offers",
     ModelFault.QUOTA: "the account has no credit left",
     ModelFault.OVERFLOW: "ask for less at a time, or use a model with a larger window",
     ModelFault.RATE_LIMITED: "lower the load or raise the account's limits",
 }
+"""What to do about a fault."""
 _BY_STATUS: Mapping[int, ModelFault] = {
     401: ModelFault.AUTH,
     402: ModelFault.QUOTA,
@@ -57,7 +58,7 @@ class _Envelope(msgspec.Struct):
 def fault_of_answer(status: int, *, headers: Mapping[str, str], body: bytes, now: datetime) -> ModelError:
     """Say what an answer other than success means."""
     words = _words_of(body)
-    fault = _by_words(words, status=status) or _BY_STATUS.get(status)
+    fault = by_words(words, status=status) or _BY_STATUS.get(status)
     if fault is None:
         fault = ModelFault.OVERLOADED if status >= 500 else ModelFault.INVALID
     return ModelError(
@@ -65,15 +66,15 @@ def fault_of_answer(status: int, *, headers: Mapping[str, str], body: bytes, now
         fault=fault,
         status=status,
         retry_after_s=_retry_after_s(headers, now=now),
-        hint=_HINTS.get(fault, ""),
+        hint=HINTS.get(fault, ""),
     )
 
 
 def fault_in_stream(error: object, *, said: bool) -> ModelError:
     """Say what an error object in the middle of a stream means."""
     words = _words_of(msgspec.json.encode({"error": error}))
-    fault = _by_words(words, status=0) or (ModelFault.BROKEN_STREAM if said else ModelFault.OVERLOADED)
-    return ModelError(f"the provider broke off: {shown(words)}", fault=fault, said=said, hint=_HINTS.get(fault, ""))
+    fault = by_words(words, status=0) or (ModelFault.BROKEN_STREAM if said else ModelFault.OVERLOADED)
+    return ModelError(f"the provider broke off: {shown(words)}", fault=fault, said=said, hint=HINTS.get(fault, ""))
 
 
 def shown(words: str) -> str:
@@ -82,7 +83,7 @@ def shown(words: str) -> str:
     return clean if len(clean) <= _TOLD_MAX_CHARS else clean[:_TOLD_MAX_CHARS] + " …"
 
 
-def _by_words(words: str, *, status: int) -> ModelFault | None:
+def by_words(words: str, *, status: int) -> ModelFault | None:
     """Read the words where the status alone does not say it."""
     if status in {401, 403, 404}:
         return None

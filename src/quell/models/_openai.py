@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from types import MappingProxyType
 from typing import Literal
 
@@ -27,13 +25,12 @@ from quell.domain import (
     ToolSpec,
     UsageTold,
 )
-from quell.models._faults import fault_in_stream, fault_of_answer
+from quell.models._exchange import Exchange, Hear, Patience, whole
+from quell.models._faults import fault_in_stream
 from quell.models._sse import EventSplitter
 from quell.models._tokens import TokenCounter
-from quell.models._wire import Head, Origin, Pool, Wire, request_bytes
+from quell.models._wire import Pool, Wire
 
-_ERROR_MAX_BYTES = 64 * 1024
-_WHOLE_MAX_BYTES = 32 * 1024 * 1024
 _REASONS: Mapping[str, Literal["stop", "length", "calls", "filtered"]] = MappingProxyType(
     {
         "stop": "stop",
@@ -60,17 +57,6 @@ class Endpoint:
     """How it calls the most tokens of an answer."""
     extra: Mapping[str, object] = field(default_factory=dict)
     """What goes into the body of every request, unless the request says otherwise."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long silence is borne."""
-
-    connect_s: float = 10.0
-    first_s: float = 90.0
-    """Until the first byte of an answer: a large prompt takes its time."""
-    quiet_s: float = 60.0
-    """Between two pieces of an answer."""
 
 
 class _CallFunction(msgspec.Struct):
@@ -139,17 +125,21 @@ class OpenAIModel:
         pool: Pool | None = None,
         counter: TokenCounter | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        hear: Hear | None = None,
     ) -> None:
         """Reach a model. Raises ConfigError for an address that is none."""
         self._endpoint = endpoint
-        self._origin = Origin.of(endpoint.base_url)
+        self._exchange = Exchange(
+            endpoint.base_url,
+            headers=endpoint.headers,
+            clock=clock,
+            patience=patience,
+            pool=pool,
+            tls=tls,
+            hear=hear,
+        )
         self._name = name
-        self._clock = clock
         self._window = window
-        self._patience = patience or Patience()
-        self._own = pool is None
-        self._pool = pool
-        self._tls = tls
         self._counter = counter or TokenCounter.for_model(name)
 
     @property
@@ -174,38 +164,20 @@ class OpenAIModel:
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + deadline_s
         body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
-        wire, head = await self._opened(body, ends_at=ends_at)
-        timer = loop.call_at(ends_at, _cut, wire, deadline_s)
-        try:
-            if head.status != 200:
-                said = await _whole(wire, limit_bytes=_ERROR_MAX_BYTES, is_cut=True)
-                raise fault_of_answer(head.status, headers=head.headers, body=said, now=self._now())
-            wire.expect_within(self._patience.quiet_s)
+        asked = self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
+        async with asked as wire:
             reader = _Reader()
-            if "json" in head.headers.get("content-type", ""):
-                for event in reader.take(await _whole(wire, limit_bytes=_WHOLE_MAX_BYTES)):
+            if "json" in wire.head.headers.get("content-type", ""):
+                for event in reader.take(await whole(wire)):
                     yield event
                 return
             async for event in _events(wire, reader):
                 yield event
-        finally:
-            timer.cancel()
-            self._give_back(wire)
 
     async def offered(self, *, timeout_s: float = 10.0) -> tuple[str, ...]:
         """Return the names of the models that the endpoint offers. Raises ModelError."""
-        request = request_bytes(self._origin, "/models", headers=self._endpoint.headers, body=b"", method="GET")
-        wire, _ = await self._held().take(wait_s=timeout_s)
-        try:
-            head = await wire.ask(request, first_s=timeout_s)
-            body = await _whole(wire, limit_bytes=_WHOLE_MAX_BYTES)
-        finally:
-            self._give_back(wire)
-        if head.status != 200:
-            raise fault_of_answer(head.status, headers=head.headers, body=body, now=self._now())
+        body = await self._exchange.fetched("/models", timeout_s=timeout_s)
         try:
             return tuple(sorted({each.id for each in msgspec.json.decode(body, type=_Offered).data}))
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -213,44 +185,7 @@ class OpenAIModel:
 
     async def close(self) -> None:
         """Close its connections, if they are its own."""
-        if self._own and self._pool is not None:
-            await self._pool.close()
-
-    async def _opened(self, body: bytes, *, ends_at: float) -> tuple[Wire, Head]:
-        """Send the request; a kept connection that turns out to be closed is replaced once: nothing was answered on it."""
-        loop, patience = asyncio.get_running_loop(), self._patience
-        headers = {
-            "Accept": "text/event-stream",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            **self._endpoint.headers,
-        }
-        request = request_bytes(self._origin, "/chat/completions", headers=headers, body=body)
-        while True:
-            left_s = max(ends_at - loop.time(), 0.001)
-            wire, was_used = await self._held().take(wait_s=min(left_s, patience.first_s))
-            try:
-                return wire, await wire.ask(request, first_s=min(max(ends_at - loop.time(), 0.001), patience.first_s))
-            except ModelError as error:
-                self._give_back(wire)
-                if not (was_used and error.fault is ModelFault.UNREACHABLE):
-                    raise
-            except BaseException:
-                self._give_back(wire)
-                raise
-
-    def _held(self) -> Pool:
-        if self._pool is None:
-            tls = self._tls() if self._origin.is_tls else None
-            self._pool = Pool(self._origin, tls=tls, connect_s=self._patience.connect_s)
-        return self._pool
-
-    def _give_back(self, wire: Wire) -> None:
-        assert self._pool is not None, "a wire comes from a pool"
-        self._pool.give_back(wire)
-
-    def _now(self) -> datetime:
-        return self._clock()
+        await self._exchange.close()
 
 
 class _Model(msgspec.Struct):
@@ -389,24 +324,6 @@ async def _events(wire: Wire, reader: _Reader) -> AsyncGenerator[ModelEvent, Non
             yield event
     if not reader.is_done:
         reader.finish()
-
-
-async def _whole(wire: Wire, *, limit_bytes: int, is_cut: bool = False) -> bytes:
-    """Return a whole answer, or as much as may be. Raises ModelError for one that is too long, or breaks off."""
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in wire.pieces():
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit_bytes:
-            if is_cut:
-                break
-            raise ModelError(f"the answer is larger than {limit_bytes} bytes", fault=ModelFault.BAD_ANSWER, said=True)
-    return b"".join(pieces)
-
-
-def _cut(wire: Wire, deadline_s: float) -> None:
-    wire.give_up(ModelError(f"not answered within {deadline_s:g} s", fault=ModelFault.TIMEOUT, said=wire.has_head))
 
 
 def body_of(request: ModelRequest, *, name: str, endpoint: Endpoint) -> dict[str, object]:

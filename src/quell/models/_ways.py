@@ -16,6 +16,7 @@ from quell.domain import (
     ModelEvent,
     ModelFault,
     ModelRequest,
+    OverloadError,
     QuellError,
     TextPiece,
 )
@@ -26,7 +27,7 @@ from quell.models._tokens import TokenCounter
 _ANSWER = "answer"
 
 
-class _Wrapped:
+class Wrapped:
     """A model in front of another."""
 
     def __init__(self, inner: Model) -> None:
@@ -52,36 +53,42 @@ class _Wrapped:
         """Return what counts its tokens."""
         return self._inner.counter
 
+    @property
+    def inner(self) -> Model:
+        """Return the model behind it."""
+        return self._inner
+
     async def close(self) -> None:
         """Close the model."""
         await self._inner.close()
 
 
-class TextCallModel(_Wrapped):
+class TextCallModel(Wrapped):
     """A model whose tool calls may stand in its text; what it says streams on as it is."""
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and add the calls that were found in the text before its end. Raises as `Model.stream` does."""
         said: list[str] = []
         has_calls = False
-        async for event in self._inner.stream(request, deadline_s=deadline_s):
-            match event:
-                case TextPiece():
-                    said.append(event.text)
-                case CallPiece():
-                    has_calls = True
-                case Ended() if not has_calls:
-                    calls = calls_in("".join(said), request)
-                    for piece in _pieces(calls):
-                        yield piece
-                    if calls:
-                        event = replace(event, reason="calls")  # noqa: PLW2901 - the same end, for its true reason
-                case _:
-                    pass
-            yield event
+        async with aclosing(self._inner.stream(request, deadline_s=deadline_s)) as events:
+            async for event in events:
+                match event:
+                    case TextPiece():
+                        said.append(event.text)
+                    case CallPiece():
+                        has_calls = True
+                    case Ended() if not has_calls:
+                        calls = calls_in("".join(said), request)
+                        for piece in _pieces(calls):
+                            yield piece
+                        if calls:
+                            event = replace(event, reason="calls")  # noqa: PLW2901 - the same end, for its true reason
+                    case _:
+                        pass
+                yield event
 
 
-class SchemaCallModel(_Wrapped):
+class SchemaCallModel(Wrapped):
     """A model that is made to write either a call of an offered tool or its answer, in a JSON schema.
 
     For models too weak for the protocol of tool calls, behind servers that hold their output to a schema.
@@ -89,31 +96,38 @@ class SchemaCallModel(_Wrapped):
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask within the schema. Raises as `Model.stream` does, and ModelError when the schema was not held."""
-        if not request.tools or request.choice == "none":
-            async for event in self._inner.stream(request, deadline_s=deadline_s):
-                yield event
-            return
+        written = self.written(request)
         said: list[str] = []
         ended: Ended | None = None
-        async for event in self._inner.stream(_constrained(request), deadline_s=deadline_s):
-            match event:
-                case TextPiece():
-                    said.append(event.text)
-                case Ended():
-                    ended = event
-                case _:
-                    yield event
+        async with aclosing(self._inner.stream(written, deadline_s=deadline_s)) as events:
+            async for event in events:
+                match event:
+                    case TextPiece() if written is not request:
+                        said.append(event.text)
+                    case Ended() if written is not request:
+                        ended = event
+                    case _:
+                        yield event
+        if written is request:
+            return
         if ended is None:
             raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(said))
         for event in _read("".join(said), request, ended):
             yield event
 
+    def written(self, request: ModelRequest) -> ModelRequest:
+        """Return a request as the model gets it: the same one where no tool may be called."""
+        return _constrained(request) if request.tools and request.choice != "none" else request
 
-class ChainModel(_Wrapped):
+
+class ChainModel(Wrapped):
     """Models in order: the next is asked when one fails in a way that another may not share."""
 
     def __init__(
-        self, models: Sequence[Model], *, on_change: Callable[[Model, ModelError], None] = lambda _model, _error: None
+        self,
+        models: Sequence[Model],
+        *,
+        on_change: Callable[[Model, ModelError | OverloadError], None] = lambda _model, _error: None,
     ) -> None:
         """Ask the first; `on_change` hears which model is left and why."""
         assert models, "a chain has a model"
@@ -130,12 +144,18 @@ class ChainModel(_Wrapped):
                     async for event in events:
                         has_said = True
                         yield event
-            except ModelError as error:
-                if has_said or number + 1 == len(self._models) or error.fault in _SHARED:
+            except (ModelError, OverloadError) as error:
+                is_shared = isinstance(error, ModelError) and error.fault in _SHARED
+                if has_said or number + 1 == len(self._models) or is_shared:
                     raise
                 self._on_change(model, error)
             else:
                 return
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Return all of them, in the order in which they are asked."""
+        return self._models
 
     async def close(self) -> None:
         """Close all of them; the first error is told when all were asked."""
