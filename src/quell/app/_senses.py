@@ -1,0 +1,406 @@
+"""The senses: tools of our own with which every agent, one without a model too, sees the live system."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import msgspec
+
+from quell.app._authority import Authority
+from quell.app._senses_advice import Desired, proposals
+from quell.app._senses_lines import (
+    alert_line,
+    case_sensed,
+    change_lines,
+    counted,
+    fitted,
+    gap_lines,
+    incident_line,
+    moment,
+    plain,
+    shift_lines,
+)
+from quell.app._senses_look import NAMING, Look, Names, exact, look, names_of
+from quell.app._senses_tools import sense_tools
+from quell.config import InvestigationSettings
+from quell.diagnosis import diagnose
+from quell.domain import (
+    CallRequest,
+    Clock,
+    Diagnosis,
+    Incident,
+    Outcome,
+    OutcomeKind,
+    Principal,
+    QuellError,
+    QuestionKind,
+    RunStatus,
+    Sensed,
+    SenseState,
+    Stage,
+    Tool,
+    ToolOutcome,
+    UsageError,
+    Window,
+)
+from quell.incidents import Desk, Request
+from quell.runs import Runs
+from quell.signals import Reader, pack
+from quell.tools import LocalHand
+
+_CHANGED_MINUTES = 30
+_LISTED_MAX = 200
+_LISTED = 10
+_SHIFTS_MAX = 8
+_FRESH = timedelta(minutes=5)
+"""So old may a finding be and still be the answer to the same question."""
+_WAIT_MAX_S = 120.0
+_SLACK_S = 5.0
+"""What is left of a call's time for telling how it stands."""
+_OPEN = tuple(stage for stage in Stage if stage is not Stage.RESOLVED)
+_NOT_NAMED = "Telemetry names no service in that time"
+
+DesiredSource = Callable[[Principal, str], Desired | None]
+"""Tells who would act by which rules, for a principal and a run; None while nothing that decides is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Senses:
+    """What the senses see with."""
+
+    desk: Desk
+    runs: Runs
+    readers: Sequence[Reader]
+    settings: InvestigationSettings
+    clock: Clock
+    desired: DesiredSource
+
+    def hands(self) -> Iterable[tuple[Tool, LocalHand]]:
+        """Return the senses as tools, for the registry."""
+        works: Mapping[str, Callable[[CallRequest, Mapping[str, object]], Awaitable[Sensed]]] = {
+            "system_overview": self._overview,
+            "what_changed": self._changed,
+            "investigate": self._investigate,
+            "incidents": self._incidents,
+            "incident": self._incident,
+            "brief": self._brief,
+            "advise": self._advise,
+        }
+        return [(tool, LocalHand(tool.name, _answering(works[tool.name]))) for tool in sense_tools()]
+
+    # -- telemetry ----------------------------------------------------------------------------------------------------
+
+    async def _overview(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted, minutes = _text(given, "service"), self.settings.window_minutes
+        seen = await self._look(minutes, wanted)
+        opened = await self.desk.incidents(limit=_LISTED_MAX, stages=_OPEN)
+        names = _with(seen.names, opened)
+        service = exact(wanted, names)
+        if wanted and not service and not seen.is_blind:
+            return _unknown(wanted, names)
+        firing = [alert for alert in await self.desk.firing() if alert.source != "person"]
+        asked = {alert.id for alert in await self.desk.alerts(limit=1_000) if alert.source == "person"}
+        about = [one for one in opened if not service or service in _services_of(one)]
+        real = [one for one in about if set(one.alerts) - asked or one.category is not None]
+        alerts = [alert for alert in firing if not service or alert.service == service]
+        diagnosis = await asyncio.to_thread(diagnose, seen.survey, alerts=firing)
+        moved = shift_lines(seen, service, only_calls=True)
+        is_calm = diagnosis.finding.outcome is Outcome.HEALTHY or (not service and not diagnosis.impact) or not moved
+        gaps = gap_lines(seen.gaps)
+        where = f" with {service}" if service else ""
+        span = f"in the last {minutes:g} minutes"
+        if real or alerts or not is_calm:
+            head = f"Something is wrong{where}: {counted(len(real), 'open incident')}, {counted(len(alerts), 'firing alert')}"
+            head += "" if is_calm else f", and {counted(len(moved), 'signal')} of errors or latency moved {span}"
+            lines = [head, *(incident_line(one) for one in real[:5]), *map(alert_line, alerts[:5])]
+            lines += [] if is_calm else [*_cause(diagnosis, service), *moved[:_SHIFTS_MAX]]
+            more = () if is_calm else moved[_SHIFTS_MAX:]
+            return _sensed("wrong", lines, more=more, gaps=gaps, about=real, names=names)
+        if seen.is_blind or gaps:
+            lines = [f"No incident is open and no alert fires{where}, but not everything could be looked at"]
+            return _sensed("unclear", lines, more=moved, gaps=gaps, names=names)
+        lines = [
+            f"Nothing is wrong{where}: no incident is open, no alert fires, errors and latency are as before {span}"
+        ]
+        if not names:
+            lines = [f"No incident is open and no alert fires, and telemetry names no service {span}"]
+            return _sensed("unclear", lines, names=names)
+        return _sensed("healthy", lines, more=moved, names=names)
+
+    async def _changed(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted, minutes = _text(given, "service"), _number(given, "minutes", _CHANGED_MINUTES)
+        seen = await self._look(minutes, wanted)
+        service = exact(wanted, seen.names)
+        if wanted and not service and not seen.is_blind:
+            return _unknown(wanted, seen.names)
+        changes, moved = change_lines(seen, service), shift_lines(seen, service)
+        gaps = gap_lines(seen.gaps)
+        where, span = f" about {service}" if service else "", f"in the last {minutes} minutes"
+        is_partial = any(gap.question is QuestionKind.CHANGES for gap in seen.gaps)
+        if changes:
+            head = f"{counted(len(changes), 'change')}{where} {span}"
+        else:
+            head = f"No change{where} was {'seen, as far as could be read,' if is_partial else 'recorded'} {span}"
+        lines = [head, *changes[:_SHIFTS_MAX]]
+        lines += [f"{counted(len(moved), 'signal')} moved"] if moved else []
+        lines += moved[:_SHIFTS_MAX]
+        if not moved and not gaps:
+            lines.append("No signal moved")
+        more = (*changes[_SHIFTS_MAX:], *moved[_SHIFTS_MAX:])
+        state: SenseState = "told" if changes or moved else "unclear" if gaps else "nothing"
+        return _sensed(state, lines, more=more, gaps=gaps, names=seen.names)
+
+    async def _brief(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted = _text(given, "service")
+        minutes = _number(given, "minutes", max(1, round(self.settings.window_minutes)))
+        seen = await self._look(minutes, wanted)
+        service = exact(wanted, seen.names)
+        if wanted and not service and not seen.is_blind:
+            return _unknown(wanted, seen.names)
+        facts = seen.facts(service)
+        tokens = _number(given, "tokens", min(self.settings.budget_tokens, 1_500))
+        survey = replace(seen.survey, facts=facts)
+        briefing = await asyncio.to_thread(pack, survey, budget_tokens=tokens, anchor=survey.window.end)
+        lines = [plain(line.rstrip(), chars_max=600) for line in briefing.text.splitlines() if line.strip()]
+        return _sensed("told" if facts else "nothing", lines or [_NOT_NAMED], gaps=gap_lines(seen.gaps))
+
+    async def _look(self, minutes: float, service: str, *, naming: bool = False) -> Look:
+        at = self.clock()
+        window = Window(start=at - timedelta(minutes=minutes), end=at)
+        return await look(
+            self.readers,
+            window=window,
+            baseline=window.before(length=timedelta(minutes=self.settings.baseline_minutes)),
+            timeout_s=self.settings.read_timeout_s,
+            service=service,
+            kinds=NAMING if naming else QuestionKind,
+        )
+
+    # -- incidents ----------------------------------------------------------------------------------------------------
+
+    async def _incidents(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        stages = () if given.get("state", "all") == "all" else _OPEN
+        found = await self.desk.incidents(limit=_LISTED_MAX, stages=stages)
+        shown = found[: _number(given, "limit", _LISTED)]
+        word = "open incident" if stages else "incident"
+        if not found:
+            return _sensed("nothing", [f"There is no {word}"])
+        total = f"at least {len(found)}" if len(found) == _LISTED_MAX else f"{len(found)}"
+        head = f"{total} {word}{'' if len(found) == 1 else 's'}"
+        head += f", the newest {len(shown)} of them" if len(shown) < len(found) else ", newest first"
+        everyone = found if not stages else await self.desk.incidents(limit=_LISTED_MAX)
+        number = {one.id: place for place, one in enumerate(everyone, start=1)}
+        lines = [head, *(incident_line(one, number=number.get(one.id, 0)) for one in shown)]
+        return _sensed("told", lines, about=shown)
+
+    async def _incident(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted = _text(given, "incident")
+        found = await self._find(wanted)
+        if found is None:
+            return _sensed("nothing", [f"There is no incident {plain(wanted, chars_max=120)}"])
+        return case_sensed(await self.desk.case_file(found.id))
+
+    async def _advise(self, request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted = _text(given, "incident")
+        found = await self._find(wanted) if wanted else await self._newest_cause()
+        if found is None:
+            told = f"There is no incident {plain(wanted, chars_max=120)}" if wanted else "No incident has a cause yet"
+            return _sensed("nothing", [f"{told}, so there is nothing to advise"])
+        case = await self.desk.case_file(found.id)
+        sensed = case_sensed(case)
+        calls: tuple[str, ...] = ()
+        desired = self.desired(request.caller.principal, request.call.run)
+        if case.finding is not None and case.finding.outcome is Outcome.CAUSE_FOUND:
+            calls = proposals(case.finding, desired) if desired is not None else ()
+            calls = calls or ("No pinned tool does this by itself: the steps are for people",)
+        return Sensed(
+            state=sensed.state,
+            lines=(*sensed.lines[:3], *map(plain, calls)),
+            steps=sensed.steps,
+            gaps=sensed.gaps,
+            incidents=sensed.incidents,
+        )
+
+    async def _newest_cause(self) -> Incident | None:
+        for stages in (_OPEN, ()):
+            for one in await self.desk.incidents(limit=_LISTED_MAX, stages=stages):
+                if one.category is not None:
+                    return one
+        return None
+
+    async def _find(self, wanted: str) -> Incident | None:
+        """Find an incident by its id, its number among the newest, or a service of it."""
+        number = wanted.lstrip("#").strip()
+        if number.isdecimal() and len(number) <= 3:
+            newest = await self.desk.incidents(limit=int(number)) if int(number) else []
+            return newest[-1] if len(newest) == int(number) and newest else None
+        try:
+            if wanted.startswith("inc_"):
+                return await self.desk.incident(wanted)
+        except UsageError as error:
+            if "several" in str(error):
+                raise
+            return None
+        listed = await self.desk.incidents(limit=_LISTED_MAX)
+        service = exact(wanted, names_of((), more=(name for one in listed for name in _services_of(one))))
+        return next((one for one in listed if service and service in _services_of(one)), None)
+
+    # -- investigations -----------------------------------------------------------------------------------------------
+
+    async def _investigate(self, request: CallRequest, given: Mapping[str, object]) -> Sensed:
+        wanted, question = _text(given, "service"), _text(given, "question")
+        named = await self._look(self.settings.window_minutes, wanted, naming=True)
+        opened = await self.desk.incidents(limit=_LISTED_MAX, stages=_OPEN)
+        names = _with(named.names, opened)
+        service = exact(wanted, names)
+        if wanted and not service and names:
+            return _unknown(wanted, names)
+        minutes = _number(given, "minutes", 0)
+        asks_for_a_time = minutes > 0
+        joined = None if asks_for_a_time else self._joinable(opened, service, question)
+        if joined is not None and joined.stage is not Stage.INVESTIGATING:
+            case = await self.desk.case_file(joined.id)
+            if case.finding is not None:
+                head = f"This was investigated already, in {joined.id}, last at {moment(joined.updated_at)}"
+                return case_sensed(case, head=[head])
+            joined = None
+        if joined is not None and joined.run is not None:
+            run = joined.run
+        else:
+            words = question or (
+                f"What is going on with {service or wanted}?" if service or wanted else "Is anything wrong?"
+            )
+            asked = Request(
+                text=words, services=(service,) if service else (), since_s=minutes * 60.0 if minutes else None
+            )
+            run = (await self.desk.investigate(asked)).id
+        return await self._concluded(run, request)
+
+    def _joinable(self, opened: Sequence[Incident], service: str, question: str) -> Incident | None:
+        """Return the open incident that this is about: one that is being looked into, or whose finding is fresh."""
+        at: datetime = self.clock()
+        for one in opened:
+            is_same = service in _services_of(one) if service else one.title == plain(question, chars_max=300)
+            is_running = one.stage is Stage.INVESTIGATING and one.run is not None
+            if is_same and (is_running or at - one.updated_at <= _FRESH):
+                return one
+        return None
+
+    async def _concluded(self, run: str, request: CallRequest) -> Sensed:
+        """Wait for the end of an investigation as long as the call may, and say what came of it, or how it stands."""
+        wait_s = min(_WAIT_MAX_S, request.caller.deadline_s - _SLACK_S, request.tool.timeout_s - _SLACK_S)
+        ended = await self.runs.wait(run, timeout_s=max(1.0, wait_s))
+        if ended.status is RunStatus.SUCCEEDED:
+            return case_sensed(await self.desk.case_file(run))
+        if ended.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
+            told = f"The investigation {run} of {ended.subject} ended without a finding: {ended.error or ended.status.value}"
+            return Sensed(state="inconclusive", lines=(plain(told),), incidents=(ended.subject,))
+        told = f"The investigation {run} of {ended.subject} goes on; it has no finding yet"
+        return Sensed(state="running", lines=(told,), incidents=(ended.subject,))
+
+
+def desired_of(authority: Callable[[], Authority | None], *, environment: str) -> DesiredSource:
+    """Return what tells who would act by which rules, as they are when it is asked."""
+
+    def desired(principal: Principal, run: str) -> Desired | None:
+        now = authority()
+        if now is None:
+            return None
+        return Desired(
+            tools=now.toolbox.catalog(),
+            policy=now.guard.policy,
+            principal=principal,
+            run=run,
+            environment=environment,
+        )
+
+    return desired
+
+
+def _answering(
+    work: Callable[[CallRequest, Mapping[str, object]], Awaitable[Sensed]],
+) -> Callable[[CallRequest, str], Awaitable[ToolOutcome]]:
+    async def use(request: CallRequest, _key: str) -> ToolOutcome:
+        try:
+            sensed = await work(request, json.loads(request.call.arguments))
+        except QuellError as error:
+            told = f"{error}; {error.hint}" if error.hint else str(error)
+            return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=OutcomeKind.TOOL_ERROR, detail=told)
+        content = json.dumps(_written(sensed), ensure_ascii=False, separators=(",", ":"))
+        return ToolOutcome(
+            call=request.call.id,
+            tool=request.call.tool,
+            kind=OutcomeKind.OK,
+            content=content,
+            is_json=True,
+            size_bytes=len(content.encode()),
+        )
+
+    return use
+
+
+def _written(sensed: Sensed) -> dict[str, object]:
+    found: dict[str, object] = msgspec.to_builtins(sensed)
+    return {name: value for name, value in found.items() if value}
+
+
+def _sensed(
+    state: SenseState,
+    lines: Sequence[str],
+    *,
+    more: Sequence[str] = (),
+    gaps: Sequence[str] = (),
+    about: Sequence[Incident] = (),
+    names: Names | None = None,
+) -> Sensed:
+    return fitted(
+        Sensed(
+            state=state,
+            lines=tuple(lines),
+            more=tuple(more),
+            gaps=tuple(gaps),
+            incidents=tuple(one.id for one in about),
+            names=names or {},
+        )
+    )
+
+
+def _unknown(wanted: str, names: Names) -> Sensed:
+    """Say that nothing is called so, and what there is: who asked may mean one of these."""
+    known = [name for each in names.values() for name in each]
+    told = f"Telemetry knows nothing called {plain(wanted, chars_max=120)}" if known else _NOT_NAMED
+    return Sensed(state="unknown_service", lines=(told,), names=names)
+
+
+def _cause(diagnosis: Diagnosis, service: str) -> list[str]:
+    finding = diagnosis.finding
+    if finding.outcome is not Outcome.CAUSE_FOUND or (
+        service and (finding.subject is None or service not in finding.subject.name)
+    ):
+        return []
+    return [plain(f"Likely cause, confidence {finding.confidence.value}: {finding.statement}")]
+
+
+def _services_of(incident: Incident) -> tuple[str, ...]:
+    subject = (incident.subject.name,) if incident.subject is not None else ()
+    return (*incident.services, *subject)
+
+
+def _with(names: Names, incidents: Sequence[Incident]) -> Names:
+    """Add the services of incidents to what telemetry names: one that is gone may be what is asked about."""
+    known = {name for each in names.values() for name in each}
+    missing = sorted({name for one in incidents for name in one.services} - known)
+    return names if not missing else {**names, "service": (*names.get("service", ()), *missing)}
+
+
+def _text(given: Mapping[str, object], name: str) -> str:
+    return str(given.get(name) or "").strip()
+
+
+def _number(given: Mapping[str, object], name: str, otherwise: int) -> int:
+    value = given.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else otherwise

@@ -1,0 +1,198 @@
+"""Say in short sentences what stands in a case file or a look; a stranger's words only as visible, quoted text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from quell.app._senses_look import Look, Names
+from quell.domain import (
+    Alert,
+    EdgeShift,
+    Gap,
+    Incident,
+    ObservedChange,
+    OperationShift,
+    Outcome,
+    Sensed,
+    SenseState,
+    Stage,
+)
+from quell.incidents import CaseFile
+
+_LINE_MAX_CHARS = 420
+_RESULT_MAX_CHARS = 7_000
+"""Less than an agent keeps of a result to hold claims against."""
+_GAPS_MAX = 6
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_STATES: dict[Outcome, SenseState] = {
+    Outcome.CAUSE_FOUND: "cause_found",
+    Outcome.HEALTHY: "healthy",
+    Outcome.INCONCLUSIVE: "inconclusive",
+}
+
+
+def plain(text: str, *, chars_max: int = _LINE_MAX_CHARS) -> str:
+    """Return one visible line, cut between words."""
+    shown = "".join(" " if unicodedata.category(letter) in _HIDDEN else letter for letter in text[: chars_max * 4])
+    line = " ".join(shown.split())
+    if len(line) <= chars_max:
+        return line
+    return line[: chars_max - 1].rpartition(" ")[0] + " …"
+
+
+def moment(at: datetime) -> str:
+    """Write a time with its zone."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def counted(number: int, word: str) -> str:
+    """Write a number with its noun."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def gap_lines(gaps: Sequence[Gap]) -> tuple[str, ...]:
+    """Say what could not be learned; the same reason once, with everything that it hides."""
+    hidden: dict[tuple[str, str, str], list[str]] = {}
+    for gap in gaps:
+        if gap.reason != "unsupported":
+            hidden.setdefault((gap.source, gap.reason, gap.detail), []).append(gap.question.value.replace("_", " "))
+    said = [
+        plain(f"{source} did not tell {', '.join(questions)} ({reason}): {detail}", chars_max=240)
+        for (source, reason, detail), questions in hidden.items()
+    ]
+    if len(said) > _GAPS_MAX:
+        return (*said[:_GAPS_MAX], f"And {counted(len(said) - _GAPS_MAX, 'further gap')}.")
+    return tuple(said)
+
+
+def incident_line(incident: Incident, *, number: int = 0) -> str:
+    """Say what an incident is, in one sentence."""
+    mark = f"#{number} " if number else ""
+    end = f", closed {moment(incident.closed_at)}" if incident.closed_at else ""
+    found = ""
+    if incident.category is not None and incident.subject is not None:
+        found = f"; found: {incident.category.value.replace('_', ' ')} of {incident.subject.name}"
+    return plain(
+        f'{mark}{incident.id} ({incident.severity.value}, {incident.stage.value}, opened {moment(incident.opened_at)}{end}): "{incident.title}"{found}'
+    )
+
+
+def alert_line(alert: Alert) -> str:
+    """Say what fires."""
+    return plain(f'{alert.service or "all services"} fires since {moment(alert.starts_at)}: "{alert.summary}"')
+
+
+def change_lines(look: Look, service: str) -> list[str]:
+    """Say what was changed inside the window, newest first, in absolute times."""
+    window = look.survey.window
+    rows = [
+        fact.observation
+        for fact in look.facts("")
+        if isinstance(fact.observation, ObservedChange) and window.start <= fact.observation.at < window.end
+    ]
+    # A change that names no service concerns all of them.
+    about = [row for row in rows if not service or row.service in {"", service}]
+    return [_change_line(row) for row in sorted(about, key=lambda row: (row.at, row.subject), reverse=True)]
+
+
+def _change_line(row: ObservedChange) -> str:
+    subject = "" if row.subject in {row.service, row.after, ""} else f' of "{row.subject}"'
+    values = f' from "{row.before}" to "{row.after}"' if row.before else f' to "{row.after}"' if row.after else ""
+    return plain(f"{row.service or 'all services'}: {row.change.value}{subject}{values} at {moment(row.at)}")
+
+
+def shift_lines(look: Look, service: str, *, only_calls: bool = False) -> list[str]:
+    """Say what stands out, the most telling first; `only_calls`: errors and latency alone."""
+    kinds = (OperationShift, EdgeShift)
+    return [
+        plain(_dated(fact.evidence.excerpt, look.survey.window.end))
+        for fact in look.facts(service)
+        if fact.evidence.id in look.standing_out
+        and not isinstance(fact.observation, ObservedChange)
+        and (not only_calls or isinstance(fact.observation, kinds))
+    ]
+
+
+_OFFSET = re.compile(r"\b(since|first|at) ([+-])(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?=[,:; )]|$)")
+
+
+def _dated(excerpt: str, anchor: datetime) -> str:
+    """Write the offsets of an excerpt as times: a sentence may be read long after it was made."""
+
+    def at(found: re.Match[str]) -> str:
+        hours, minutes, seconds = (int(part or 0) for part in found.groups()[2:])
+        away = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        return f"{found[1]} {moment(anchor + away if found[2] == '+' else anchor - away)}"
+
+    head, quote, rest = excerpt.partition('"')
+    return _OFFSET.sub(at, head) + quote + rest
+
+
+def case_sensed(case: CaseFile, *, head: Sequence[str] = (), names: Names | None = None) -> Sensed:
+    """Say what is known of an incident."""
+    lines = [*head]
+    finding = case.finding
+    if finding is None:
+        lines += [incident_line(case.incident), plain(case.state or "Nothing was found yet.")]
+        state: SenseState = "running" if case.incident.stage is Stage.INVESTIGATING else "nothing"
+    else:
+        state = _STATES[finding.outcome]
+        cap = f", because {finding.cap}" if finding.cap else ""
+        lines += [plain(finding.statement), plain(f"Confidence: {finding.confidence.value}{cap}")]
+        lines += [] if head else [incident_line(case.incident)]
+        if finding.since is not None:
+            lines.append(f"It began at {moment(finding.since)}")
+        lines += [plain(f"{one.service} suffers from {one.suffers_from}; it is not the cause") for one in case.victims]
+        lines += [plain(note) for note in (case.plan.notes if case.plan else ())]
+    symptoms = [plain(f"Symptom: {citation.says} ({citation.evidence})") for citation in case.impact]
+    return fitted(
+        Sensed(
+            state=state,
+            lines=tuple(lines),
+            more=(*symptoms, *_evidence(case), *_further(case)),
+            steps=tuple(plain(step) for step in case.next_steps),
+            gaps=gap_lines(case.gaps),
+            incidents=(case.incident.id,),
+            names=names or {},
+        )
+    )
+
+
+def _evidence(case: CaseFile) -> Iterable[str]:
+    cited = dict.fromkeys(citation.evidence for citation in (case.finding.citations if case.finding else ()))
+    by_id = {evidence.id: evidence for evidence in case.evidence}
+    ordered = [*(by_id[each] for each in cited if each in by_id), *(e for e in case.evidence if e.id not in cited)]
+    return (plain(f"Evidence {e.id} from {e.source}: {_dated(e.excerpt, e.window.end)}") for e in ordered)
+
+
+def _further(case: CaseFile) -> Iterable[str]:
+    for hypothesis in case.hypotheses[1:4]:
+        yield plain(f"Also considered ({hypothesis.status}): {hypothesis.statement}")
+    for similar in case.similar[:2]:
+        yield plain(f'Like {similar.incident} of {moment(similar.opened_at)}, "{similar.title}": {similar.ending}')
+
+
+def fitted(sensed: Sensed) -> Sensed:
+    """Leave out the last of what is only there for who wants more, until the whole is small; say how much was left out."""
+    fixed = sum(map(len, (*sensed.lines, *sensed.steps, *sensed.gaps)))
+    room = _RESULT_MAX_CHARS - fixed - sum(len(name) + 3 for each in sensed.names.values() for name in each)
+    kept: list[str] = []
+    for line in sensed.more:
+        room -= len(line) + 4
+        if room < 0:
+            break
+        kept.append(line)
+    left = len(sensed.more) - len(kept)
+    more = (*kept, f"{counted(left, 'further line')} left out") if left else tuple(kept)
+    return Sensed(
+        state=sensed.state,
+        lines=sensed.lines,
+        more=more,
+        steps=sensed.steps,
+        gaps=sensed.gaps,
+        incidents=sensed.incidents,
+        names=sensed.names,
+    )
