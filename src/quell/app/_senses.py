@@ -54,6 +54,7 @@ from quell.tools import LocalHand
 
 _CHANGED_MINUTES = 30
 _LISTED_MAX = 200
+_ALERTS_MAX = 1_000
 _LISTED = 10
 _SHIFTS_MAX = 8
 _FRESH = timedelta(minutes=5)
@@ -103,33 +104,43 @@ class Senses:
         if wanted and not service and not seen.is_blind:
             return _unknown(wanted, names)
         firing = [alert for alert in await self.desk.firing() if alert.source != "person"]
-        asked = {alert.id for alert in await self.desk.alerts(limit=1_000) if alert.source == "person"}
-        about = [one for one in opened if not service or service in _services_of(one)]
-        real = [one for one in about if set(one.alerts) - asked or one.category is not None]
         alerts = [alert for alert in firing if not service or alert.service == service]
         diagnosis = await asyncio.to_thread(diagnose, seen.survey, alerts=firing)
-        moved = shift_lines(seen, service, only_calls=True)
-        is_calm = diagnosis.finding.outcome is Outcome.HEALTHY or (not service and not diagnosis.impact) or not moved
-        gaps = gap_lines(seen.gaps)
-        where = f" with {service}" if service else ""
-        span = f"in the last {minutes:g} minutes"
-        if real or alerts or not is_calm:
-            head = f"Something is wrong{where}: {counted(len(real), 'open incident')}, {counted(len(alerts), 'firing alert')}"
-            head += "" if is_calm else f", and {counted(len(moved), 'signal')} of errors or latency moved {span}"
+        symptoms = shift_lines(seen, service, only={citation.evidence for citation in diagnosis.impact})
+        real = await self._real([one for one in opened if not service or service in _services_of(one)])
+        gaps, where, span = (
+            gap_lines(seen.gaps),
+            f" with {service}" if service else "",
+            f"in the last {minutes:g} minutes",
+        )
+        if real or alerts or symptoms:
+            counts = ((len(real), "open incident"), (len(alerts), "firing alert"), (len(symptoms), "symptom"))
+            head = f"Something is wrong{where}: {', '.join(counted(number, word) for number, word in counts if number)}"
             lines = [head, *(incident_line(one) for one in real[:5]), *map(alert_line, alerts[:5])]
-            lines += [] if is_calm else [*_cause(diagnosis, service), *moved[:_SHIFTS_MAX]]
-            more = () if is_calm else moved[_SHIFTS_MAX:]
-            return _sensed("wrong", lines, more=more, gaps=gaps, about=real, names=names)
+            lines += [*_cause(diagnosis, service), *symptoms[:_SHIFTS_MAX]] if symptoms else []
+            return _sensed("wrong", lines, more=symptoms[_SHIFTS_MAX:], gaps=gaps, about=real, names=names)
+        moved = shift_lines(seen, service)
         if seen.is_blind or gaps:
             lines = [f"No incident is open and no alert fires{where}, but not everything could be looked at"]
             return _sensed("unclear", lines, more=moved, gaps=gaps, names=names)
+        if not names:
+            lines = [f"No incident is open and no alert fires, and telemetry names no service {span}"]
+            return _sensed("unclear", lines)
         lines = [
             f"Nothing is wrong{where}: no incident is open, no alert fires, errors and latency are as before {span}"
         ]
-        if not names:
-            lines = [f"No incident is open and no alert fires, and telemetry names no service {span}"]
-            return _sensed("unclear", lines, names=names)
         return _sensed("healthy", lines, more=moved, names=names)
+
+    async def _real(self, opened: Sequence[Incident]) -> list[Incident]:
+        """Return the incidents that tell of trouble: a person's question does where a cause of its own was found."""
+        asked = {alert.id for alert in await self.desk.alerts(limit=_ALERTS_MAX) if alert.source == "person"}
+        noticed = [one for one in opened if set(one.alerts) - asked]
+        seen = {(one.category, one.subject) for one in noticed}
+        for one in opened:
+            if one not in noticed and one.category is not None and (one.category, one.subject) not in seen:
+                seen.add((one.category, one.subject))
+                noticed.append(one)
+        return noticed
 
     async def _changed(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
         wanted, minutes = _text(given, "service"), _number(given, "minutes", _CHANGED_MINUTES)
@@ -198,56 +209,53 @@ class Senses:
         return _sensed("told", lines, about=shown)
 
     async def _incident(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
-        wanted = _text(given, "incident")
-        found = await self._find(wanted)
-        if found is None:
-            return _sensed("nothing", [f"There is no incident {plain(wanted, chars_max=120)}"])
-        return case_sensed(await self.desk.case_file(found.id))
+        found = await self._find(_text(given, "incident"))
+        return found if isinstance(found, Sensed) else case_sensed(await self.desk.case_file(found.id))
 
     async def _advise(self, request: CallRequest, given: Mapping[str, object]) -> Sensed:
         wanted = _text(given, "incident")
         found = await self._find(wanted) if wanted else await self._newest_cause()
-        if found is None:
-            told = f"There is no incident {plain(wanted, chars_max=120)}" if wanted else "No incident has a cause yet"
-            return _sensed("nothing", [f"{told}, so there is nothing to advise"])
+        if isinstance(found, Sensed):
+            return found
         case = await self.desk.case_file(found.id)
         sensed = case_sensed(case)
         calls: tuple[str, ...] = ()
-        desired = self.desired(request.caller.principal, request.call.run)
         if case.finding is not None and case.finding.outcome is Outcome.CAUSE_FOUND:
+            desired = self.desired(request.caller.principal, request.call.run)
             calls = proposals(case.finding, desired) if desired is not None else ()
             calls = calls or ("No pinned tool does this by itself: the steps are for people",)
-        return Sensed(
-            state=sensed.state,
-            lines=(*sensed.lines[:3], *map(plain, calls)),
-            steps=sensed.steps,
-            gaps=sensed.gaps,
-            incidents=sensed.incidents,
-        )
+        return replace(sensed, lines=(*sensed.lines[:3], *map(plain, calls)), more=())
 
-    async def _newest_cause(self) -> Incident | None:
+    async def _newest_cause(self) -> Incident | Sensed:
         for stages in (_OPEN, ()):
             for one in await self.desk.incidents(limit=_LISTED_MAX, stages=stages):
                 if one.category is not None:
                     return one
-        return None
+        return _sensed("nothing", ["No cause was found so far, so there is nothing to advise"])
 
-    async def _find(self, wanted: str) -> Incident | None:
-        """Find an incident by its id, its number among the newest, or a service of it."""
+    async def _find(self, wanted: str) -> Incident | Sensed:
+        """Return an incident by its id, its number among the newest, or a service of it, or say that there is none."""
+        none = _sensed("nothing", [f"There is no incident {plain(wanted, chars_max=120)}"])
         number = wanted.lstrip("#").strip()
         if number.isdecimal() and len(number) <= 3:
-            newest = await self.desk.incidents(limit=int(number)) if int(number) else []
-            return newest[-1] if len(newest) == int(number) and newest else None
-        try:
-            if wanted.startswith("inc_"):
+            newest = await self.desk.incidents(limit=max(1, int(number)))
+            return newest[-1] if newest and len(newest) == int(number) else none
+        if wanted.startswith("inc_"):
+            try:
                 return await self.desk.incident(wanted)
-        except UsageError as error:
-            if "several" in str(error):
-                raise
-            return None
+            except UsageError as error:
+                if "several" in str(error):
+                    raise
+                return none
         listed = await self.desk.incidents(limit=_LISTED_MAX)
-        service = exact(wanted, names_of((), more=(name for one in listed for name in _services_of(one))))
-        return next((one for one in listed if service and service in _services_of(one)), None)
+        names = names_of((), more=(name for one in listed for name in _services_of(one)))
+        service = exact(wanted, names)
+        about = next((one for one in listed if service and service in _services_of(one)), None)
+        if about is not None or not names:
+            return about or none
+        return Sensed(
+            state="unknown_service", lines=(f"No incident is about {plain(wanted, chars_max=120)}",), names=names
+        )
 
     # -- investigations -----------------------------------------------------------------------------------------------
 
@@ -266,7 +274,7 @@ class Senses:
             case = await self.desk.case_file(joined.id)
             if case.finding is not None:
                 head = f"This was investigated already, in {joined.id}, last at {moment(joined.updated_at)}"
-                return case_sensed(case, head=[head])
+                return case_sensed(case, head=[head], service=service)
             joined = None
         if joined is not None and joined.run is not None:
             run = joined.run
@@ -278,7 +286,7 @@ class Senses:
                 text=words, services=(service,) if service else (), since_s=minutes * 60.0 if minutes else None
             )
             run = (await self.desk.investigate(asked)).id
-        return await self._concluded(run, request)
+        return await self._concluded(run, request, service=service)
 
     def _joinable(self, opened: Sequence[Incident], service: str, question: str) -> Incident | None:
         """Return the open incident that this is about: one that is being looked into, or whose finding is fresh."""
@@ -290,12 +298,12 @@ class Senses:
                 return one
         return None
 
-    async def _concluded(self, run: str, request: CallRequest) -> Sensed:
+    async def _concluded(self, run: str, request: CallRequest, *, service: str) -> Sensed:
         """Wait for the end of an investigation as long as the call may, and say what came of it, or how it stands."""
         wait_s = min(_WAIT_MAX_S, request.caller.deadline_s - _SLACK_S, request.tool.timeout_s - _SLACK_S)
         ended = await self.runs.wait(run, timeout_s=max(1.0, wait_s))
         if ended.status is RunStatus.SUCCEEDED:
-            return case_sensed(await self.desk.case_file(run))
+            return case_sensed(await self.desk.case_file(run), service=service)
         if ended.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
             told = f"The investigation {run} of {ended.subject} ended without a finding: {ended.error or ended.status.value}"
             return Sensed(state="inconclusive", lines=(plain(told),), incidents=(ended.subject,))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from quell.app._senses_look import Look, Names
+from quell.app._senses_look import Look
 from quell.domain import (
     Alert,
-    EdgeShift,
     Gap,
     Incident,
     ObservedChange,
-    OperationShift,
     Outcome,
     Sensed,
     SenseState,
@@ -25,6 +25,7 @@ from quell.incidents import CaseFile
 _LINE_MAX_CHARS = 420
 _RESULT_MAX_CHARS = 7_000
 """Less than an agent keeps of a result to hold claims against."""
+_LINES_MAX_CHARS, _STEPS_MAX_CHARS, _GAPS_MAX_CHARS, _NAMES_MAX_CHARS = 3_600, 1_400, 900, 500
 _GAPS_MAX = 6
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _STATES: dict[Outcome, SenseState] = {
@@ -104,15 +105,13 @@ def _change_line(row: ObservedChange) -> str:
     return plain(f"{row.service or 'all services'}: {row.change.value}{subject}{values} at {moment(row.at)}")
 
 
-def shift_lines(look: Look, service: str, *, only_calls: bool = False) -> list[str]:
-    """Say what stands out, the most telling first; `only_calls`: errors and latency alone."""
-    kinds = (OperationShift, EdgeShift)
+def shift_lines(look: Look, service: str, *, only: Collection[str] | None = None) -> list[str]:
+    """Say what stands out, the most telling first; `only`: the facts with these ids."""
+    wanted = look.standing_out if only is None else only
     return [
         plain(_dated(fact.evidence.excerpt, look.survey.window.end))
         for fact in look.facts(service)
-        if fact.evidence.id in look.standing_out
-        and not isinstance(fact.observation, ObservedChange)
-        and (not only_calls or isinstance(fact.observation, kinds))
+        if fact.evidence.id in wanted and not isinstance(fact.observation, ObservedChange)
     ]
 
 
@@ -131,8 +130,8 @@ def _dated(excerpt: str, anchor: datetime) -> str:
     return _OFFSET.sub(at, head) + quote + rest
 
 
-def case_sensed(case: CaseFile, *, head: Sequence[str] = (), names: Names | None = None) -> Sensed:
-    """Say what is known of an incident."""
+def case_sensed(case: CaseFile, *, head: Sequence[str] = (), service: str = "") -> Sensed:
+    """Say what is known of an incident, and what that means for the service that was asked about."""
     lines = [*head]
     finding = case.finding
     if finding is None:
@@ -146,6 +145,7 @@ def case_sensed(case: CaseFile, *, head: Sequence[str] = (), names: Names | None
         if finding.since is not None:
             lines.append(f"It began at {moment(finding.since)}")
         lines += [plain(f"{one.service} suffers from {one.suffers_from}; it is not the cause") for one in case.victims]
+        lines += _elsewhere(case, service)
         lines += [plain(note) for note in (case.plan.notes if case.plan else ())]
     symptoms = [plain(f"Symptom: {citation.says} ({citation.evidence})") for citation in case.impact]
     return fitted(
@@ -156,9 +156,18 @@ def case_sensed(case: CaseFile, *, head: Sequence[str] = (), names: Names | None
             steps=tuple(plain(step) for step in case.next_steps),
             gaps=gap_lines(case.gaps),
             incidents=(case.incident.id,),
-            names=names or {},
         )
     )
+
+
+def _elsewhere(case: CaseFile, service: str) -> list[str]:
+    """Say that the cause lies elsewhere, where nothing else says so."""
+    subject = case.finding.subject if case.finding is not None else None
+    if not service or subject is None or service in subject.name.split("->"):
+        return []
+    if any(one.service == service for one in case.victims):
+        return []
+    return [plain(f"The cause lies in {subject.name}, not in {service} itself")]
 
 
 def _evidence(case: CaseFile) -> Iterable[str]:
@@ -176,23 +185,25 @@ def _further(case: CaseFile) -> Iterable[str]:
 
 
 def fitted(sensed: Sensed) -> Sensed:
-    """Leave out the last of what is only there for who wants more, until the whole is small; say how much was left out."""
-    fixed = sum(map(len, (*sensed.lines, *sensed.steps, *sensed.gaps)))
-    room = _RESULT_MAX_CHARS - fixed - sum(len(name) + 3 for each in sensed.names.values() for name in each)
+    """Leave the last of each part out until the whole is small, and say how much was left out."""
+    lines = _kept(sensed.lines, room=_LINES_MAX_CHARS)
+    steps, gaps = _kept(sensed.steps, room=_STEPS_MAX_CHARS), _kept(sensed.gaps, room=_GAPS_MAX_CHARS)
+    names = {kind: _kept(each, room=_NAMES_MAX_CHARS, is_told=False) for kind, each in sensed.names.items()}
+    spent = sum(_size(each) for part in (lines, steps, gaps, *names.values()) for each in part)
+    more = _kept(sensed.more, room=max(0, _RESULT_MAX_CHARS - spent))
+    return replace(sensed, lines=lines, more=more, steps=steps, gaps=gaps, names=names)
+
+
+def _kept(lines: Sequence[str], *, room: int, is_told: bool = True) -> tuple[str, ...]:
     kept: list[str] = []
-    for line in sensed.more:
-        room -= len(line) + 4
+    for line in lines:
+        room -= _size(line)
         if room < 0:
             break
         kept.append(line)
-    left = len(sensed.more) - len(kept)
-    more = (*kept, f"{counted(left, 'further line')} left out") if left else tuple(kept)
-    return Sensed(
-        state=sensed.state,
-        lines=sensed.lines,
-        more=more,
-        steps=sensed.steps,
-        gaps=sensed.gaps,
-        incidents=sensed.incidents,
-        names=sensed.names,
-    )
+    left = len(lines) - len(kept)
+    return (*kept, f"{counted(left, 'further line')} left out") if left and is_told else tuple(kept)
+
+
+def _size(line: str) -> int:
+    return len(json.dumps(line, ensure_ascii=False)) + 1

@@ -4,6 +4,7 @@ Owns:  the protocols of providers, what their refusals mean, the count of tokens
 Never: runs a tool, decides anything, keeps a conversation, tries twice by itself.
 """
 
+from quell.models._builtin import BuiltinModel as BuiltinModel
 from quell.models._model import Gathering as Gathering
 from quell.models._model import Model as Model
 from quell.models._model import ask as ask
