@@ -29,7 +29,6 @@ from quell.domain import (
     ModelReply,
     ModelRequest,
     Observation,
-    OperationShift,
     Principal,
     Question,
     QuestionKind,
@@ -58,9 +57,14 @@ class ChangingReader:
     name: str = "made"
     rows: Mapping[QuestionKind, Sequence[Observation]] = field(default_factory=dict)
     gaps: frozenset[QuestionKind] = frozenset()
+    held: frozenset[QuestionKind] = frozenset()
+    """Answered only when it is let go."""
+    go: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ask(self, question: Question, *, timeout_s: float) -> Answer | Gap:
         assert timeout_s > 0
+        if question.kind in self.held:
+            await self.go.wait()
         if question.kind in self.gaps:
             return Gap(question=question.kind, source=self.name, query="", reason="timeout", detail="too late")
         return Answer(question=question, source=self.name, query="", rows=tuple(self.rows.get(question.kind, ())))
@@ -72,8 +76,15 @@ class ChangingReader:
 def calm() -> dict[QuestionKind, tuple[Observation, ...]]:
     """Return what a store says of a system where nothing happens."""
     services = ("web", "checkout", "payment", "catalogue", "order-worker")
+    # As many calls a second in five minutes as in the fifteen before.
     steady = tuple(
-        replace(operation(name, f"GET /{name}", errors=0), p95_ms=38.0, total_ms=12_000.0, p50_ms=18.0)
+        replace(
+            operation(name, f"GET /{name}", errors=0, p95_ms=38.0, before=0),
+            total_ms=12_000.0,
+            p50_ms=18.0,
+            calls_before=1_800,
+            total_ms_before=36_000.0,
+        )
         for name in services
     )
     return {
@@ -89,7 +100,7 @@ def calm() -> dict[QuestionKind, tuple[Observation, ...]]:
 def _edge(caller: str, callee: str, kind: str) -> EdgeShift:
     return EdgeShift(
         caller=caller, callee=callee, callee_kind="database" if kind == "database" else "service", calls=600, errors=0,
-        unanswered=0, client_ms=23.0, client_p95_ms=41.0, server_ms=None, gap_ms=None, calls_before=6000,
+        unanswered=0, client_ms=23.0, client_p95_ms=41.0, server_ms=None, gap_ms=None, calls_before=1800,
         errors_before=0, unanswered_before=0, client_ms_before=23.0, client_p95_ms_before=41.0, server_ms_before=None,
         gap_ms_before=None,
     )  # fmt: skip
@@ -129,13 +140,13 @@ async def house(
     at: datetime = NOON + timedelta(seconds=60),
     deadline_s: float = 60.0,
     role: Role = ROLE,
-    settle_s: float = 0.0,
+    read_timeout_s: float = 0.5,
 ) -> AsyncIterator[House]:
     """Open everything; the work `chat` answers with the built-in model."""
     settings = Settings(
         state_dir=state_dir,
         journal=JournalSettings(url=Secret(""), lease_s=2.0),
-        investigation=InvestigationSettings(settle_s=settle_s, read_timeout_s=0.5),
+        investigation=InvestigationSettings(settle_s=0.0, read_timeout_s=read_timeout_s),
     )
     clock = FakeClock()
     clock.at = at
@@ -213,8 +224,7 @@ def talked(
             return reply.text, calls, exhibits
         wanted = tuple(replace(call, id=f"{turn}.{place}") for place, call in enumerate(reply.calls))
         messages.append(Message(role="assistant", calls=wanted))
-        for call in wanted:
-            messages.append(_result(call, answering, calls, exhibits))
+        messages.extend(_result(call, answering, calls, exhibits) for call in wanted)
     raise AssertionError(f"the model calls without an end: {calls}")
 
 

@@ -49,6 +49,11 @@ def moment(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def quoted(text: str, *, chars_max: int = 200) -> str:
+    """Put a stranger's words between quotes that they cannot close."""
+    return '"' + plain(text, chars_max=chars_max).replace('"', "'") + '"'
+
+
 def counted(number: int, word: str) -> str:
     """Write a number with its noun."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
@@ -77,13 +82,13 @@ def incident_line(incident: Incident, *, number: int = 0) -> str:
     if incident.category is not None and incident.subject is not None:
         found = f"; found: {incident.category.value.replace('_', ' ')} of {incident.subject.name}"
     return plain(
-        f'{mark}{incident.id} ({incident.severity.value}, {incident.stage.value}, opened {moment(incident.opened_at)}{end}): "{incident.title}"{found}'
+        f"{mark}{incident.id} ({incident.severity.value}, {incident.stage.value}, opened {moment(incident.opened_at)}{end}): {quoted(incident.title)}{found}"
     )
 
 
 def alert_line(alert: Alert) -> str:
     """Say what fires."""
-    return plain(f'{alert.service or "all services"} fires since {moment(alert.starts_at)}: "{alert.summary}"')
+    return plain(f"{alert.service or 'all services'} fires since {moment(alert.starts_at)}: {quoted(alert.summary)}")
 
 
 def change_lines(look: Look, service: str) -> list[str]:
@@ -100,8 +105,9 @@ def change_lines(look: Look, service: str) -> list[str]:
 
 
 def _change_line(row: ObservedChange) -> str:
-    subject = "" if row.subject in {row.service, row.after, ""} else f' of "{row.subject}"'
-    values = f' from "{row.before}" to "{row.after}"' if row.before else f' to "{row.after}"' if row.after else ""
+    subject = "" if row.subject in {row.service, row.after, ""} else f" of {quoted(row.subject)}"
+    values = f" from {quoted(row.before)} to {quoted(row.after)}" if row.before else ""
+    values = values or (f" to {quoted(row.after)}" if row.after else "")
     return plain(f"{row.service or 'all services'}: {row.change.value}{subject}{values} at {moment(row.at)}")
 
 
@@ -181,7 +187,9 @@ def _further(case: CaseFile) -> Iterable[str]:
     for hypothesis in case.hypotheses[1:4]:
         yield plain(f"Also considered ({hypothesis.status}): {hypothesis.statement}")
     for similar in case.similar[:2]:
-        yield plain(f'Like {similar.incident} of {moment(similar.opened_at)}, "{similar.title}": {similar.ending}')
+        yield plain(
+            f"Like {similar.incident} of {moment(similar.opened_at)}, {quoted(similar.title)}: {similar.ending}"
+        )
 
 
 def fitted(sensed: Sensed) -> Sensed:

@@ -203,7 +203,7 @@ FILLING = (
     POLITE
     | ASKING
     | POINTING
-    | frozenset("|".join((_BAD, _WELL, _TROUBLE, _CHANGE, _MEND)).split("|"))
+    | frozenset(f"{_BAD}|{_WELL}|{_TROUBLE}|{_CHANGE}|{_MEND}".split("|"))
     | _set(
         "a an the of on in at for with from by about our my your their its here be been being am had may might me he she or not no if "
         "than as any some all every everything anything something nothing thing things one ones service services svc system systems "

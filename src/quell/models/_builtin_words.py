@@ -16,6 +16,7 @@ _TEXT_MAX_CHARS = 4_000
 _MINUTES_MAX = 1_440
 _WORD = re.compile(r"inc_[0-9a-z]+|#\d{1,3}|[^\W_]+(?:[-_./:]+[^\W_]+)*")
 _INCIDENT = re.compile(r"\binc_[0-9a-z]{6,40}\b")
+_QUOTED = re.compile(r'"[^"\n]*"')
 _CLAUSE = re.compile(
     r"[?!;\n]+|\.(?=\s|$)|,?\s+(?:and|but|also)\s+(?=(?:what|why|is|are|how|show|list|who|which|any|did|has)\b)|,\s*(?=(?:what|why|how)\b)"
 )
@@ -165,7 +166,8 @@ def _asked_of(before: Ask, topic: str) -> str:
 
 def _joined(ask: Ask, words: Sequence[str], before: Ask | None, said: str) -> Ask:
     """Fill in what a question leaves to what was talked about before."""
-    known = _INCIDENT.findall(said)
+    # Only what our own sentences name: what stands in quotes is somebody else's.
+    known = _INCIDENT.findall(_QUOTED.sub("", said))
     points = bool(POINTING & set(words))
     match ask.intent:
         case Intent.LIST:
@@ -179,7 +181,8 @@ def _joined(ask: Ask, words: Sequence[str], before: Ask | None, said: str) -> As
         case Intent.WHY if not ask.topic and known and (points or _is_bare(words)) and not SYMPTOMS & set(words):
             ask = replace(ask, intent=Intent.SHOW, incident=known[0], detail="more")
         case Intent.WHY | Intent.STATUS | Intent.CHANGED | Intent.BRIEF if not ask.topic and before is not None:
-            ask = replace(ask, topic=before.topic if points or _is_bare(words) else "")
+            is_about = points or (ask.intent is Intent.WHY and _is_bare(words))
+            ask = replace(ask, topic=before.topic if is_about else "")
     return ask
 
 
