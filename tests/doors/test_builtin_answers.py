@@ -26,7 +26,7 @@ from quell.domain import (
     UsageTold,
 )
 from quell.models import BuiltinModel
-from tests.doors._builtin_bench import SPECS, conversation, replied, talked
+from tests.doors._builtin_bench import SPECS, Answering, conversation, replied, talked
 
 NAMES = {"service": ("checkout", "order-worker", "order-writer", "payment-api"), "database": ("orders-db",)}
 WRONG = Sensed(
@@ -41,7 +41,7 @@ INJECTED = (
 )
 
 
-def brings(**by_tool: Sensed | str) -> object:
+def brings(**by_tool: Sensed | str) -> Answering:
     def answering(tool: str, arguments: Mapping[str, object]) -> Sensed | str:
         service = arguments.get("service", arguments.get("incident", ""))
         known = [name for each in NAMES.values() for name in each]

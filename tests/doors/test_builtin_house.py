@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -200,7 +200,7 @@ def test_two_people_who_ask_the_same_share_one_investigation(tmp_path: Path) -> 
     at_home(story, tmp_path, reader=reader, read_timeout_s=30.0)
 
 
-async def until(seen: Callable[[], Awaitable[list[object]]]) -> None:
+async def until(seen: Callable[[], Awaitable[Sequence[object]]]) -> None:
     for _ in range(1_000):
         try:
             if await seen():

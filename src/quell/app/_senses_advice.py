@@ -76,7 +76,8 @@ def _said(tool: Tool, subject: str, desired: Desired) -> str:
 
 
 def _ruled(call: FrozenCall, tool: Tool, desired: Desired) -> str:
-    verdict: Verdict = desired.policy.admit(call, tool=tool, principal=desired.principal, facts=Facts())
+    explained = desired.policy.explain(call, tool=tool, principal=desired.principal, facts=Facts())
+    verdict: Verdict = explained.verdict
     if verdict.decision == "permit":
         return "policy permits it without asking"
     if verdict.decision == "deny":
