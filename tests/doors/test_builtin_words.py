@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,7 @@ STATUS: list[tuple[str, Call]] = [
     ("what about cart?", ("system_overview", {"service": "cart"})),
     ("which databases are there", ("system_overview", {})),
     ("list all services", ("system_overview", {})),
+    ("was anything wrong in the last 2 hours?", ("system_overview", {"minutes": 120})),
 ]
 CHANGED: list[tuple[str, Call]] = [
     ("What changed?", ("what_changed", {})),
@@ -76,6 +79,7 @@ REST: list[tuple[str, Call]] = [
     ("how many incidents did we have", ("incidents", {"state": "all"})),
     ("show me all open incidents", ("incidents", {"state": "open"})),
     ("any incidents?", ("incidents", {"state": "open"})),
+    ("list incidents of checkout", ("incidents", {"state": "all", "service": "checkout"})),
     ("show incident 2", ("incident", {"incident": "2"})),
     (f"show me incident {INCIDENT}", ("incident", {"incident": INCIDENT})),
     (INCIDENT, ("incident", {"incident": INCIDENT})),
@@ -204,3 +208,20 @@ def test_two_questions_at_once_are_two_calls_of_one_turn() -> None:
 
 def test_the_table_has_room_for_every_way_of_asking_that_is_listed_here() -> None:
     assert len(STATUS) + len(CHANGED) + len(WHY) + len(REST) + len(TALK) >= 90
+
+
+HOW_TO = (Path(__file__).parents[2] / "docs" / "how-to" / "ask-without-a-model.md").read_text()
+
+
+def test_every_question_of_the_how_to_is_answered_with_the_sense_that_it_names() -> None:
+    rows = re.findall(r"^\| (.+?) \| `(\w+)` \|$", HOW_TO, re.MULTILINE)
+    assert {tool for _, tool in rows} == {spec.name for spec in SPECS}
+    for asked, tool in rows:
+        for question in re.findall(r"[^?·]+", asked):
+            if question.strip():
+                assert [name for name, _ in planned(question.strip())] == [tool], question
+
+
+def test_the_example_of_the_how_to_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", HOW_TO, re.DOTALL)
+    exec(compile(block, "ask-without-a-model.md", "exec"), {})

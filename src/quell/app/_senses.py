@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ _LISTED = 10
 _SHIFTS_MAX = 8
 _FRESH = timedelta(minutes=5)
 """So old may a finding be and still be the answer to the same question."""
-_WAIT_MAX_S = 120.0
+_LOOK_MAX_S, _NAMING_MAX_S = 40.0, 8.0
 _SLACK_S = 5.0
 """What is left of a call's time for telling how it stands."""
 _OPEN = tuple(stage for stage in Stage if stage is not Stage.RESOLVED)
@@ -96,12 +97,13 @@ class Senses:
     # -- telemetry ----------------------------------------------------------------------------------------------------
 
     async def _overview(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
-        wanted, minutes = _text(given, "service"), self.settings.window_minutes
+        wanted = _text(given, "service")
+        minutes = _number(given, "minutes", max(1, round(self.settings.window_minutes)))
         seen = await self._look(minutes, wanted)
         opened = await self.desk.incidents(limit=_LISTED_MAX, stages=_OPEN)
         names = _with(seen.names, opened)
-        service = exact(wanted, names)
-        if wanted and not service and not seen.is_blind:
+        service = exact(wanted, names) or (wanted if seen.is_blind else "")
+        if wanted and not service:
             return _unknown(wanted, names)
         firing = [alert for alert in await self.desk.firing() if alert.source != "person"]
         alerts = [alert for alert in firing if not service or alert.service == service]
@@ -111,7 +113,7 @@ class Senses:
         gaps, where, span = (
             gap_lines(seen.gaps),
             f" with {service}" if service else "",
-            f"in the last {minutes:g} minutes",
+            f"in the last {minutes} minutes",
         )
         if real or alerts or symptoms:
             counts = ((len(real), "open incident"), (len(alerts), "firing alert"), (len(symptoms), "symptom"))
@@ -145,8 +147,8 @@ class Senses:
     async def _changed(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
         wanted, minutes = _text(given, "service"), _number(given, "minutes", _CHANGED_MINUTES)
         seen = await self._look(minutes, wanted)
-        service = exact(wanted, seen.names)
-        if wanted and not service and not seen.is_blind:
+        service = exact(wanted, seen.names) or (wanted if seen.is_blind else "")
+        if wanted and not service:
             return _unknown(wanted, seen.names)
         changes, moved = change_lines(seen, service), shift_lines(seen, service)
         gaps = gap_lines(seen.gaps)
@@ -169,14 +171,14 @@ class Senses:
         wanted = _text(given, "service")
         minutes = _number(given, "minutes", max(1, round(self.settings.window_minutes)))
         seen = await self._look(minutes, wanted)
-        service = exact(wanted, seen.names)
-        if wanted and not service and not seen.is_blind:
+        service = exact(wanted, seen.names) or (wanted if seen.is_blind else "")
+        if wanted and not service:
             return _unknown(wanted, seen.names)
         facts = seen.facts(service)
         tokens = _number(given, "tokens", min(self.settings.budget_tokens, 1_500))
         survey = replace(seen.survey, facts=facts)
         briefing = await asyncio.to_thread(pack, survey, budget_tokens=tokens, anchor=survey.window.end)
-        lines = [plain(line.rstrip(), chars_max=600) for line in briefing.text.splitlines() if line.strip()]
+        lines = [line for line in briefing.text.splitlines() if line.strip()]
         return _sensed("told" if facts else "nothing", lines or [_NOT_NAMED], gaps=gap_lines(seen.gaps))
 
     async def _look(self, minutes: float, service: str, *, naming: bool = False) -> Look:
@@ -187,6 +189,7 @@ class Senses:
             window=window,
             baseline=window.before(length=timedelta(minutes=self.settings.baseline_minutes)),
             timeout_s=self.settings.read_timeout_s,
+            within_s=_NAMING_MAX_S if naming else _LOOK_MAX_S,
             service=service,
             kinds=NAMING if naming else QuestionKind,
         )
@@ -194,18 +197,27 @@ class Senses:
     # -- incidents ----------------------------------------------------------------------------------------------------
 
     async def _incidents(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
-        stages = () if given.get("state", "all") == "all" else _OPEN
-        found = await self.desk.incidents(limit=_LISTED_MAX, stages=stages)
-        shown = found[: _number(given, "limit", _LISTED)]
-        word = "open incident" if stages else "incident"
+        everyone = await self.desk.incidents(limit=_LISTED_MAX)
+        found = await self.desk.incidents(limit=_LISTED_MAX, stages=_OPEN) if given.get("state") == "open" else everyone
+        word, where, wanted = (
+            "open incident" if given.get("state") == "open" else "incident",
+            "",
+            _text(given, "service"),
+        )
+        if wanted:
+            names = names_of((), more=(name for one in everyone for name in _services_of(one)))
+            service = exact(wanted, names)
+            if names and not service:
+                return _unknown(wanted, names, told="No incident is about")
+            where = f" of {service or plain(wanted, chars_max=120)}"
+            found = [one for one in found if service in _services_of(one)]
         if not found:
-            return _sensed("nothing", [f"There is no {word}"])
-        total = f"at least {len(found)}" if len(found) == _LISTED_MAX else f"{len(found)}"
-        head = f"{total} {word}{'' if len(found) == 1 else 's'}"
-        head += f", the newest {len(shown)} of them" if len(shown) < len(found) else ", newest first"
-        everyone = found if not stages else await self.desk.incidents(limit=_LISTED_MAX)
+            return _sensed("nothing", [f"There is no {word}{where}"])
+        shown = found[: _number(given, "limit", _LISTED)]
+        total = f"at least {len(found)} {word}s" if len(found) == _LISTED_MAX else counted(len(found), word)
+        order = f"the newest {len(shown)} of them" if len(shown) < len(found) else "newest first"
         number = {one.id: place for place, one in enumerate(everyone, start=1)}
-        lines = [head, *(incident_line(one, number=number.get(one.id, 0)) for one in shown)]
+        lines = [f"{total}{where}, {order}", *(incident_line(one, number=number.get(one.id, 0)) for one in shown)]
         return _sensed("told", lines, about=shown)
 
     async def _incident(self, _request: CallRequest, given: Mapping[str, object]) -> Sensed:
@@ -253,14 +265,14 @@ class Senses:
         about = next((one for one in listed if service and service in _services_of(one)), None)
         if about is not None or not names:
             return about or none
-        return Sensed(
-            state="unknown_service", lines=(f"No incident is about {plain(wanted, chars_max=120)}",), names=names
-        )
+        return _unknown(wanted, names, told="No incident is about")
 
     # -- investigations -----------------------------------------------------------------------------------------------
 
     async def _investigate(self, request: CallRequest, given: Mapping[str, object]) -> Sensed:
         wanted, question = _text(given, "service"), _text(given, "question")
+        longest_s = min(request.caller.deadline_s, request.tool.timeout_s) - _SLACK_S
+        ends_at = asyncio.get_running_loop().time() + longest_s
         named = await self._look(self.settings.window_minutes, wanted, naming=True)
         opened = await self.desk.incidents(limit=_LISTED_MAX, stages=_OPEN)
         names = _with(named.names, opened)
@@ -286,7 +298,7 @@ class Senses:
                 text=words, services=(service,) if service else (), since_s=minutes * 60.0 if minutes else None
             )
             run = (await self.desk.investigate(asked)).id
-        return await self._concluded(run, request, service=service)
+        return await self._concluded(run, service=service, ends_at=ends_at)
 
     def _joinable(self, opened: Sequence[Incident], service: str, question: str) -> Incident | None:
         """Return the open incident that this is about: one that is being looked into, or whose finding is fresh."""
@@ -298,10 +310,10 @@ class Senses:
                 return one
         return None
 
-    async def _concluded(self, run: str, request: CallRequest, *, service: str) -> Sensed:
+    async def _concluded(self, run: str, *, service: str, ends_at: float) -> Sensed:
         """Wait for the end of an investigation as long as the call may, and say what came of it, or how it stands."""
-        wait_s = min(_WAIT_MAX_S, request.caller.deadline_s - _SLACK_S, request.tool.timeout_s - _SLACK_S)
-        ended = await self.runs.wait(run, timeout_s=max(1.0, wait_s))
+        left_s = ends_at - asyncio.get_running_loop().time()
+        ended = await self.runs.wait(run, timeout_s=max(0.5, left_s))
         if ended.status is RunStatus.SUCCEEDED:
             return case_sensed(await self.desk.case_file(run), service=service)
         if ended.status in {RunStatus.FAILED, RunStatus.CANCELLED}:
@@ -377,11 +389,16 @@ def _sensed(
     )
 
 
-def _unknown(wanted: str, names: Names) -> Sensed:
-    """Say that nothing is called so, and what there is: who asked may mean one of these."""
-    known = [name for each in names.values() for name in each]
-    told = f"Telemetry knows nothing called {plain(wanted, chars_max=120)}" if known else _NOT_NAMED
-    return Sensed(state="unknown_service", lines=(told,), names=names)
+def _unknown(wanted: str, names: Names, *, told: str = "Telemetry knows nothing called") -> Sensed:
+    """Say that nothing is called so, and what there is, the likest names first: who asked may mean one of them."""
+    if not any(names.values()):
+        return _sensed("unknown_service", [_NOT_NAMED])
+
+    def unlike(name: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, wanted.lower(), name.lower()).ratio(), name
+
+    ranked = {kind: tuple(sorted(each, key=unlike)) for kind, each in names.items()}
+    return _sensed("unknown_service", [f"{told} {plain(wanted, chars_max=120)}"], names=ranked)
 
 
 def _cause(diagnosis: Diagnosis, service: str) -> list[str]:

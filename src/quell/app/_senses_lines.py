@@ -22,10 +22,11 @@ from quell.domain import (
 )
 from quell.incidents import CaseFile
 
-_LINE_MAX_CHARS = 420
+_LINE_MAX_CHARS, _WIDEST_CHARS = 420, 600
+_NAME_MAX_CHARS = 80
 _RESULT_MAX_CHARS = 7_000
 """Less than an agent keeps of a result to hold claims against."""
-_LINES_MAX_CHARS, _STEPS_MAX_CHARS, _GAPS_MAX_CHARS, _NAMES_MAX_CHARS = 3_600, 1_400, 900, 500
+_LINES_MAX_CHARS, _STEPS_MAX_CHARS, _GAPS_MAX_CHARS, _NAMES_MAX_CHARS = 3_600, 1_400, 900, 700
 _GAPS_MAX = 6
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _STATES: dict[Outcome, SenseState] = {
@@ -193,13 +194,28 @@ def _further(case: CaseFile) -> Iterable[str]:
 
 
 def fitted(sensed: Sensed) -> Sensed:
-    """Leave the last of each part out until the whole is small, and say how much was left out."""
-    lines = _kept(sensed.lines, room=_LINES_MAX_CHARS)
-    steps, gaps = _kept(sensed.steps, room=_STEPS_MAX_CHARS), _kept(sensed.gaps, room=_GAPS_MAX_CHARS)
-    names = {kind: _kept(each, room=_NAMES_MAX_CHARS, is_told=False) for kind, each in sensed.names.items()}
+    """Make every line visible, leave the last of each part out until the whole is small, and say how much that was.
+
+    A name that hides something, or that no line has room for, is left out: it could only be shown as something else.
+    """
+    clean = {
+        kind: [name for name in each if plain(name, chars_max=_NAME_MAX_CHARS) == name]
+        for kind, each in sensed.names.items()
+    }
+    names = {kind: _kept(each, room=_NAMES_MAX_CHARS, is_told=False) for kind, each in clean.items()}
+    unnamed = sum(map(len, sensed.names.values())) - sum(map(len, names.values()))
+    further = (f"{unnamed} further names left out", *sensed.more) if unnamed else sensed.more
+    lines = _kept(_plain(sensed.lines), room=_LINES_MAX_CHARS)
+    steps = _kept(_plain(sensed.steps), room=_STEPS_MAX_CHARS)
+    gaps = _kept(_plain(sensed.gaps), room=_GAPS_MAX_CHARS)
     spent = sum(_size(each) for part in (lines, steps, gaps, *names.values()) for each in part)
-    more = _kept(sensed.more, room=max(0, _RESULT_MAX_CHARS - spent))
-    return replace(sensed, lines=lines, more=more, steps=steps, gaps=gaps, names=names)
+    more = _kept(_plain(further), room=max(0, _RESULT_MAX_CHARS - spent))
+    shown = {kind: each for kind, each in names.items() if each}
+    return replace(sensed, lines=lines, more=more, steps=steps, gaps=gaps, names=shown)
+
+
+def _plain(lines: Iterable[str]) -> list[str]:
+    return [plain(line, chars_max=_WIDEST_CHARS) for line in lines]
 
 
 def _kept(lines: Sequence[str], *, room: int, is_told: bool = True) -> tuple[str, ...]:

@@ -28,7 +28,6 @@ _OWN_SERVICE = "quell"
 _WHOLE_PAGE_TOKENS = 4_000
 _NAME = re.compile(r"[^\W_]+")
 _SUFFIXES = frozenset({"service", "svc"})
-NAMES_MAX = 60
 NAMING = (QuestionKind.ERROR_RATES, QuestionKind.EDGE_GAPS)
 """The questions whose answers name what there is."""
 
@@ -64,16 +63,32 @@ async def look(
     window: Window,
     baseline: Window,
     timeout_s: float,
+    within_s: float,
     service: str = "",
     kinds: Iterable[QuestionKind] = QuestionKind,
 ) -> Look:
-    """Ask; Quell's own telemetry is left out unless it is what was asked about."""
+    """Ask; Quell's own telemetry is left out unless it is what was asked about.
+
+    Args:
+        readers: Who is asked.
+        window: The time that is looked at.
+        baseline: The time that it is compared with.
+        timeout_s: Deadline of one question.
+        within_s: Deadline of all of them: what is not answered by then is a gap.
+        service: What the look is about.
+        kinds: The questions.
+    """
     turns = asyncio.Semaphore(_AT_ONCE)
+    ends_at = asyncio.get_running_loop().time() + within_s
 
     async def ask(reader: Reader, kind: QuestionKind) -> Answer | Gap:
         question = Question(kind=kind, window=window, baseline=baseline)
         async with turns:
-            return await _asked(reader, question, timeout_s=timeout_s)
+            left_s = ends_at - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                told = "not asked: the time for the whole look was over"
+                return Gap(question=kind, source=reader.name, query="", reason="timeout", detail=told)
+            return await _asked(reader, question, timeout_s=min(timeout_s, left_s))
 
     answers = await asyncio.gather(*(ask(reader, kind) for reader in readers for kind in kinds))
     kept = [answer if service == _OWN_SERVICE else _without_own(answer) for answer in answers]
@@ -119,7 +134,7 @@ def names_of(answers: Iterable[Answer | Gap], *, more: Iterable[str] = ()) -> Na
         kinds.setdefault(name, "service")
     kinds.pop("", None)
     found: dict[str, list[str]] = {"service": [], "database": [], "queue": [], "external": []}
-    for name in sorted(kinds)[:NAMES_MAX]:
+    for name in sorted(kinds):
         found[kinds[name]].append(name)
     return {kind: tuple(names) for kind, names in found.items() if names}
 

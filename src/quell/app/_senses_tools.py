@@ -19,7 +19,7 @@ _SENSES: tuple[tuple[str, str, Mapping[str, object], tuple[str, ...], float], ..
     (
         "system_overview",
         "Is anything wrong now: open incidents, firing alerts, errors and latency that moved.",
-        {"service": _SERVICE},
+        {"service": _SERVICE, "minutes": _MINUTES},
         (),
         _LOOK_S,
     ),
@@ -40,7 +40,11 @@ _SENSES: tuple[tuple[str, str, Mapping[str, object], tuple[str, ...], float], ..
     (
         "incidents",
         "List incidents, newest first.",
-        {"state": {"enum": ["open", "all"]}, "limit": {"type": "integer", "minimum": 1, "maximum": 30}},
+        {
+            "service": _SERVICE,
+            "state": {"enum": ["open", "all"]},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 30},
+        },
         (),
         _QUICK_S,
     ),

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from quell.domain import Sensed
 from quell.models._builtin_grammar import Intent
-from quell.models._builtin_plan import Result, Settled
+from quell.models._builtin_plan import TIMED, Result, Settled
 
 _LINES_SHORT = 9
 _MORE_SHORT = 4
 _STEPS_SHORT = 6
 _CITING = re.compile(r"\[(?=\s*e\d)")
+_NAMES_CUT = "names left out"
 _FACT = re.compile(r"E\d+ ")
 _WORDS_AND_NAMES = 40
 
@@ -73,6 +74,8 @@ def answer(settled: Settled) -> Iterator[str]:
         return
     if ask.remark:
         yield f"{ask.remark}."
+    if ask.minutes is not None and ask.intent not in TIMED:
+        yield "The time that was named narrows nothing here."
     if settled.naming is not None:
         yield from _named(settled, settled.naming)
     if result is None:
@@ -146,6 +149,7 @@ def _names(result: Result, sensed: Sensed) -> Iterator[str]:
         yield _cited("Telemetry names no service in the time that was looked at", result)
     for kind, names in sensed.names.items():
         yield _cited(f"{kind.capitalize()}: {', '.join(names)}", result)
+    yield from (_cited(line, result) for line in sensed.more if line.endswith(_NAMES_CUT))
 
 
 def _ending(intent: Intent, sensed: Sensed) -> str:

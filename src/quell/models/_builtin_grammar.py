@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 
@@ -217,7 +218,8 @@ FILLING = (
         "normal status health cause causes caused causing root reason reasons investigate diagnose debug troubleshoot check find look into "
         "list open doing do done new bad much please thanks thank guys team anyone somebody someone world whole entire overall general "
         "summary brief briefing logs log metrics traces telemetry errors app application platform environment cluster "
-        "config configuration flag flags next step steps time times compare rollback approve approval action actions"
+        "config configuration flag flags next step steps time times compare rollback approve approval action actions "
+        "resolved closed fixed solved finished ended over older severity critical that were"
     )
 )
 """Words that name nothing of the system."""
@@ -281,4 +283,9 @@ def _fits(group: str, word: str) -> bool:
             return _REF.fullmatch(word) is not None or _ID.fullmatch(word) is not None
         case "<ordinal>":
             return word in ORDINALS
-    return word in group.split("|")
+    return word in _choices(group)
+
+
+@lru_cache(maxsize=1_024)
+def _choices(group: str) -> frozenset[str]:
+    return frozenset(group.split("|"))

@@ -27,6 +27,8 @@ _SENSE_OF: Mapping[Intent, str] = {
     Intent.BRIEF: "brief",
 }
 """Which sense answers what; what is not here is answered without looking."""
+TIMED = frozenset({Intent.STATUS, Intent.CHANGED, Intent.WHY, Intent.BRIEF})
+"""What looks as far back as it is told to."""
 SENSES = frozenset(_SENSE_OF.values())
 _NAME_MAX_CHARS = 120
 _LISTED_MORE, _BRIEF_MORE_TOKENS = 30, 1_500
@@ -102,9 +104,10 @@ def _arguments(ask: Ask) -> Arguments:
         case Intent.SHOW | Intent.FIX | Intent.ACT:
             given["incident"] = ask.incident[:_NAME_MAX_CHARS]
         case Intent.LIST:
+            given["service"] = ask.topic[:_NAME_MAX_CHARS]
             given["state"] = "open" if ask.only_open else "all"
             given["limit"] = _LISTED_MORE if ask.detail == "more" else None
-    if ask.intent in {Intent.CHANGED, Intent.WHY, Intent.BRIEF}:
+    if ask.intent in TIMED:
         given["minutes"] = ask.minutes
     if ask.intent is Intent.WHY:
         given["question"] = ask.question

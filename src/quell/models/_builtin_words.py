@@ -171,7 +171,7 @@ def _joined(ask: Ask, words: Sequence[str], before: Ask | None, said: str) -> As
     points = bool(POINTING & set(words))
     match ask.intent:
         case Intent.LIST:
-            ask = replace(ask, topic="", only_open=bool(_UNDER_WAY & set(words)))
+            ask = replace(ask, only_open=bool(_UNDER_WAY & set(words)))
         case Intent.SHOW:
             ask = replace(ask, incident=_reference(words, known), topic="")
         case Intent.MORE:
