@@ -62,7 +62,7 @@ def good(answer: AgentAnswer) -> str:
 def test_of_a_healthy_system_it_says_that_nothing_is_wrong(tmp_path: Path) -> None:
     async def story(home: House) -> None:
         answer = await home.ask("is anything wrong?")
-        assert good(answer).startswith("Nothing is wrong: no incident is open, no alert fires")
+        assert good(answer).startswith("Nothing is wrong: no incident is open and no alert fires, and errors and")
         assert answer.cited == ("e1",)
         assert good(await home.ask("is the order worker ok?")).startswith("Nothing is wrong with order-worker")
         changed = good(await home.ask("what changed in the last 5 minutes?"))
@@ -77,6 +77,26 @@ def test_of_a_healthy_system_it_says_that_nothing_is_wrong(tmp_path: Path) -> No
         assert "No incident is about payment [e1]." in good(await home.ask("list incidents of payment"))
 
     at_home(story, tmp_path, reader=ChangingReader(rows=calm()))
+
+
+def test_gaps_beside_good_news_are_told_and_lower_the_confidence(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        text = good(await home.ask("is anything wrong?"))
+        assert text.startswith("Nothing is wrong, as far as could be read: no incident is open")
+        assert "Confidence: high" not in text
+        assert "made did not tell slow operations, metric shifts (timeout): too late [e1]." in text
+
+    blind = frozenset({QuestionKind.SLOW_OPERATIONS, QuestionKind.METRIC_SHIFTS})
+    at_home(story, tmp_path, reader=ChangingReader(rows=calm(), gaps=blind))
+
+
+def test_trouble_elsewhere_is_told_when_one_service_is_asked_about(tmp_path: Path) -> None:
+    async def story(home: House) -> None:
+        text = good(await home.ask("is catalogue ok?"))
+        assert text.startswith("Nothing is wrong with catalogue itself: no incident is open")
+        assert "Elsewhere something is wrong, confidence high: Bad release of service payment" in text
+
+    at_home(story, tmp_path)
 
 
 def test_of_a_broken_system_it_says_what_is_wrong_why_and_what_to_do(tmp_path: Path) -> None:
@@ -169,7 +189,9 @@ def test_no_claim_goes_without_evidence_whatever_telemetry_holds(tmp_path: Path,
 def test_where_nothing_can_be_read_it_says_that_it_does_not_know(tmp_path: Path) -> None:
     async def story(home: House) -> None:
         text = good(await home.ask("is anything wrong?"))
-        assert text.startswith("No incident is open and no alert fires, but not everything could be looked at [e1].")
+        assert text.startswith(
+            "No incident is open and no alert fires, but whether anything is wrong cannot be told [e1]."
+        )
         assert "What I could not see:\n- made did not tell error rates, " in text
         assert text.endswith("I do not know whether anything is wrong.")
         assert "as far as could be read" in good(await home.ask("what changed?"))

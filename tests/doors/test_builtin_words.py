@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from quell.app._senses_tools import sense_tools
 from quell.domain import ModelRequest
+from quell.governance import freeze
+from quell.models._builtin_grammar import FILLING, ROWS
 from tests.doors._builtin_bench import SPECS, conversation, replied
 
 Call = tuple[str, dict[str, object]]
@@ -208,6 +213,26 @@ def test_two_questions_at_once_are_two_calls_of_one_turn() -> None:
 
 def test_the_table_has_room_for_every_way_of_asking_that_is_listed_here() -> None:
     assert len(STATUS) + len(CHANGED) + len(WHY) + len(REST) + len(TALK) >= 90
+
+
+VOCABULARY = sorted({word for row in ROWS for group in row.pattern.split(" ") for word in group.split("|")} | FILLING)
+SAID = st.one_of(
+    st.text(max_size=200),
+    st.lists(
+        st.sampled_from([*VOCABULARY, "checkout", "order-worker", INCIDENT, "#2", "7", "2h", "?"]), max_size=12
+    ).map(" ".join),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(said=st.lists(SAID, min_size=1, max_size=3))
+def test_whatever_is_said_it_answers_or_plans_calls_that_its_senses_take(said: list[str]) -> None:
+    tools = {tool.name: tool for tool in sense_tools()}
+    between = [part for text in said for part in (text, f"{INCIDENT} [e1].")][:-1]
+    reply = replied(ModelRequest(messages=conversation(*between), tools=SPECS))
+    assert reply.calls or reply.text
+    for call in reply.calls:
+        freeze(tools[call.name], run="run_1", call=call.id, arguments=call.arguments)
 
 
 HOW_TO = (Path(__file__).parents[2] / "docs" / "how-to" / "ask-without-a-model.md").read_text()

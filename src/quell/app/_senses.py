@@ -115,23 +115,16 @@ class Senses:
             f" with {service}" if service else "",
             f"in the last {minutes} minutes",
         )
-        if real or alerts or symptoms:
-            counts = ((len(real), "open incident"), (len(alerts), "firing alert"), (len(symptoms), "symptom"))
-            head = f"Something is wrong{where}: {', '.join(counted(number, word) for number, word in counts if number)}"
-            lines = [head, *(incident_line(one) for one in real[:5]), *map(alert_line, alerts[:5])]
-            lines += [*_cause(diagnosis, service), *symptoms[:_SHIFTS_MAX]] if symptoms else []
-            return _sensed("wrong", lines, more=symptoms[_SHIFTS_MAX:], gaps=gaps, about=real, names=names)
-        moved = shift_lines(seen, service)
-        if seen.is_blind or gaps:
-            lines = [f"No incident is open and no alert fires{where}, but not everything could be looked at"]
-            return _sensed("unclear", lines, more=moved, gaps=gaps, names=names)
-        if not names:
-            lines = [f"No incident is open and no alert fires, and telemetry names no service {span}"]
-            return _sensed("unclear", lines)
-        lines = [
-            f"Nothing is wrong{where}: no incident is open, no alert fires, errors and latency are as before {span}"
-        ]
-        return _sensed("healthy", lines, more=moved, names=names)
+        if not (real or alerts or symptoms):
+            return _calm(seen, diagnosis, service=service, span=span, names=names)
+        counts = ((len(real), "open incident"), (len(alerts), "firing alert"), (len(symptoms), "symptom"))
+        head = f"Something is wrong{where}: {', '.join(counted(number, word) for number, word in counts if number)}"
+        lines = [head, *(incident_line(one) for one in real[:5]), *map(alert_line, alerts[:5])]
+        if symptoms:
+            lines += [*_cause(diagnosis, service), *symptoms[:_SHIFTS_MAX]]
+        elif diagnosis.finding.outcome is Outcome.HEALTHY:
+            lines.append(f"Errors and latency are as before {span}: it may be over")
+        return _sensed("wrong", lines, more=symptoms[_SHIFTS_MAX:], gaps=gaps, about=real, names=names)
 
     async def _real(self, opened: Sequence[Incident]) -> list[Incident]:
         """Return the incidents that tell of trouble: a person's question does where a cause of its own was found."""
@@ -399,6 +392,25 @@ def _unknown(wanted: str, names: Names, *, told: str = "Telemetry knows nothing 
 
     ranked = {kind: tuple(sorted(each, key=unlike)) for kind, each in names.items()}
     return _sensed("unknown_service", [f"{told} {plain(wanted, chars_max=120)}"], names=ranked)
+
+
+def _calm(seen: Look, diagnosis: Diagnosis, *, service: str, span: str, names: Names) -> Sensed:
+    """Say of a time without incidents, alerts and symptoms whether that means that nothing is wrong."""
+    finding, gaps, where = diagnosis.finding, gap_lines(seen.gaps), f" with {service}" if service else ""
+    moved = shift_lines(seen, service)
+    quiet = f"no incident is open and no alert fires{where}"
+    cap = f", because {finding.cap}" if finding.cap else ""
+    if finding.outcome is Outcome.HEALTHY:
+        read = ", as far as could be read" if gaps else ""
+        lines = [f"Nothing is wrong{where}{read}: {quiet}, and errors and latency are as before {span}"]
+        lines.append(f"Confidence: {finding.confidence.value}{cap}")
+        return _sensed("healthy", lines, more=moved, gaps=gaps, names=names)
+    if finding.outcome is Outcome.CAUSE_FOUND:
+        elsewhere = f"Elsewhere something is wrong, confidence {finding.confidence.value}: {finding.statement}"
+        lines = [f"Nothing is wrong{where} itself: {quiet}, and it shows no symptom {span}", elsewhere]
+        return _sensed("unclear" if gaps else "healthy", lines, more=moved, gaps=gaps, names=names)
+    lines = [f"{quiet[0].upper()}{quiet[1:]}, but whether anything is wrong cannot be told", finding.statement]
+    return _sensed("unclear", lines, more=moved, gaps=gaps, names=names)
 
 
 def _cause(diagnosis: Diagnosis, service: str) -> list[str]:
