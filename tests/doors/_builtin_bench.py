@@ -119,9 +119,13 @@ class House:
     async def ask(self, *said: str) -> AgentAnswer:
         """Ask the last of these after the others, questions and answers in turn, as a chat client sends them."""
         run = await self.runs.start("chat", subject=said[-1], arguments={"said": list(said)})
-        ended = await self.runs.wait(run.id, timeout_s=20)
+        return await self.answer(run.id)
+
+    async def answer(self, run: str) -> AgentAnswer:
+        """Wait for the answer of a run."""
+        ended = await self.runs.wait(run, timeout_s=20)
         assert ended.status == "succeeded", ended
-        events = await self.runs.events(run=run.id, limit=1_000)
+        events = await self.runs.events(run=run, limit=1_000)
         (told,) = [event.body for event in events if event.name == "agent.answered"]
         return msgspec.json.decode(told, type=AgentAnswer)
 

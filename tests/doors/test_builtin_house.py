@@ -230,6 +230,23 @@ def test_two_people_who_ask_the_same_share_one_investigation(tmp_path: Path) -> 
     at_home(story, tmp_path, reader=reader, read_timeout_s=30.0)
 
 
+def test_a_process_that_ends_while_it_investigates_goes_on_with_the_same_investigation(tmp_path: Path) -> None:
+    held = ChangingReader(rows=bad_release(), held=frozenset({QuestionKind.EXEMPLARS}))
+
+    async def first_life(home: House) -> None:
+        await home.runs.start("chat", subject="why", arguments={"said": ["why is payment failing?"]})
+        await until(lambda: home.runs.list(limit=9, kind="investigation"))
+
+    async def second_life(home: House) -> None:
+        (chat,) = await home.runs.list(limit=9, kind="chat")
+        assert "Bad release of service payment" in good(await home.answer(chat.id))
+        assert len(await home.runs.list(limit=9, kind="investigation")) == 1
+        assert len(await home.desk.incidents()) == 1
+
+    at_home(first_life, tmp_path, reader=held, read_timeout_s=30.0)
+    at_home(second_life, tmp_path, reader=ChangingReader(rows=bad_release()), read_timeout_s=30.0)
+
+
 async def until(seen: Callable[[], Awaitable[Sequence[object]]]) -> None:
     for _ in range(1_000):
         try:

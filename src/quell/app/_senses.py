@@ -110,11 +110,8 @@ class Senses:
         diagnosis = await asyncio.to_thread(diagnose, seen.survey, alerts=firing)
         symptoms = shift_lines(seen, service, only={citation.evidence for citation in diagnosis.impact})
         real = await self._real([one for one in opened if not service or service in _services_of(one)])
-        gaps, where, span = (
-            gap_lines(seen.gaps),
-            f" with {service}" if service else "",
-            f"in the last {minutes} minutes",
-        )
+        gaps, span = gap_lines(seen.gaps), f"in the last {minutes} minutes"
+        where = f" with {service}" if service else ""
         if not (real or alerts or symptoms):
             return _calm(seen, diagnosis, service=service, span=span, names=names)
         counts = ((len(real), "open incident"), (len(alerts), "firing alert"), (len(symptoms), "symptom"))
