@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from quell.app._authority import Authority as Authority
     from quell.app._authority import open_authority as open_authority
     from quell.app._office import Office as Office
+    from quell.app._senses_tools import idle_senses as idle_senses
     from quell.app._toolset import Toolset as Toolset
     from quell.app._warden import Warden as Warden
 
@@ -28,6 +29,7 @@ _DOOR = {
     "Office": "_office",
     "Toolset": "_toolset",
     "Warden": "_warden",
+    "idle_senses": "_senses_tools",
 }
 
 

@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +28,7 @@ from quell.domain import (
     Question,
     StateHeldError,
     StoreError,
+    Tool,
     Window,
 )
 from quell.incidents import Curve, CurveAsk, Desk
@@ -37,6 +38,7 @@ from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._authority import Authority
+    from quell.tools import LocalHand
 
 Role = Literal["serve", "command"]
 
@@ -291,6 +293,7 @@ async def open_app(
             ready=launch if role == "command" else None,
         )
         vault.firing = desk.firing
+        warden.builtin = _senses_of(warden, settings, desk=desk, runs=runs, readers=readers, clock=clock)
         app = App(
             settings=settings,
             role=role,
@@ -307,6 +310,26 @@ async def open_app(
         )
         await _start(app)
         yield app
+
+
+def _senses_of(
+    warden: Warden, settings: Settings, *, desk: Desk, runs: Runs, readers: Sequence[Reader], clock: Clock
+) -> Callable[[], Iterable[tuple[Tool, LocalHand]]]:
+    """Return what makes the senses when the authority is opened: they see with the desk and the readers."""
+
+    def hands() -> Iterable[tuple[Tool, LocalHand]]:
+        from quell.app._senses import Senses, desired_of  # noqa: PLC0415 - a command that decides nothing needs none
+
+        return Senses(
+            desk=desk,
+            runs=runs,
+            readers=readers,
+            settings=settings.investigation,
+            clock=clock,
+            desired=desired_of(lambda: warden.authority, environment=settings.governance.environment),
+        ).hands()
+
+    return hands
 
 
 def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None:

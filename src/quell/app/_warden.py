@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from quell.config import Settings
-from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
+from quell.domain import (
+    Approval,
+    AuditKind,
+    Caller,
+    Clock,
+    Decided,
+    Effect,
+    Entropy,
+    IdentityPlan,
+    Principal,
+    Refusal,
+    Tool,
+)
 from quell.runs import Runs
 
 if TYPE_CHECKING:
@@ -18,6 +30,7 @@ if TYPE_CHECKING:
     from quell.app._herald import Herald
     from quell.app._votes import Way
     from quell.governance import Identities
+    from quell.tools import LocalHand
 
 _BUSY = timedelta(minutes=10)
 """How long a worker may still be busy with an effect whose run has ended."""
@@ -44,6 +57,8 @@ class Warden:
         self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="identity")
         self._herald: Herald | None = None
         self.authority: Authority | None = None
+        self.builtin: Callable[[], Iterable[tuple[Tool, LocalHand]]] = tuple
+        """Gives our own tools, those that see with organs which are opened after this one."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -61,7 +76,12 @@ class Warden:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
                 self.authority = await open_authority(
-                    self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
+                    self._runs,
+                    self._settings,
+                    clock=self._clock,
+                    entropy=self._entropy,
+                    env=self._env,
+                    builtin=self.builtin(),
                 )
             return self.authority
 

@@ -80,9 +80,9 @@ class Session:
         """Open the tools beside it; no server is asked before `work` does, and no policy has to be right."""
 
         async def use(office: Office) -> int:
-            from quell.app import Toolset
+            from quell.app import Toolset, idle_senses
 
-            toolset = await Toolset.open(office)
+            toolset = await Toolset.open(office, builtin=idle_senses())
             try:
                 return await work(office, toolset)
             finally:

@@ -194,6 +194,8 @@ from quell.domain._scratchpad import PadOwner as PadOwner
 from quell.domain._scratchpad import PadReading as PadReading
 from quell.domain._scratchpad import ScratchpadLimits as ScratchpadLimits
 from quell.domain._scratchpad import Spilled as Spilled
+from quell.domain._sense import Sensed as Sensed
+from quell.domain._sense import SenseState as SenseState
 from quell.domain._signal import Answer as Answer
 from quell.domain._signal import AttributeDiff as AttributeDiff
 from quell.domain._signal import ChangeKind as ChangeKind
