@@ -37,6 +37,7 @@ from quell.domain import (
     RefusedError,
     Reservation,
     Spender,
+    Standing,
     SwitchState,
     ToolClass,
     ToolOutcome,
@@ -49,11 +50,14 @@ from quell.governance._audit import Audit
 from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
 from quell.governance._policy import PolicySet
+from quell.governance._policy_schema import effective_class
 from quell.governance._switches import Switches
 from quell.runs import Connection, Database, Ledger
 
 _HISTORY = timedelta(hours=1)
 _GRACE_S = 600.0
+_UNEARNED = Standing().level
+"""How far everybody may go of whom nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,9 +270,11 @@ class Guard:
     def _read_ruling(self, request: CallRequest) -> _Ruling:
         """Decide about a plain read from memory: it has no history, takes nothing out, and stops are known well enough."""
         stops = self.switches.glance()
-        facts = _stop_facts(request, stops, is_emergency=False)
-        verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
-        return _Ruling(verdict=verdict, facts=facts, acting=request.caller.principal)
+        facts, acting = _stop_facts(request, stops, is_emergency=False), request.caller.principal
+        if acting.level > _UNEARNED:
+            # What was earned stands in the journal: who needs more than anybody has is decided about there.
+            acting = replace(acting, level=_UNEARNED)
+        return _Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
 
     def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
@@ -290,17 +296,22 @@ class Guard:
         return _Ruling(verdict=verdict, facts=facts, acting=acting)
 
     def _acting(self, connection: Connection, request: CallRequest) -> Principal:
-        """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says."""
+        """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says.
+
+        It earns by the class that policies judge by, so that what nothing undoes never rides on what could be undone;
+        what has no version can earn nothing.
+        """
         principal = request.caller.principal
-        if not request.tool.tool_class.is_effect or not principal.workflow_digest:
-            return principal
-        scope = AutonomyScope(
-            tenant=principal.tenant,
-            workflow_digest=principal.workflow_digest,
-            action_class=request.tool.tool_class,
-            environment=request.call.resource.environment,
-        )
-        return replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
+        earned = _UNEARNED
+        if principal.workflow_digest:
+            scope = AutonomyScope(
+                tenant=principal.tenant,
+                workflow_digest=principal.workflow_digest,
+                action_class=effective_class(request.tool),
+                environment=request.call.resource.environment,
+            )
+            earned = self.autonomy.level(connection, scope)
+        return principal if principal.level <= earned else replace(principal, level=earned)
 
     def _verdict(self, request: CallRequest, acting: Principal, facts: Facts) -> Verdict:
         return self.policy.admit(request.call, tool=request.tool, principal=acting, facts=facts)

@@ -14,6 +14,7 @@ from quell.domain import (
     ConfigError,
     Facts,
     FrozenCall,
+    Level,
     PolicyExplanation,
     PolicyReport,
     PolicyRuling,
@@ -376,4 +377,6 @@ def _beyond_authority(tool: Tool | None, principal: Principal) -> tuple[str, str
         return "quell.agent", "the agent or workflow of this run says of no tool that it may use it"
     if not may_use(principal, tool.name):
         return "quell.credential", f"the credential may not use `{tool.name}`"
+    if principal.level < Level.APPROVE_EACH and effective_class(tool).is_effect:
+        return "quell.level", f"at level {int(principal.level)} an agent looks and proposes, and changes nothing"
     return None
