@@ -334,6 +334,30 @@ def test_a_level_is_given_only_for_evidence_and_taken_at_once(desk: Desk) -> Non
     )
 
 
+def test_a_level_is_computed_again_from_the_audit_log_and_a_forged_one_is_found(desk: Desk) -> None:
+    show = ("autonomy", "show", "--audited")
+    assert "audit:   the audit log adds up to the same" in desk.done(*show)
+    desk.done("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", "proved")
+    (told,) = json.loads(desk.done(*show, "--json"))["scopes"]
+    assert (told["level"], told["audited"]) == (3, "the audit log adds up to the same")
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as journal:
+        (body,) = journal.execute("SELECT body FROM quell_autonomy").fetchone()
+        forged = json.dumps(json.loads(body) | {"level": 5}, separators=(",", ":"))
+        journal.execute("UPDATE quell_autonomy SET level = 5, body = ?", (forged,))
+    found = desk.quell(*show)
+    assert found.code == ExitCode.BAD
+    assert "level:   level 5" in found.out
+    assert "audit:   level 3, acts by itself where it can be undone, by 61 records: not what is here" in found.out
+    assert desk.quell(*show, "--json").document["ok"] is False
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as journal:
+        journal.execute(
+            "DELETE FROM quell_audit WHERE number IN (SELECT min(number) FROM quell_audit WHERE kind = 'autonomy')"
+        )
+    lost = desk.quell(*show)
+    assert lost.code == ExitCode.BAD
+    assert "records of autonomy are missing: 2 follows 0" in lost.out
+
+
 # -- tools -------------------------------------------------------------------------------------------------------------
 
 

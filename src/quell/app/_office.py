@@ -128,7 +128,7 @@ class Office:
             ),
             ledger=ledger,
             budgets=Budgets(caps_of(settings), clock=clock, pessimistic=dearest),
-            autonomy=Autonomy(database, clock=clock),
+            autonomy=Autonomy(database, clock=clock, audit=audit),
         )
 
     def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
