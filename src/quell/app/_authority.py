@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
 from quell.config import Settings
-from quell.domain import Clock, Entropy, Tool
-from quell.governance import Guard, PolicySet, Redactor
+from quell.domain import AuditKind, Clock, ConfigError, Entropy, QuellError, Tool
+from quell.governance import Audit, Guard, PolicySet, Redactor
 from quell.runs import Runs
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+
+_TOLD_MAX = 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Authority:
             pins = Pins.listed(connection)
         served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
         tools = self.registry.tools_with(served)
-        self.guard.policy = PolicySet.load(policy_sources(self.settings), tools=tools)
+        self.guard.policy = await asyncio.to_thread(_policies_on_record, self.settings, tools, self.guard.audit)
         self.registry.serve(served)
 
     async def close(self) -> None:
@@ -71,7 +74,7 @@ async def open_authority(
     toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:
-        policy = PolicySet.load(policy_sources(settings), tools=registry.tools)
+        policy = await asyncio.to_thread(_policies_on_record, settings, registry.tools, office.audit)
     except BaseException:
         await toolset.close()
         raise
@@ -111,3 +114,20 @@ async def open_authority(
         redactor=office.redactor,
         toolbox=toolbox,
     )
+
+
+def _policies_on_record(settings: Settings, tools: Sequence[Tool], audit: Audit) -> PolicySet:
+    """Load the policies as they are written now; that they were refused is on record.
+
+    Raises ConfigError with every mistake.
+    """
+    try:
+        return PolicySet.load(policy_sources(settings), tools=tools)
+    except ConfigError as error:
+        told = [str(problem)[:500] for problem in error.problems[:_TOLD_MAX]]
+        body = {"verb": "policy.load", "reason": str(error)[:2000], "problems": told}
+        # A journal that is away does not turn the mistake into another one.
+        with suppress(QuellError):
+            audit.note(audit.entry(AuditKind.REFUSAL, run="", principal="", body=body))
+            audit.flush()
+        raise

@@ -117,8 +117,15 @@ def test(session: Session, table: Path, files: tuple[str, ...], *, pack: str | N
     """Decide every case of a TOML table and say which came out otherwise than it says. Exit 1 if any did."""
     text = table.read_text(encoding="utf-8")
 
-    async def use(_office: Office, toolset: Toolset) -> int:
-        report = _loaded(toolset, files, pack).run_table(text, source=str(table))
+    async def use(office: Office, toolset: Toolset) -> int:
+        from quell.cli._person import person_of
+        from quell.domain import ConfigError
+
+        try:
+            report = _loaded(toolset, files, pack).run_table(text, source=str(table))
+        except ConfigError as error:
+            office.refused(person_of(session, office), verb="policy.test", about=str(table), error=error)
+            raise
         wrong = report.mismatches
         if session.is_json:
             put_document("policy_test", is_ok=not wrong, cases=report.cases, mismatches=wrong)

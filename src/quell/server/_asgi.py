@@ -85,7 +85,7 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
         Route("/api/v1/approvals", own("approval.list", inbox.listed, roles=ANY)),
         Route("/api/v1/approvals/{id}", own("approval.list", inbox.one, roles=ANY)),
         Route("/api/v1/approvals/{id}", _traced(gate.guarded(inbox.decide, DECIDE)), methods=["POST"]),
-        Route("/v1/approvals/{id}", _traced(inbox.decide_on_the_wire), methods=["POST"]),
+        Route("/v1/approvals/{id}", _traced(gate.accounted(inbox.decide_on_the_wire)), methods=["POST"]),
         Route("/api/v1/switches", own("switch.list", stops.listed)),
         Route("/api/v1/switches", own("switch.set", stops.set), methods=["POST"]),
         Route("/api/v1/switches/{id}", own("switch.lift", stops.lift), methods=["DELETE"]),

@@ -67,6 +67,20 @@ class Gate:
 
         return asked
 
+    def accounted(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that finds out by itself whether to believe a request, and keeps the account of its refusals."""
+
+        async def asked(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except WireError as error:
+                if not getattr(request.state, "is_on_record", False):
+                    told = {"reason": str(error), "status": str(error.status)}
+                    await self._ledger.tell(request, principal="", told=told)
+                raise
+
+        return asked
+
     async def principal(self, request: Request, access: Access) -> Principal | None:
         """Return who calls; None for an open route. Raises WireError 401 for nobody and 403 for too little."""
         caller = _caller_of(request)
@@ -111,6 +125,7 @@ class _Account:
 
     async def tell(self, request: Request, *, principal: str, told: dict[str, str]) -> None:
         """Record a refusal. A journal that is away does not turn it into another answer."""
+        request.state.is_on_record = True
         now = self._app.clock()
         if self._since is None or not timedelta(0) <= now - self._since < _TOLD_EVERY:
             self._since, self._told = now, 0
