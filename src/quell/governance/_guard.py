@@ -49,7 +49,7 @@ from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
 from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
-from quell.governance._policy import PolicySet
+from quell.governance._policy import SERVER_ASKS, PolicySet
 from quell.governance._policy_schema import effective_class
 from quell.governance._switches import Switches
 from quell.runs import Connection, Database, Ledger
@@ -430,7 +430,7 @@ def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
     return replace(
         verdict,
         decision="ask",
-        policies=("quell.server-asks", *verdict.policies),
+        policies=(SERVER_ASKS, *verdict.policies),
         reason="the server asks people before it goes on",
         approver_roles=("approver", "admin"),
         quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,

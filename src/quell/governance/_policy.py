@@ -41,6 +41,8 @@ from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
 from quell.governance._schema import compiled
 
+SERVER_ASKS = "quell.server-asks"
+"""Stands before the policies of a permit that became a question because the server of the tool wants people."""
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
 
@@ -141,7 +143,10 @@ class PolicySet:
     """Reads a decision back from its audit record, to be decided again."""
 
     def simulate(self, records: Iterable[RecordedDecision]) -> tuple[PolicyShift, ...]:
-        """Decide recorded calls again by this set, and return those that come out otherwise."""
+        """Decide recorded calls again by this set, and return those that come out otherwise.
+
+        What a server asked of people was a permit of the policies, and is compared as one.
+        """
         shifts = []
         for record in records:
             tool = self._tools.get(record.call.tool)
@@ -149,7 +154,8 @@ class PolicySet:
                 verdict = self._deny(("quell.pin",), f"no tool `{record.call.tool}` is known today")
             else:
                 verdict = self.admit(record.call, tool=tool, principal=record.principal, facts=record.facts)
-            if _outcome(verdict) != _outcome(record.verdict):
+            was = ("permit", 0, ()) if SERVER_ASKS in record.verdict.policies else _outcome(record.verdict)
+            if _outcome(verdict) != was:
                 shifts.append(PolicyShift(record=record, verdict=verdict))
         return tuple(shifts)
 
