@@ -30,6 +30,7 @@ from quell.domain import (
 )
 from quell.governance import _ladder
 from quell.governance._audit import Audit
+from quell.governance._plan import person
 from quell.runs import Connection, Database
 
 TABLES = (
@@ -174,7 +175,7 @@ class Autonomy:
             at=self._clock(),
             by=by.user,
             is_approver=True,
-            is_owner=by.user in owners,
+            is_owner=person(by.user) in set(map(person, owners)),
             to=to,
             reason=_worded(reason),
         )
