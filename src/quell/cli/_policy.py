@@ -254,7 +254,7 @@ def _put_explanation(
         ("verdict", f"{verdict.decision}: {verdict.reason}"),
         ("by", ", ".join(verdict.policies) or "no policy"),
         ("people", f"{verdict.quorum} of {', '.join(verdict.approver_roles)}" if verdict.quorum else ""),
-        ("watched", f"would be denied by {', '.join(verdict.would_deny)}" if verdict.would_deny else ""),
+        ("watched", f"would be held up by {', '.join(verdict.would_deny)}" if verdict.would_deny else ""),
         ("it was", f"{record.verdict.decision}: {record.verdict.reason} (audit record {number})" if number else ""),
     ]
     put_text("\n".join(f"{name + ':':10} {office.approvals.visible(text)}" for name, text in rows if text))

@@ -199,7 +199,7 @@ class Verdict:
     """Approvals needed, when the decision is ask."""
     policy_digest: str = ""
     would_deny: tuple[str, ...] = ()
-    """Policies of sets in log-only mode that would have said no."""
+    """What sets in log-only mode would have held it up by: policies, or `SET:ask`, `SET:no-permit`, `SET:error`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

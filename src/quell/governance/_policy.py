@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -33,6 +33,7 @@ from quell.domain import (
 from quell.governance._arguments import digest_of, resource_of
 from quell.governance._canonical import parse
 from quell.governance._packs import pack
+from quell.governance._plan import person
 from quell.governance._policy_engine import Answer, Engine, Request, counted_approvals, request_of
 from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
@@ -126,13 +127,13 @@ class PolicySet:
             return ()
         wanted = set(verdict.approver_roles)
         return tuple(
-            person
-            for person in people
-            if person.user
-            and person.user != principal.user
-            and person.tenant == principal.tenant
-            and not person.agent
-            and wanted & set(person.roles)
+            each
+            for each in people
+            if each.user
+            and person(each.user) != person(principal.user)
+            and each.tenant == principal.tenant
+            and not each.agent
+            and wanted & set(each.roles)
         )
 
     def run_table(self, text: str, *, source: str = "table") -> PolicyTableReport:
@@ -197,14 +198,7 @@ class PolicySet:
             floor=_floor(known),
             ask=partial(self._deciding.answers, request),
         )
-        return self._told(decide.verdict(call), request, facts)
-
-    def _request(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Request:
-        return request_of(
-            call, tool=tool, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
-        )
-
-    def _told(self, ruling: _Ruling, request: Request, facts: Facts) -> Verdict:
+        ruling = decide.verdict(call)
         return Verdict(
             decision=ruling.decision,
             policies=ruling.policies,
@@ -212,23 +206,35 @@ class PolicySet:
             approver_roles=ruling.roles,
             quorum=ruling.quorum,
             policy_digest=self.digest,
-            would_deny=self._would_deny(request, facts) if self._watching else (),
+            would_deny=self._would_deny(call, request, decide, is_permit=ruling.decision == "permit"),
+        )
+
+    def _request(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Request:
+        return request_of(
+            call, tool=tool, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
         )
 
     def _deny(self, policies: tuple[str, ...], reason: str) -> Verdict:
         return Verdict(decision="deny", policies=policies, reason=reason, policy_digest=self.digest)
 
-    def _would_deny(self, request: Request, facts: Facts) -> tuple[str, ...]:
-        """Name the policies of watching sets that say no: their forbids, and `NAME:no-permit` where none permits."""
+    def _would_deny(
+        self, call: FrozenCall, request: Request, decided: _Decision, *, is_permit: bool
+    ) -> tuple[str, ...]:
+        """Name what watching sets say no with: their forbids, `NAME:no-permit` where none permits, `NAME:ask` of a permit."""
         named: list[str] = []
         for name, (engine, policies) in self._watching.items():
-            (answer,) = engine.answers(request, [counted_approvals(facts)])
-            if answer.errors:
-                named.append(f"{name}:error")
-            elif not answer.is_allowed and answer.policies:
-                named += answer.policies
-            elif not answer.is_allowed and any(policy.effect == "permit" for policy in policies):
-                named.append(f"{name}:no-permit")
+            if any(policy.effect == "permit" for policy in policies):
+                by_id = {policy.id: policy for policy in policies}
+                ruling = replace(decided, policies=by_id, ask=partial(engine.answers, request)).verdict(call)
+                says, stopped_by = ruling.decision, ruling.policies
+            else:
+                (answer,) = engine.answers(request, [counted_approvals(decided.facts)])
+                stopped_by = ("quell.error",) if answer.errors else answer.policies
+                says = "deny" if stopped_by else "permit"
+            if says == "deny":
+                named += [f"{name}:error"] if stopped_by == ("quell.error",) else stopped_by or [f"{name}:no-permit"]
+            elif says == "ask" and is_permit:
+                named.append(f"{name}:ask")
         return tuple(named)
 
 
