@@ -251,6 +251,18 @@ def test_a_budget_shows_what_is_spent_and_says_when_a_cap_is_reached(desk: Desk)
     assert desk.quell("budget", "show", "run_none").code == ExitCode.USAGE
 
 
+def test_a_cap_that_counts_by_agent_is_shown_for_the_agent_that_is_named_and_never_as_empty(desk: Desk) -> None:
+    cap = ("--set", 'cap=[{kind="calls", limit=4, per=["agent"]}, {kind="calls", limit=3, per=["run"], feature="x*"}]')
+    show = ("budget", "show", desk.ids["run"], *cap)
+    some = desk.quell(*show)
+    assert (some.code, "agent" in some.out) == (ExitCode.DONE, False)
+    assert "caps that count by agent or feature are not shown (2)" in some.err
+    named = desk.quell(*show, "--agent", "sre", "--feature", "xy", "--json")
+    found = {each["account"]: each for each in named.document["balances"] if each["limit"] in {3, 4}}
+    assert set(found) == {"agent sre", f"run {desk.ids['run']}"}
+    assert "not shown" not in named.err
+
+
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
