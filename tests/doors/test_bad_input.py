@@ -50,13 +50,16 @@ def _with_something_to_lose(tmp_path: Path, story: Callable[[Room], Awaitable[No
 
     async def tell() -> None:
         async with hand_room(tmp_path) as room:
-            wanted = {"service": "web", "environment": "staging", "replicas": 3}
-            parked = await room.call("scale", call="before", **wanted)
+
+            async def scale() -> ToolOutcome | Parked:
+                return await room.call("scale", call="before", service="web", environment="staging", replicas=3)
+
+            parked = await scale()
             assert isinstance(parked, Parked)
             await story(room)
             assert room.world.done == []
             room.decide(parked, person("bob", "approver"))
-            ended = await room.call("scale", call="before", **wanted)
+            ended = await scale()
             assert isinstance(ended, ToolOutcome)
             assert ended.kind is OutcomeKind.OK
             assert [(tool, call) for tool, _, _, call in room.world.done] == [("scale", "before")]
@@ -79,6 +82,7 @@ async def _turned_away(room: Room, tool: str, arguments: str) -> tuple[ToolOutco
 # -- policies --------------------------------------------------------------------------------------------------------
 
 POLICIES = {
+    "cut to nothing": ("// forbids once stood here\n", "own-0.cedar: holds no policy"),
     "malformed": ('@id("own.broken")\npermit (principal, action', "own-0.cedar:1: cannot be read"),
     "never applies": (
         '@id("own.never")\npermit (principal, action, resource) when { context.approvals > 3 && context.approvals < 2 };',
@@ -104,7 +108,7 @@ def test_a_policy_that_cannot_decide_does_not_begin_to_and_the_last_good_ones_go
             with pytest.raises(ConfigError) as refused:
                 await room.authority.reload()
             told = " ".join([str(refused.value), *map(str, refused.value.problems)])
-            assert words in told
+            assert words in told, told
             assert room.authority.guard.policy.digest == digest
             assert isinstance(await room.call("logs_search", service="web", query="x"), ToolOutcome)
             (body,) = _bodies(room, AuditKind.REFUSAL)
@@ -224,9 +228,9 @@ def test_a_posted_decision_that_is_replayed_or_badly_signed_decides_nothing_and_
         assert house.find(other).votes == ()
         (replayed,) = house.bodies(AuditKind.REFUSAL)
         assert (replayed["approval"], replayed["way"]) == (approval.id, "wire")
-        told = _who(house)
-        assert [each["status"] for each in told][-1] == "401"
-        assert str(told[-1]["path"]).endswith(Approvals.decision_id_of(other.id))
+        last = _who(house)[-1]
+        assert last["status"] == "401"
+        assert str(last["path"]).endswith(Approvals.decision_id_of(other.id))
         assert all(SECRET not in record.body for record in house.records())
 
     in_a_house(story, settings_of(tmp_path, approvals=ApprovalSettings(webhook_secret=Secret(SECRET))))
