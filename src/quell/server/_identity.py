@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from quell.app import App
 from quell.domain import AuditKind, Caller, Principal, QuellError, Refusal, RefusedError, may_do
+from quell.governance import Identities
 from quell.server._errors import Form, WireError, otlp_error_response, refused
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -163,9 +164,7 @@ def _is_loopback(peer: str) -> bool:
 
 
 def _is_direct(caller: Caller) -> bool:
-    names = {name.lower().replace("_", "-") for name, _ in caller.headers}
-    is_passed_on = any(name.startswith("x-forwarded-") or name in {"forwarded", "via", "x-real-ip"} for name in names)
-    return caller.is_loopback and not is_passed_on
+    return caller.is_loopback and not Identities.forwarded_by(caller)
 
 
 def _form_of(request: Request) -> Form:
