@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
 
 from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator
@@ -22,6 +21,7 @@ _SINGLES |= {"not": False, "if": False, "then": False, "else": False, "contains"
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "if", "then", "else", "$ref", "dependentSchemas"}
 """Keywords whose schemas judge the same value; with one of them, only `unevaluatedProperties` sees all that was named."""
 _SHORTHANDS = {"d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]", "/": "/"}
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _SET_OPERATORS = re.compile(r"&&|--|~~")
 
 
@@ -98,7 +98,10 @@ def _places(schema: Json, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 def _pointed_at(reference: str) -> tuple[str, ...]:
     """Read a reference within a document: a JSON pointer, percent-decoded; an anchor is no place."""
-    first, *tokens = unquote(reference.removeprefix("#")).split("/")
+    pointer = _PERCENT.sub(
+        lambda found: bytes.fromhex(found[0].replace("%", "")).decode("utf-8", "replace"), reference.removeprefix("#")
+    )
+    first, *tokens = pointer.split("/")
     return (first, *tokens) if first else tuple(token.replace("~1", "/").replace("~0", "~") for token in tokens)
 
 
