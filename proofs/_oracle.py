@@ -218,7 +218,7 @@ class Oracle:
         self._stops: dict[str, Stop] = {}
         self._done: dict[tuple[str, str], list[Use]] = defaultdict(list)
         self._first: dict[str, Use] = {}
-        self._past: dict[str, list[Use]] = defaultdict(list)
+        self._past: dict[tuple[str, str], list[Use]] = defaultdict(list)
         self._failed: dict[str, frozenset[str]] = {}
         self._inside: dict[str, set[str]] = defaultdict(set)
         self._paid: dict[str, set[str]] = defaultdict(set)
@@ -428,8 +428,8 @@ class Oracle:
 
     def _check_caps(self, use: Use, actor: Actor, arguments: Arguments) -> None:
         since_s = use.begun_at_s - HOUR_S
-        self._past[actor.digest] = past = [
-            each for each in self._past[actor.digest] if each.at_s > use.at_s - 2 * HOUR_S
+        self._past[actor.tenant, actor.digest] = past = [
+            each for each in self._past[actor.tenant, actor.digest] if each.at_s > use.at_s - 2 * HOUR_S
         ]
         others = [each for each in past if each.key != use.key and each.begun_at_s > since_s]
         done = [json.loads(each.arguments) for each in others if each.is_done]
@@ -458,7 +458,7 @@ class Oracle:
         before.append(use)
         if use.key not in self._first:
             self._first[use.key] = use
-            self._past[actor.digest].append(use)
+            self._past[actor.tenant, actor.digest].append(use)
             self.effects += 1
 
     def check_audit(self, records: Mapping[tuple[str, str, str], list[tuple[int, str]]], *, is_intact: bool) -> None:

@@ -166,3 +166,21 @@ def test_who_only_looks_and_proposes_changes_nothing_whatever_a_policy_says(leve
         refused = decide(everything, SCALE, who, facts=facts)
         assert (refused.decision, refused.policies) == ("deny", ("quell.level",))
     assert decide(everything, SCALE, replace(ADA, level=Level.APPROVE_EACH)).decision == "permit"
+
+
+def test_what_one_tenant_did_is_not_the_past_of_another(tmp_path: Path) -> None:
+    async def story(room: Room) -> None:
+        room.authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
+        mine, theirs = (_claiming(room, Level.CLOSED_LOOP, tenant=tenant) for tenant in ("local", "acme"))
+
+        async def restart(caller: ToolCaller) -> str:
+            told = await room.call("restart", caller=caller, service="web", environment="staging")
+            assert isinstance(told, ToolOutcome)
+            return told.detail if told.kind is OutcomeKind.DENIED else told.kind.value
+
+        room.world.says = [ToolOutcome(call="", tool="restart", kind=OutcomeKind.TOOL_ERROR)] * 3
+        assert [await restart(theirs) for _ in range(3)] == ["tool_error"] * 3
+        assert "too much of it failed" in await restart(theirs)
+        assert await restart(mine) == "ok"
+
+    _in_a_room(tmp_path, story, pack="reversible-auto")

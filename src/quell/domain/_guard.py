@@ -166,7 +166,7 @@ class Facts:
     """What the past and the present say about a call: counted by code in the transaction that decides."""
 
     calls_1h: int = 0
-    """Effects of this principal's workflow in the last hour, those in flight included."""
+    """Effects of this principal's workflow version in its tenant in the last hour, those in flight included."""
     services_1h: int = 0
     """Distinct resources among them, this call's included."""
     units_1h: int = 0

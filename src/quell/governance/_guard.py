@@ -332,7 +332,11 @@ class Guard:
         if not request.tool.tool_class.is_effect:
             return stopped
         past = self.ledger.facts(
-            connection, call=call, workflow_digest=principal.workflow_digest, since=self._clock() - _HISTORY
+            connection,
+            call=call,
+            workflow_digest=principal.workflow_digest,
+            tenant=principal.tenant,
+            since=self._clock() - _HISTORY,
         )
         known = self._services()
         return replace(

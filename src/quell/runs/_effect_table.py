@@ -81,13 +81,13 @@ _FACTS = f"""
         COALESCE(SUM(CASE WHEN state IN ('intent', 'started') THEN 1 ELSE 0 END), 0) AS in_flight
     FROM (
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND intended_at >= :since AND state NOT IN ('intent', 'started')
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND intended_at >= :since AND state NOT IN ('intent', 'started')
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND state IN ('intent', 'started')
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND state IN ('intent', 'started')
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND sent_at >= :since AND intended_at < :since
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND sent_at >= :since AND intended_at < :since
             AND state NOT IN ('intent', 'started')
     ) AS seen
     WHERE NOT (state = 'failed' AND reason IN ('refused', 'abandoned')) AND NOT (run = :run AND call_id = :call)"""
@@ -245,11 +245,14 @@ def tell(connection: Connection, effect: Effect, name: str, *, is_postgres: bool
     append_event(connection, is_postgres=is_postgres, at=at, run=effect.call.run, key=key, name=name, body=shown)
 
 
-def facts(connection: Connection, *, call: FrozenCall, workflow_digest: str, since: datetime) -> EffectFacts:
-    """Count the recent past of a workflow version in one query."""
+def facts(
+    connection: Connection, *, call: FrozenCall, workflow_digest: str, tenant: str, since: datetime
+) -> EffectFacts:
+    """Count the recent past of a tenant's workflow version in one query: what others do with it is not its past."""
     row = connection.one(
         _FACTS,
         workflow=workflow_digest,
+        tenant=tenant,
         since=to_text(since),
         run=call.run,
         call=call.id,

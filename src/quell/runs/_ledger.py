@@ -187,9 +187,11 @@ class Ledger:
             closed.append(then)
         return closed
 
-    def facts(self, connection: Connection, *, call: FrozenCall, workflow_digest: str, since: datetime) -> EffectFacts:
-        """Count the effects of a workflow version since then and those in flight, for a decision on this call."""
-        return table.facts(connection, call=call, workflow_digest=workflow_digest, since=since)
+    def facts(
+        self, connection: Connection, *, call: FrozenCall, workflow_digest: str, tenant: str, since: datetime
+    ) -> EffectFacts:
+        """Count a tenant's effects of a workflow version since then and those in flight, for a decision on this call."""
+        return table.facts(connection, call=call, workflow_digest=workflow_digest, tenant=tenant, since=since)
 
     @staticmethod
     def key_of(call: FrozenCall) -> str:
