@@ -69,7 +69,6 @@ class Peer:
         exchange = CallExchange(headers={**({KEY_HEADER: wish.key} if wish.key else {}), **mirrored}, replies=said)
         expected = Expectation(
             output=known.output,
-            has_schema=known.has_output_schema,
             answers=wish.answers,
             as_of=wish.as_of,
             fresh_for_s=wish.fresh_for_s,
@@ -187,9 +186,18 @@ async def _exchange(
         return ServerAnswer(kind=OutcomeKind.SUSPICIOUS, detail="the result does not have the form of the protocol")
     except MCPError as error:
         return _refused(link, session, exchange, error)
+    return await _judged(raw, exchange, expected)
+
+
+async def _judged(raw: Raw, exchange: CallExchange, expected: Expectation) -> ServerAnswer:
     if raw.root.get("resultType") == "input_required":
         return _parked(needs_of(raw.root))
-    return _asked(exchange.asked) if exchange.asked else judge_result(raw.root, expected=expected)
+    if exchange.asked:
+        return _asked(exchange.asked)
+    if expected.output is None:
+        return judge_result(raw.root, expected=expected)
+    # In a thread: the other calls do not wait for the work that this server's schema asks for.
+    return await asyncio.to_thread(judge_result, raw.root, expected=expected)
 
 
 def _refused(link: Link, session: ClientSession, exchange: CallExchange, error: MCPError) -> ServerAnswer:
