@@ -24,7 +24,7 @@ OBJECT: Json = {"type": "object", "properties": {"n": {"type": "integer"}}}
 FORM: Json = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
 TOOLS = (
     "echo structured empty_text empty_list huge half_json drip hang close status_500 status_401 html not_rpc gzip lie "
-    "error_text error_body failed elicit park sample flood twice other_id old denied_form no_content login void die"
+    "error_text error_body failed elicit park sample flood twice other_id old denied_form no_content login void die moved accepted"
 )
 
 
@@ -65,6 +65,8 @@ class Rogue:
         self.listing: Literal["fine", "circle", "endless", "twice", "nonsense", "fails"] = "fine"
         self.instructions = "be good"
         self.discover_hangs = False
+        self.moved_to = ""
+        """Where every request is sent on to, when it is somewhere."""
         self.calls: list[Json] = []
         """What was called: parameters and headers."""
         self.cancelled: list[object] = []
@@ -138,6 +140,8 @@ class Rogue:
             self.streams.append(writer)
             await asyncio.sleep(60)
             return False
+        if self.moved_to:
+            return _send(writer, 308, b"", more=f"location: {self.moved_to}\r\n")
         if "method" not in message:
             self.replies.put_nowait(message)
             return _send(writer, 202, b"")
@@ -257,6 +261,10 @@ class Rogue:
                 return _send(writer, 200, b"<!doctype html><form>password</form>", kind="text/html")
             case "not_rpc":
                 return _send(writer, 200, b'{"error": "rate limited"}')
+            case "moved":
+                return _send(writer, 307, b"", more="location: /mcp\r\n")
+            case "accepted":
+                return _send(writer, 202, b"")
             case "gzip":
                 return _send(writer, 200, fine, more="content-encoding: gzip\r\n")
             case "park":

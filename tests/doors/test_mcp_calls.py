@@ -32,6 +32,8 @@ ENDS = {
     "denied_form": K.SUSPICIOUS,
     "twice": K.OK,
     "sample": K.TOOL_ERROR,
+    "moved": K.SUSPICIOUS,
+    "accepted": K.SUSPICIOUS,
 }
 
 
@@ -47,6 +49,16 @@ def test_every_misdeed_over_http_has_its_own_kind_of_outcome_and_harms_no_later_
                 assert bool(answer.detail) is (kind is not K.OK), tool
                 assert (await call(servers, "echo")).kind is K.OK, f"after {tool}"
             assert server.handshakes == 1
+
+    play(story)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_call_that_is_redirected_is_not_sent_again_to_anybody(era: Era) -> None:
+    async def story() -> None:
+        async with bad(era) as (server, servers):
+            assert "nobody knows" in (await call(servers, "moved")).detail
+            assert [one["name"] for one in server.calls] == ["moved"]
 
     play(story)
 

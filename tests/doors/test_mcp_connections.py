@@ -128,6 +128,26 @@ def test_a_server_that_never_finishes_the_handshake_is_given_up_in_time() -> Non
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("to", "told"),
+    [
+        ("/elsewhere?token=hush", "/elsewhere, which is not followed; write that address"),
+        ("http://x:port/", "what is no address"),
+    ],
+)
+def test_a_server_that_moved_is_not_followed_and_its_new_address_is_told(to: str, told: str) -> None:
+    async def story() -> None:
+        async with bad() as (server, servers):
+            server.moved_to = to
+            with pytest.raises(ServerUnavailable) as caught:
+                await servers.offers("bad")
+            assert told in str(caught.value)
+            assert "hush" not in str(caught.value)
+            assert server.handshakes == 0
+
+    play(story)
+
+
 def test_a_program_that_dies_in_a_call_is_told_of_with_its_last_words_and_started_again() -> None:
     async def story() -> None:
         async with client(piped_server()) as servers:

@@ -90,6 +90,11 @@ def judge_refusal(code: int, message: str, exchange: Exchange) -> ServerAnswer:
             OutcomeKind.SUSPICIOUS,
             f"HTTP 200 with {kind} where JSON was promised: the page of a login, or of a proxy?",
         ),
+        (
+            200 < status < 400,
+            OutcomeKind.SUSPICIOUS,
+            f"HTTP {status} is no answer: nobody knows what becomes of the call",
+        ),
         (code == types.PARSE_ERROR, OutcomeKind.SUSPICIOUS, "the body is no message of the protocol"),
         (code == types.CONNECTION_CLOSED, OutcomeKind.TRANSPORT_ERROR, f"no answer came: {said}"),
         (True, OutcomeKind.TOOL_ERROR, f"the server refused the call ({code}): {said}"),

@@ -45,6 +45,7 @@ _CHUNK_BYTES = 65_536
 _POLL_S = 0.01
 _EDGE_BYTES = 512
 _READ_TIMEOUT_S = 300.0
+_ADDRESS_MAX_CHARS = 120
 _ID_FIRST = re.compile(rb'^\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d+)\s*,')
 _ID_LAST = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
 _CHILD = Path(__file__).with_name("_mcp_child.py")
@@ -321,6 +322,8 @@ class Carrier(httpx2.AsyncBaseTransport):
             return self._failed(request, exchange, "it compressed its answer although asked not to")
         if response.status_code >= 400:
             self.failure = f"HTTP status {response.status_code}"
+        elif request.method == "POST" and response.has_redirect_location:
+            self.failure = _not_followed(request, response)
         if exchange is not None:
             exchange.status = response.status_code
             exchange.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -371,6 +374,16 @@ class _Bounded(httpx2.AsyncByteStream):
     def _end(self, fault: Fault, detail: str) -> None:
         if self._exchange is not None:
             self._exchange.end(fault, detail)
+
+
+def _not_followed(request: httpx2.Request, response: httpx2.Response) -> str:
+    """Take the new address out of an answer, or the SDK would send the request there: a call is sent once."""
+    location = response.headers.pop("location")
+    try:
+        where = str(request.url.join(location).copy_with(userinfo=b"", query=None, fragment=None))[:_ADDRESS_MAX_CHARS]
+    except (httpx2.InvalidURL, ValueError):
+        where = "what is no address"
+    return f"HTTP status {response.status_code}: it redirects to {where}, which is not followed; write that address"
 
 
 def _words(error: Exception) -> str:
