@@ -53,10 +53,11 @@ def test_everything_that_nothing_holds_is_told(machine: SandboxCapabilities, wor
 def test_without_any_wall_the_program_runs_with_its_limits_and_variables_alone() -> None:
     box = Sandbox(SandboxPolicy(need="best_effort", environment=("A",), files_max=64), machine=BARE)
     code = (
-        "import os, resource; print(os.environ['A'], 'PATH' in os.environ, resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "import os, resource; print(os.environ['A'], 'PATH' in os.environ, resource.getrlimit(resource.RLIMIT_NOFILE));"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith(('NoNewPrivs', 'Seccomp:'))])"
     )
     told = run(box, python(code), environment={"A": "1"})
-    assert told.stdout == "1 False (64, 64)\n", told
+    assert told.stdout == "1 False (64, 64)\n['1', '2']\n", told
     assert box.wrap(["/bin/true"], environment={}).layers == ("rlimits",)
 
 
