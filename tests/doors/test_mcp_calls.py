@@ -32,6 +32,7 @@ ENDS = {
     "denied_form": K.SUSPICIOUS,
     "twice": K.OK,
     "sample": K.TOOL_ERROR,
+    "torn": K.SUSPICIOUS,
     "moved": K.SUSPICIOUS,
     "accepted": K.SUSPICIOUS,
 }

@@ -167,10 +167,51 @@ def test_every_misdeed_over_pipes_has_its_own_kind_of_outcome() -> None:
     async def story() -> None:
         async with client(piped_server("chatty")) as servers:
             pids = set()
-            for tool, kind in (("huge", K.TRUNCATED), ("lie", K.SUSPICIOUS), ("failed", K.TOOL_ERROR)):
+            kinds = {"huge": K.TRUNCATED, "lie": K.SUSPICIOUS, "torn": K.SUSPICIOUS, "failed": K.TOOL_ERROR}
+            for tool, kind in kinds.items():
                 assert (await call(servers, tool)).kind is kind
                 pids.add(json.loads((await call(servers, "echo")).content)["pid"])
             assert len(pids) == 1, "none of it cost the connection"
+
+    play(story)
+
+
+@pytest.mark.parametrize("over", ["pipes", "http"])
+def test_a_server_that_asks_without_end_is_given_up_and_the_next_call_is_as_any(over: str) -> None:
+    async def story() -> None:
+        async with (
+            rogue("legacy") as server,
+            client(piped_server() if over == "pipes" else http_server(server.url)) as us,
+        ):
+            with pytest.raises(ServerUnavailable, match="asks more than 64 things at once"):
+                await call(us, "asks")
+            assert (await call(us, "echo")).kind is K.OK
+
+    play(story)
+
+
+def test_an_answer_too_long_for_a_stream_of_events_fails_its_own_call_alone() -> None:
+    async def story() -> None:
+        async with rogue("old") as server, client(http_server(server.url, transport="sse")) as servers:
+            await servers.offers("bad")
+            huge, *others = await asyncio.gather(*(call(servers, tool) for tool in ("huge", "echo", "structured")))
+            assert huge.kind is K.TRUNCATED
+            assert "an event of this server carries 1048576" in huge.detail
+            assert {one.kind for one in others} == {K.OK}
+            assert (await call(servers, "echo")).kind is K.OK
+            assert server.handshakes == 1, "none of it cost the connection"
+
+    play(story)
+
+
+def test_a_stream_that_ends_at_once_is_opened_again_at_leisure() -> None:
+    async def story() -> None:
+        async with bad("legacy") as (server, servers):
+            server.ends_streams = True
+            began_s = time.monotonic()
+            await call(servers, "echo")
+            await asyncio.sleep(0.4)
+            assert 1 <= server.gets <= 2 + time.monotonic() - began_s
 
     play(story)
 

@@ -13,8 +13,8 @@ import mcp_types as types
 from pydantic import ValidationError
 
 from quell.domain import Ask, NeedsPeople, OutcomeKind, ServerAnswer
+from quell.tools._exchange import Exchange
 from quell.tools._mcp_schema import OutputSchema
-from quell.tools._wire import Exchange
 
 ASK_MAX_BYTES = 64_000
 """A question is shown to people whole, so a longer one is not shown at all."""

@@ -26,11 +26,11 @@ from quell.domain import (
     ServerUnavailable,
     WorldError,
 )
+from quell.tools._exchange import Exchange
 from quell.tools._mcp_answer import Expectation, ask_of, judge_refusal, judge_result, key_of_question, needs_of
 from quell.tools._mcp_link import CallExchange, Link, elicit_result
 from quell.tools._mcp_offers import Known, Listing, Raw, list_tools
 from quell.tools._mcp_wish import OnProgress, Wish
-from quell.tools._wire import Exchange
 
 PROGRESS_MAX = 1_000
 """Reports of one call that are passed on; a flood of them is not."""
@@ -131,7 +131,8 @@ class Peer:
             if isinstance(error, TimeoutError):
                 raise self.link.unavailable("it does not list its tools in time", was_sent=False) from None
             if isinstance(error, MCPError):
-                raise self.link.unavailable(str(error)[:300], was_sent=False) from None
+                why = str(error)[:300] if self.link.has(session) else self.link.reason or "the connection was lost"
+                raise self.link.unavailable(why, was_sent=False) from None
             if isinstance(error, ValidationError):
                 what = f"tool server {self.link.server.name} lists its tools in a form that is none"
                 raise WorldError(what, hint="tell who runs it") from None
