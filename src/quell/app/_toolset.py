@@ -189,5 +189,8 @@ def terms_of(settings: ToolSettings) -> ToolTerms:
         probe=settings.probe,
         revert=settings.revert,
         timeout_s=settings.timeout_s,
+        answers=settings.answers,
+        as_of=settings.as_of,
+        fresh_for_s=settings.fresh_for_s or None,
         reason="the operator's settings say so",
     )

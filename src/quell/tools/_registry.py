@@ -144,6 +144,7 @@ class ServerHand:
                 key=key,
                 answers=terms.answers,
                 as_of=terms.as_of,
+                fresh_for_s=terms.fresh_for_s,
                 result_max_bytes=terms.result_max_bytes,
                 replies=replies_of(request.needs.asks) if request.needs is not None else None,
                 request_state=request.needs.request_state if request.needs is not None else "",
