@@ -72,7 +72,7 @@ class Rogue:
         self.era = era
         self.tools = definitions()
         self.page_size = 10
-        self.listing: Literal["fine", "circle", "endless", "twice", "nonsense", "fails"] = "fine"
+        self.listing: Literal["fine", "circle", "endless", "twice", "nonsense", "fails", "hangs"] = "fine"
         self.instructions = "be good"
         self.discover_hangs = False
         self.moved_to = ""
@@ -171,6 +171,8 @@ class Rogue:
             return _send(writer, 404, b"no such session", kind="text/plain")
         if message["method"] == "tools/call":
             return await self._call(message, headers, reader, writer)
+        if message["method"] == "tools/list" and self.listing == "hangs":
+            return await self._until_gone("tools/list", reader)
         if message["method"] == "subscriptions/listen":
             _begin_events(writer)
             stamp = {"_meta": {"io.modelcontextprotocol/subscriptionId": message["id"]}}

@@ -116,6 +116,25 @@ def test_an_effect_that_a_server_took_without_an_answer_is_left_to_people(tmp_pa
     _told(tmp_path, story)
 
 
+def test_an_effect_for_a_server_that_hangs_before_it_is_sent_is_known_not_to_have_happened(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await _pin(room, "echo", terms=ToolTerms(tool_class=ToolClass.IRREVERSIBLE, timeout_s=1.0, reason="blind"))
+        parked = await room.call("echo", call="e1", n=1)
+        assert isinstance(parked, Parked)
+        for who in ("bob", "cat"):
+            room.decide(parked, person(who, "approver"))
+        server.listing = "hangs"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await room.authority.servers.offers("bad", max_age_s=0)
+        outcome = await _call(room, "echo", call="e1")
+        assert outcome.kind is OutcomeKind.TRANSPORT_ERROR, outcome
+        assert "nobody knows" not in outcome.detail
+        assert server.calls == []
+
+    _told(tmp_path, story)
+
+
 def test_a_large_result_is_put_aside_and_read_in_parts(tmp_path: Path) -> None:
     async def story(room: Room, _server: Rogue) -> None:
         await _pin(room, "huge", terms=replace(READ, result_max_bytes=8_000_000))
