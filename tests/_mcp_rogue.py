@@ -433,7 +433,14 @@ def _piped(message: Json) -> Json:
     if name == "hang":
         time.sleep(60)
     if name == "asks":
-        sys.stdout.write("".join(json.dumps(one) + "\n" for one in _questions(ASKED)))
+        # More than the pipes hold answers to, which nobody reads meanwhile.
+        sys.stdout.write("".join(json.dumps(one) + "\n" for one in _questions(20_000)))
+        sys.stdout.flush()
+    if name == "flood":
+        token = message["params"]["_meta"]["progressToken"]
+        told = [{"progressToken": token, "progress": step} for step in range(900)]
+        lines = (json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": one}) for one in told)
+        sys.stdout.write("".join(line + "\n" for line in lines))
         sys.stdout.flush()
     if name == "huge":
         return {"result": text("y" * 3_000_000), "jsonrpc": "2.0", "id": message["id"]}

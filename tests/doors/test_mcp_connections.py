@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,29 @@ def test_a_server_that_asks_without_end_is_given_up_and_the_next_call_is_as_any(
             with pytest.raises(ServerUnavailable, match="asks more than 64 things at once"):
                 await call(us, "asks")
             assert (await call(us, "echo")).kind is K.OK
+
+    play(story)
+
+
+def test_a_server_that_talks_without_end_leaves_others_their_turn() -> None:
+    async def story() -> None:
+        turns = 0
+        heard: Counter[int] = Counter()
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with client(piped_server()) as servers:
+            await servers.offers("bad")
+            other = asyncio.create_task(take_turns())
+            await call(servers, "flood", on_progress=lambda _: heard.update([turns]))
+            other.cancel()
+            await asyncio.wait({other})
+        assert heard.total() == 900
+        assert max(heard.values()) <= 64, "so many of them between two turns of another"
 
     play(story)
 

@@ -46,6 +46,7 @@ _CHUNK_BYTES = 65_536
 _POLL_S = 0.01
 _READ_TIMEOUT_S = 300.0
 _ADDRESS_MAX_CHARS = 120
+_TURN_MESSAGES = 16
 REOPEN_S = 1.0
 """Between two times that a stream of events is opened."""
 _CHILD = Path(__file__).with_name("_mcp_child.py")
@@ -71,6 +72,7 @@ class Incoming:
         self._contexts = contexts
         self._lost = lost
         self._reason = reason
+        self._count = 0
 
     @property
     def last_context(self) -> contextvars.Context | None:
@@ -91,6 +93,10 @@ class Incoming:
         return self
 
     async def __anext__(self) -> Item:
+        self._count += 1
+        if not self._count % _TURN_MESSAGES:
+            # What has come already is read without a pause: a flood would leave nobody else a turn.
+            await asyncio.sleep(0)
         try:
             item = await anext(self._source)
         except StopAsyncIteration:
