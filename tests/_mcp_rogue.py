@@ -58,7 +58,7 @@ ANSWERS: dict[str, Json] = {
 
 TORN = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff\\ud800"}]}}'
 """No text that anybody can read."""
-ASKED = 3_000
+ASKED = 500
 
 
 def _questions(number: int) -> list[Json]:

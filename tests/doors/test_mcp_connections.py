@@ -177,6 +177,7 @@ def test_every_misdeed_over_pipes_has_its_own_kind_of_outcome() -> None:
     play(story)
 
 
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize("over", ["pipes", "http"])
 def test_a_server_that_asks_without_end_is_given_up_and_the_next_call_is_as_any(over: str) -> None:
     async def story() -> None:
@@ -191,6 +192,7 @@ def test_a_server_that_asks_without_end_is_given_up_and_the_next_call_is_as_any(
     play(story)
 
 
+@pytest.mark.timeout(20)
 def test_a_server_that_talks_without_end_leaves_others_their_turn() -> None:
     async def story() -> None:
         turns = 0
