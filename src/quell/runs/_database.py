@@ -12,13 +12,14 @@ import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, LiteralString, Protocol, TypeAlias, cast
 
+from quell import telemetry
 from quell.config import Secret
 from quell.domain import ConfigError, JournalError
 
@@ -74,7 +75,8 @@ class Connection:
         self._raw = raw
         self._dialect = dialect
         self.told: list[tuple[str, str, dict[str, object]]] = []
-        """Events that were appended: (run, name, body)."""
+        """Events that were appended: (run, name, body). Telemetry hears of them once they are kept."""
+        self._last: list[Callable[[], None]] = []
 
     def run(self, sql: str, /, **parameters: Value) -> int:
         """Execute a statement and return how many rows it touched."""
@@ -94,6 +96,18 @@ class Connection:
         rows = self.all(sql, **parameters)
         assert len(rows) == 1, f"{len(rows)} rows instead of one: {sql}"
         return rows[0]
+
+    def at_end(self, write: Callable[[], None]) -> None:
+        """Write it right before the commit, whatever else is written until then: where every transaction queues.
+
+        So the queue comes last for everybody, and two that wait for it can not wait for each other.
+        """
+        self._last.append(write)
+
+    def finish(self) -> None:
+        """Write what was put off."""
+        for write in self._last:
+            write()
 
     def make_tables(self, statements: Sequence[str]) -> None:
         """Make the tables that are missing; `{number}` stands for a primary key that counts up."""
@@ -141,17 +155,27 @@ class Database(ABC):
 
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
-        """Give one write transaction, committed at the end or not at all. Raises JournalError when the database fails."""
+        """Give one write transaction, committed at the end or not at all, and tell telemetry of its events once it is.
+
+        Raises JournalError when the database fails.
+        """
         with self._turn(), self._borrowed(durability) as raw:
             if self.dialect == "sqlite":
                 raw.execute("BEGIN IMMEDIATE", {})
             try:
-                yield Connection(raw, dialect=self.dialect)
+                connection = Connection(raw, dialect=self.dialect)
+                yield connection
+                connection.finish()
                 raw.commit()
             except BaseException:
                 with suppress(*self.errors):
                     raw.rollback()
                 raise
+        for run, name, body in connection.told:
+            if name in telemetry.EVENTS:
+                # `name` is taken by the event itself.
+                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
+                telemetry.event(name, run=run, **fields)
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
@@ -370,6 +394,10 @@ def _sqlite_row(cursor: sqlite3.Cursor, values: tuple[object, ...]) -> Row:
 def _percent(sql: str) -> str:
     """Write named parameters as psycopg wants them."""
     return _NAMED.sub(r"%(\1)s", sql)
+
+
+def _field(value: object) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _letters(index: int) -> str:
