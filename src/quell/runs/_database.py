@@ -13,7 +13,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from typing import Literal, LiteralString, Protocol, TypeAlias, cast
 from quell import telemetry
 from quell.config import Secret
 from quell.domain import ConfigError, JournalError
+from quell.runs._holder import holder_of, named
 
 Durability: TypeAlias = Literal["flushed", "written"]
 """`flushed` is on the disk when the transaction ends. `written` survives the death of the process but not of the
@@ -134,6 +135,8 @@ class Database(ABC):
     """Names the database for people, without secrets."""
 
     def __init__(self) -> None:
+        self.patience_s = BUSY_TIMEOUT_MS / 1000
+        """How long a writer waits for the others of its process, and as long again for those of other processes."""
         self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
         self._lock = threading.Lock()
         self._writer = threading.Lock()
@@ -187,12 +190,26 @@ class Database(ABC):
         for raw in idle:
             raw.close()
 
-    def _turn(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
         """Give this process's writers their turn where the database has only one writer.
 
-        SQLite lets its writers in by chance, and one that was unlucky waits ever longer between its tries.
+        SQLite lets its writers in by chance, and one that was unlucky waits ever longer between its tries. Each waits
+        for its turn as long as for the file, so that a file that is held by others does not hold a queue here for ever.
         """
-        return self._writer if self.dialect == "sqlite" else nullcontext()
+        if self.dialect != "sqlite":
+            yield
+            return
+        if not self._writer.acquire(timeout=self.patience_s):
+            raise self._told(TimeoutError("database is locked"))
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _told(self, error: BaseException) -> JournalError:
+        """Say what a failure means."""
+        return explain(error, where=self.where)
 
     @contextmanager
     def _borrowed(self, durability: Durability) -> Iterator[_Raw]:
@@ -204,7 +221,7 @@ class Database(ABC):
             if raw is not None:
                 with suppress(*self.errors):
                     raw.close()
-            raise explain(error, where=self.where) from error
+            raise self._told(error) from error
         except BaseException:
             if raw is not None:
                 self._give_back(raw, durability)
@@ -261,15 +278,22 @@ class SqliteDatabase(Database):
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
-            timeout=BUSY_TIMEOUT_MS / 1000,
+            timeout=self.patience_s,
         )
         try:
-            prepare_sqlite(raw, durability=durability)
+            prepare_sqlite(raw, durability=durability, patience_s=self.patience_s)
         except BaseException:
             raw.close()
             raise
         raw.row_factory = _sqlite_row
         return cast("_Raw", raw)
+
+    def _told(self, error: BaseException) -> JournalError:
+        told = super()._told(error)
+        if "is locked" not in str(error):
+            return told
+        holder, do = named(holder_of(self.path))
+        return JournalError(f"journal {self.where}: {holder} holds it for too long ({error})", hint=do)
 
 
 class PostgresDatabase(Database):
@@ -343,13 +367,15 @@ def _make_private(file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
-def prepare_sqlite(raw: sqlite3.Connection, *, durability: Durability) -> None:
+def prepare_sqlite(
+    raw: sqlite3.Connection, *, durability: Durability, patience_s: float = BUSY_TIMEOUT_MS / 1000
+) -> None:
     """Set up a connection to the file: readers and one writer at once, and commits that are as durable as asked."""
     if sqlite3.sqlite_version_info < _UNIXEPOCH_SINCE:
         # dbos asks for unixepoch('subsec') by the version of Python, not of SQLite; old libraries answer NULL.
         raw.create_function("unixepoch", -1, lambda *_: time.time())  # noqa: TID251 - stands in for SQLite's own clock
     for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        f"busy_timeout={int(patience_s * 1000)}",
         "foreign_keys=ON",
         "journal_mode=WAL",
         f"synchronous={'FULL' if durability == 'flushed' else 'NORMAL'}",
