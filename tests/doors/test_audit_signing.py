@@ -57,6 +57,49 @@ def test_the_key_is_private_made_once_and_not_needed_to_verify(tmp_path: Path, c
                 other.prepare()
 
 
+@pytest.mark.parametrize("kind", sorted(set(AuditKind) - {AuditKind.CHECKPOINT}))
+def test_what_authority_rests_on_is_signed_with_its_record_and_the_rest_is_told(
+    tmp_path: Path, clock: FakeClock, kind: AuditKind
+) -> None:
+    """Whoever writes the database makes the newest record anew: it shows unless nothing signed covers it yet."""
+    is_grave = kind in {"approval", "autonomy", "identity", "pin", "policy", "switch"}
+    with audited(tmp_path, clock=clock) as (audit, database):
+        fill(audit, database, count=2)
+        audit.checkpoint()
+        with database.reading() as connection:
+            head = connection.one("SELECT size, hash, frontier, signed, signed_at FROM quell_audit_head")
+        with database.writing() as connection:
+            audit.append(connection, entry(audit, 7, kind=kind))
+        report = audit.verify()
+        at = "2026-11-20T12:00:00.000000Z"
+        assert (report.unsigned, report.unsigned_since) == ((0, "") if is_grave else (1, at))
+        stranger = Audit(database, directory=tmp_path / "own", clock=clock, entropy=os.urandom, redactor=Redactor())
+        with database.writing() as connection:
+            connection.run("DELETE FROM quell_audit WHERE number > :size", size=head.size)
+            connection.run("DELETE FROM quell_audit_checkpoint WHERE size > :size", size=head.size)
+            connection.run(
+                "UPDATE quell_audit_head SET size = :size, hash = :hash, frontier = :frontier, signed = :signed,"
+                " signed_at = :signed_at",
+                **vars(head),
+            )
+            (tmp_path / "own").mkdir()
+            stranger.append(connection, entry(stranger, 8, kind=kind))
+        assert audit.verify().is_intact is not is_grave
+
+
+def test_who_ends_signs_what_it_added_and_only_that(tmp_path: Path, clock: FakeClock) -> None:
+    with audited(tmp_path, clock=clock) as (audit, database):
+        audit.finish()
+        assert audit.verify().records == 0
+        fill(audit, database, count=2)
+        audit.note(entry(audit, 3))
+        assert audit.verify().unsigned == 2
+        audit.finish()
+        audit.finish()
+        report = audit.verify()
+        assert (report.records, report.checkpoints, report.signed, report.unsigned) == (4, 1, 3, 0)
+
+
 def test_a_new_key_joins_the_old_one_and_a_stranger_is_not_trusted(tmp_path: Path, clock: FakeClock) -> None:
     with audited(tmp_path, clock=clock) as (audit, database):
         fill(audit, database, count=3)

@@ -498,13 +498,14 @@ def test_the_audit_log_is_intact_signed_and_tells_where_somebody_changed_it(desk
     assert desk.done("audit", "verify", "--export", "pack.jsonl", "--key", "key.pub").startswith("intact")
     for line in desk.done("audit", "export", "--run", desk.ids["run"]).splitlines():
         assert isinstance(json.loads(line), dict)
-    assert json.loads(desk.done("audit", "show", "4", "--json"))["record"]["body"]["tool"] == "logs"
+    number = records(desk, "pin")[-1]["number"]
+    assert json.loads(desk.done("audit", "show", str(number), "--json"))["record"]["body"]["verb"] == "tool.pin"
     with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
-        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = 4")
+        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = ?", (number,))
     database.close()
     told = desk.quell("audit", "verify", "--key", "key.pub")
     assert told.code == ExitCode.BAD
-    assert "record 4: edited" in told.out
+    assert f"record {number}: edited" in told.out
 
 
 def test_a_listing_of_the_log_says_when_it_was_cut(desk: Desk) -> None:

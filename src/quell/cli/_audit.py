@@ -215,12 +215,9 @@ def checkpoint(session: Session) -> int:
 
 
 def _verdict(report: AuditReport) -> str:
-    rest = report.records - report.signed
     facts = [
         f"{report.records} records, {report.checkpoints} checkpoints, {report.blobs} bodies ({report.blobs_expired} deleted after their time)",
-        f"signed up to record {report.signed}" + (f"; the {rest} after it rest on the chain alone" if rest > 0 else "")
-        if report.signed
-        else "not signed yet",
+        (f"signed up to record {report.signed}" if report.signed else "not signed yet") + _unsigned(report),
         f"anchored up to record {report.anchored}" if report.anchored else "not anchored",
     ]
     if report.is_intact:
@@ -232,6 +229,13 @@ def _verdict(report: AuditReport) -> str:
             *(f"  {f}" for f in facts),
         ]
     )
+
+
+def _unsigned(report: AuditReport) -> str:
+    if report.unsigned == 0:
+        return ""
+    since = f", since {report.unsigned_since[:19]}Z," if report.unsigned_since else ""
+    return f"; {report.unsigned} records{since} rest on the chain alone: `quell audit checkpoint` signs them"
 
 
 def _write(path: Path, lines: Iterator[str]) -> int:

@@ -123,6 +123,11 @@ class AuditReport:
     checkpoints: int
     signed: int
     """Records that the newest checkpoint covers; those after it rest on the chain alone."""
+    unsigned: int
+    """Records that nothing signed covers yet, but for the one that tells of the newest checkpoint. Whoever may write to
+    the database and knows how to hash can rewrite exactly these unseen."""
+    unsigned_since: str
+    """Time of the first of them; empty when there are none."""
     anchored: int
     """Records that the newest anchored checkpoint covers; 0: a rewrite of the whole log would not be found."""
     blobs: int

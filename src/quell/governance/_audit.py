@@ -54,6 +54,18 @@ CHECKPOINT_S = 60
 BUFFERED_MAX = 50
 BUFFERED_MAX_S = 0.05
 _WAITING_MAX = 2_000
+_SIGNED_AT_ONCE = frozenset(
+    {
+        AuditKind.APPROVAL,
+        AuditKind.AUTONOMY,
+        AuditKind.IDENTITY,
+        AuditKind.PIN,
+        AuditKind.POLICY,
+        AuditKind.SWITCH,
+    }
+)
+"""What authority rests on, and what is rare: signed in the transaction that records it, so that no word of people ever
+rests on the chain alone."""
 _NUMBER_MAX = 1 << 62
 
 
@@ -100,6 +112,7 @@ class Audit:
         self._flushing = threading.Lock()
         self._waiting: list[AuditEntry] = []
         self._waiting_since_s = 0.0
+        self._has_added = False
 
     def prepare(self) -> None:
         """Make the tables, the directory and the key, where they are missing; blocks.
@@ -155,6 +168,7 @@ class Audit:
         Raises:
             JournalError: the head of the log is damaged, or the database fails.
         """
+        self._has_added = True
         head = lock_head(connection, for_update=self._database.for_update)
         records = []
         for entry in entries:
@@ -168,6 +182,8 @@ class Audit:
             head = follow(head, record, leaf)
             if self._is_due(head, at=entry.at):
                 head, _ = self._sign(connection, head, at=entry.at)
+        if any(entry.kind in _SIGNED_AT_ONCE for entry in entries) and head.size != head.signed + 1:
+            head, _ = self._sign(connection, head, at=entries[-1].at)
         write_head(connection, head)
         return records
 
@@ -205,6 +221,15 @@ class Audit:
             finally:
                 # After a failure too: a database that is away is not asked for every note.
                 self._waiting_since_s = self._monotonic()
+
+    def finish(self) -> None:
+        """Write what waits, and sign what this process has added: whoever ends leaves nothing to the chain alone.
+
+        Raises JournalError when the database fails.
+        """
+        self.flush()
+        if self._has_added:
+            self.checkpoint()
 
     async def keep_flushing(self) -> None:
         """Write waiting notes every 50 ms until cancelled, and what is left then; failures are retried."""

@@ -53,6 +53,8 @@ class _Walk:
     last: int
     stretches: list[Stretch] = field(default_factory=list)
     rehashed: list[int] = field(default_factory=list)
+    since: dict[int, str] = field(default_factory=dict)
+    """When the records were written that come first behind a checkpoint and the record that tells of it."""
     chains: dict[int, str] = field(default_factory=dict)
     roots: dict[int, str] = field(default_factory=dict)
     told: list[_Told] = field(default_factory=list)
@@ -129,6 +131,8 @@ class _Walk:
         self.is_whole = self.is_whole and place == self.frontier.size + 1
         if self.is_whole:
             self.frontier = self.frontier.append(leaf_at(place, tail))
+        if place == 1 or place - 2 in self.sizes:
+            self.since[place] = record.at
         if place in self.sizes:
             self.chains[place] = record.hash
             if self.is_whole:
@@ -165,12 +169,16 @@ def verify_log(
     for signed in (notes, elsewhere):
         _judge_forks(walk, signed, rows=rows, findings=findings)
     expired = _judge_bodies(walk.bodies, blobs, findings)
+    signed_to = max((note.size for note in notes if note.size <= reach), default=0)
+    behind = signed_to + 2 if signed_to else 1
     return AuditReport(
         origin=claim.origin,
         records=walk.count,
         root=walk.frontier.root.hex() if walk.is_whole else "",
         checkpoints=len(kept),
-        signed=max((note.size for note in notes if note.size <= reach), default=0),
+        signed=signed_to,
+        unsigned=max(0, reach - behind + 1),
+        unsigned_since=walk.since.get(behind, ""),
         anchored=max((note.size for note in elsewhere if note.size <= reach), default=0),
         blobs=len(walk.bodies),
         blobs_expired=expired,

@@ -192,6 +192,8 @@ def verify_export(lines: Iterable[str], *, keys: Sequence[str]) -> AuditReport:
         root="" if reading.is_part or checkpoint is None else checkpoint.root,
         checkpoints=int(checkpoint is not None),
         signed=checkpoint.size if checkpoint else 0,
+        unsigned=0,
+        unsigned_since="",
         anchored=0,
         blobs=len(reading.digests),
         blobs_expired=len(reading.digests) - len(reading.kept),
