@@ -23,6 +23,7 @@ class AuditKind(StrEnum):
     BUDGET = "budget"
     AUTONOMY = "autonomy"
     POLICY = "policy"
+    """Policies, tools and settings are in force from here on; with those that were before."""
     IDENTITY = "identity"
     SWITCH = "switch"
     """A freeze or the kill switch was set or lifted."""
