@@ -268,3 +268,26 @@ def test_a_crash_in_the_middle_of_anything_is_not_taken_for_tampering(tmp_path: 
             grown = report.records
             with database.writing() as connection:
                 audit.append(connection, entry(audit, turn))
+
+
+def test_ctrl_c_ends_an_export_between_two_records(tmp_path: Path, clock: FakeClock) -> None:
+    """The reader of the pipe is slow, so the command can not end by itself before the signal."""
+    with audited(tmp_path / "state", clock=clock) as (audit, database):
+        with database.writing() as connection:
+            audit.append(connection, *[audit.entry(AuditKind.DECISION, run="r", principal="ada", body=_LONG)] * 200)
+        audit.finish()
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "quell", "audit", "export", "--out", "pipe"]
+    environment = {**os.environ, "QUELL_STATE_DIR": str(tmp_path / "state"), "HOME": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        with (tmp_path / "pipe").open() as pipe:
+            whole = json.loads(pipe.readline())["records"]
+            process.send_signal(signal.SIGINT)
+            assert "stopped" in process.stderr.readline()
+            left = len(pipe.readlines())
+        assert process.wait() == 130
+        assert left < whole
+
+
+_LONG = {"text": "x" * 1500}

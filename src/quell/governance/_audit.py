@@ -27,6 +27,7 @@ from quell.governance._anchor import FileAnchor
 from quell.governance._audit_tables import (
     TABLES,
     Head,
+    Watch,
     canonical,
     follow,
     lock_head,
@@ -278,11 +279,12 @@ class Audit:
             )
         return checkpoint
 
-    def verify(self, *, keys: Sequence[str] | None = None) -> AuditReport:
+    def verify(self, *, keys: Sequence[str] | None = None, watch: Watch | None = None) -> AuditReport:
         """Walk over everything and name every tampering; needs no private key.
 
         Args:
             keys: Public keys that are trusted; None: those of this machine, which whoever owns it could replace.
+            watch: Hears from time to time how many records were read; whatever it raises ends the walk.
 
         Raises:
             WorldError: an anchor or a body cannot be read: nothing is said then, rather than too little.
@@ -292,6 +294,7 @@ class Audit:
             keys=public_keys(self._directory) if keys is None else keys,
             anchored=[(anchor.name, note) for anchor in self._anchors for note in anchor.published()],
             blobs=self._blobs,
+            watch=watch,
         )
 
     def records(
@@ -330,11 +333,20 @@ class Audit:
         """Remove long texts that no record has named for so long; their digests stay. Return how many."""
         return self._blobs.sweep(kept_for=kept_for)
 
-    def export(self, *, run: str = "", change: str = "") -> Iterator[str]:
-        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change."""
+    def export(self, *, run: str = "", change: str = "", watch: Watch | None = None) -> Iterator[str]:
+        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change.
+
+        `watch` hears from time to time how many records were read; whatever it raises ends the export.
+        """
         checkpoint = self.checkpoint()
         return export_records(
-            self._database, checkpoint=checkpoint, blobs=self._blobs, public_key=self.public_key, run=run, change=change
+            self._database,
+            checkpoint=checkpoint,
+            blobs=self._blobs,
+            public_key=self.public_key,
+            run=run,
+            change=change,
+            watch=watch,
         )
 
     @staticmethod

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering
 from quell.governance._audit_order import Stretch, judge_order
-from quell.governance._audit_tables import digests_in, leaf_at, leaf_tail, note_digest, read_checkpoints, read_records
+from quell.governance._audit_tables import (
+    Watch,
+    digests_in,
+    leaf_at,
+    leaf_tail,
+    note_digest,
+    read_checkpoints,
+    read_records,
+)
 from quell.governance._blobs import Blobs
 from quell.governance._checkpoint import Verifier, read_note
 from quell.governance._merkle import GENESIS, Frontier, chain_hash
@@ -143,7 +151,12 @@ class _Walk:
 
 
 def verify_log(
-    database: Database, *, keys: Sequence[str], anchored: Sequence[tuple[str, str]], blobs: Blobs
+    database: Database,
+    *,
+    keys: Sequence[str],
+    anchored: Sequence[tuple[str, str]],
+    blobs: Blobs,
+    watch: Watch | None = None,
 ) -> AuditReport:
     """Walk over everything and name every tampering."""
     verifier = Verifier(keys)
@@ -152,7 +165,7 @@ def verify_log(
     notes = _judge_notes(kept, verifier, claim, findings)
     elsewhere = _judge_anchored(anchored, verifier, claim, findings)
     walk = _Walk(sizes=frozenset(note.size for note in (*notes, *elsewhere)), last=claim.last)
-    for record in read_records(database, last=claim.last):
+    for record in read_records(database, last=claim.last, watch=watch):
         walk.step(record)
     # A checkpoint is followed by the record that tells of it, in the same transaction.
     known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
