@@ -152,8 +152,12 @@ class Warden:
         await asyncio.to_thread(authority.guard.audit.anchor)
 
     async def sweep(self) -> None:
-        """Remove bodies and results that are kept no longer."""
+        """Remove bodies, results and rows that are kept no longer."""
+        from quell.app._retention import forget_old  # noqa: PLC0415 - as above
+
         authority = await self.open()
+        before = self._clock() - timedelta(days=self._settings.journal.retention_days)
+        await asyncio.to_thread(forget_old, authority, before=before)
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
