@@ -155,6 +155,42 @@ def test_an_anchor_survives_a_torn_line_and_says_when_it_cannot_be_used(tmp_path
         assert len(anchor.published()) == 3
 
 
+class _Counting:
+    """An anchor of one's own that counts how often it is read."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.reads = 0
+
+    def publish(self, note: str) -> None:
+        self.notes.append(note)
+
+    def published(self) -> list[str]:
+        self.reads += 1
+        return list(self.notes)
+
+
+def test_an_anchor_is_read_whole_once_however_long_it_is_written(tmp_path: Path, clock: FakeClock) -> None:
+    anchor = _Counting()
+    with audited(tmp_path, clock=clock, anchors=(anchor,)) as (audit, database):
+        for count in (1, 1, 0, 0, 1):
+            fill(audit, database, count=count)
+            audit.anchor()
+        assert (len(anchor.notes), len(set(anchor.notes)), anchor.reads) == (3, 3, 1)
+        again = Audit(
+            database,
+            directory=tmp_path / "audit",
+            clock=clock,
+            entropy=os.urandom,
+            redactor=Redactor(),
+            anchors=[anchor],
+        )
+        again.anchor()
+        assert len(anchor.notes) == 3, "another process finds it there"
+
+
 def test_a_later_checkpoint_is_proven_to_continue_an_earlier_one(tmp_path: Path, clock: FakeClock) -> None:
     with audited(tmp_path, clock=clock, checkpoint_records=1_000) as (audit, database):
         checkpoints = []

@@ -114,6 +114,8 @@ class Audit:
         self._waiting: list[AuditEntry] = []
         self._waiting_since_s = 0.0
         self._has_added = False
+        self._anchored: dict[str, str] = {}
+        """The note that each anchor took last; what it holds in all is read once, for it grows for years."""
 
     def prepare(self) -> None:
         """Make the tables, the directory and the key, where they are missing; blocks.
@@ -268,8 +270,10 @@ class Audit:
         failures = []
         for anchor in self._anchors:
             try:
-                if checkpoint.note not in anchor.published():
+                last = self._anchored.get(anchor.name)
+                if last != checkpoint.note and (last is not None or checkpoint.note not in anchor.published()):
                     anchor.publish(checkpoint.note)
+                self._anchored[anchor.name] = checkpoint.note
             except WorldError as error:
                 failures.append(f"{anchor.name}: {error}")
         if failures:
