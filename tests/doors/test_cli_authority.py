@@ -498,13 +498,33 @@ def test_the_audit_log_is_intact_signed_and_tells_where_somebody_changed_it(desk
     assert desk.done("audit", "verify", "--export", "pack.jsonl", "--key", "key.pub").startswith("intact")
     for line in desk.done("audit", "export", "--run", desk.ids["run"]).splitlines():
         assert isinstance(json.loads(line), dict)
-    assert json.loads(desk.done("audit", "show", "4", "--json"))["record"]["body"]["tool"] == "logs"
+    number = records(desk, "pin")[-1]["number"]
+    assert json.loads(desk.done("audit", "show", str(number), "--json"))["record"]["body"]["verb"] == "tool.pin"
     with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
-        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = 4")
+        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = ?", (number,))
     database.close()
     told = desk.quell("audit", "verify", "--key", "key.pub")
     assert told.code == ExitCode.BAD
-    assert "record 4: edited" in told.out
+    assert f"record {number}: edited" in told.out
+
+
+def test_doctor_tells_of_effects_that_wait_for_people_and_of_those_that_nobody_ends(desk: Desk) -> None:
+    def said() -> tuple[str, str]:
+        checks = desk.quell("doctor", "--json").document["checks"]
+        (found,) = [each for each in checks if each["name"] == "effects"]
+        return found["status"], found["detail"]
+
+    status, detail = said()
+    assert (status, desk.ids["effect"][:16] in detail) == ("warn", True)
+    desk.done("effect", "settle", desk.ids["effect"], "--as", "failed", "--reason", "seen")
+    assert said()[0] == "ok"
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute(
+            "UPDATE quell_effects SET state = 'started', sent_at = '2026-01-01T00:00:00.000000+00:00' WHERE key = ?",
+            (desk.ids["effect"],),
+        )
+    database.close()
+    assert said() == ("warn", "1 effects were sent more than 15 minutes ago and are open: whoever sent them is gone")
 
 
 def test_a_listing_of_the_log_says_when_it_was_cut(desk: Desk) -> None:

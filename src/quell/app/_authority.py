@@ -46,11 +46,11 @@ class Authority:
         self.registry.serve(served)
 
     async def close(self) -> None:
-        """Let go of servers, programs and files, and write what still waits to be recorded."""
+        """Let go of servers, programs and files, and write what still waits to be recorded, signed."""
         await self.servers.close()
         if self.code is not None:
             await self.code.close()
-        await asyncio.to_thread(self.guard.audit.flush)
+        await asyncio.to_thread(self.guard.audit.finish)
         self.scratchpad.close()
 
 

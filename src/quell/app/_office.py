@@ -203,8 +203,8 @@ class Office:
         return record.number
 
     async def close(self) -> None:
-        """Write what still waits to be recorded."""
-        await asyncio.to_thread(self.audit.flush)
+        """Write what still waits to be recorded, and sign it."""
+        await asyncio.to_thread(self.audit.finish)
 
 
 def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:

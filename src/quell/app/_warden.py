@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     # What decides and acts is loaded when it is first needed: a command that lists runs needs none of it.
     from quell.app._authority import Authority
     from quell.app._herald import Herald
+    from quell.app._in_force import InForce
     from quell.app._votes import Way
     from quell.governance import Identities
 
@@ -43,6 +44,7 @@ class Warden:
         # Threads of their own: strangers who make us wait for an identity provider keep nobody else from the journal.
         self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="identity")
         self._herald: Herald | None = None
+        self._in_force: InForce | None = None
         self.authority: Authority | None = None
         self.url = ""
         """Where this process answers, once it does."""
@@ -55,14 +57,20 @@ class Warden:
         return plan_of(self._settings.identity)
 
     async def open(self) -> Authority:
-        """Open the authority once. Raises ConfigError with every mistake, or JournalError."""
+        """Open the authority once, what is in force on record. Raises ConfigError with every mistake, or JournalError."""
         async with self._opening:
             if self.authority is None:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
-                self.authority = await open_authority(
+                authority = await open_authority(
                     self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
                 )
+                try:
+                    await asyncio.to_thread(self._note_in_force, authority)
+                except BaseException:
+                    await authority.close()
+                    raise
+                self.authority = authority
             return self.authority
 
     async def identities(self) -> Identities:
@@ -133,8 +141,10 @@ class Warden:
         await (await self.herald()).look()
 
     async def tend(self) -> None:
-        """End what has passed its time: requests, reservations, and effects of runs that ended without them."""
-        await asyncio.to_thread(self._tend, await self.open())
+        """Record what is in force anew, and end what has passed its time: requests, reservations, abandoned effects."""
+        authority = await self.open()
+        await asyncio.to_thread(self._note_in_force, authority)
+        await asyncio.to_thread(self._tend, authority)
 
     async def sign(self) -> None:
         """Sign the audit log and anchor it. Raises WorldError when an anchor could not be written."""
@@ -142,8 +152,12 @@ class Warden:
         await asyncio.to_thread(authority.guard.audit.anchor)
 
     async def sweep(self) -> None:
-        """Remove bodies and results that are kept no longer."""
+        """Remove bodies, results and rows that are kept no longer."""
+        from quell.app._retention import forget_old  # noqa: PLC0415 - as above
+
         authority = await self.open()
+        before = self._clock() - timedelta(days=self._settings.journal.retention_days)
+        await asyncio.to_thread(forget_old, authority, before=before)
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
@@ -160,6 +174,11 @@ class Warden:
             await self._herald.close()
         if self.authority is not None:
             await self.authority.close()
+
+    def _note_in_force(self, authority: Authority) -> None:
+        from quell.app._in_force import record_in_force  # noqa: PLC0415 - as above
+
+        self._in_force = record_in_force(authority, known=self._in_force)
 
     def _tend(self, authority: Authority) -> None:
         guard, database = authority.guard, self._runs.database

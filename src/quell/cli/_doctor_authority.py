@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quell.cli._check import Check
+from quell.cli._doctor_effects import effects
 
 if TYPE_CHECKING:
     from quell.app import Office, Toolset
@@ -26,6 +27,7 @@ async def authority_checks(office: Office, toolset: Toolset) -> list[Check]:
     settings = office.settings
     checks = [*_keys(settings), *await _anchors(office), _secrets(office), _policy(toolset), _emergencies(office)]
     checks.append(_sandbox(settings))
+    checks.append(effects(office))
     return checks + [await _tools(office, toolset, name) for name in settings.mcp.servers]
 
 

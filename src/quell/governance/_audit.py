@@ -27,6 +27,7 @@ from quell.governance._anchor import FileAnchor
 from quell.governance._audit_tables import (
     TABLES,
     Head,
+    Watch,
     canonical,
     follow,
     lock_head,
@@ -54,6 +55,18 @@ CHECKPOINT_S = 60
 BUFFERED_MAX = 50
 BUFFERED_MAX_S = 0.05
 _WAITING_MAX = 2_000
+_SIGNED_AT_ONCE = frozenset(
+    {
+        AuditKind.APPROVAL,
+        AuditKind.AUTONOMY,
+        AuditKind.IDENTITY,
+        AuditKind.PIN,
+        AuditKind.POLICY,
+        AuditKind.SWITCH,
+    }
+)
+"""What authority rests on, and what is rare: signed in the transaction that records it, so that no word of people ever
+rests on the chain alone."""
 _NUMBER_MAX = 1 << 62
 
 
@@ -100,6 +113,9 @@ class Audit:
         self._flushing = threading.Lock()
         self._waiting: list[AuditEntry] = []
         self._waiting_since_s = 0.0
+        self._has_added = False
+        self._anchored: dict[str, str] = {}
+        """The note that each anchor took last; what it holds in all is read once, for it grows for years."""
 
     def prepare(self) -> None:
         """Make the tables, the directory and the key, where they are missing; blocks.
@@ -155,6 +171,7 @@ class Audit:
         Raises:
             JournalError: the head of the log is damaged, or the database fails.
         """
+        self._has_added = True
         head = lock_head(connection, for_update=self._database.for_update)
         records = []
         for entry in entries:
@@ -168,6 +185,8 @@ class Audit:
             head = follow(head, record, leaf)
             if self._is_due(head, at=entry.at):
                 head, _ = self._sign(connection, head, at=entry.at)
+        if any(entry.kind in _SIGNED_AT_ONCE for entry in entries) and head.size != head.signed + 1:
+            head, _ = self._sign(connection, head, at=entries[-1].at)
         write_head(connection, head)
         return records
 
@@ -206,6 +225,15 @@ class Audit:
                 # After a failure too: a database that is away is not asked for every note.
                 self._waiting_since_s = self._monotonic()
 
+    def finish(self) -> None:
+        """Write what waits, and sign what this process has added: whoever ends leaves nothing to the chain alone.
+
+        Raises JournalError when the database fails.
+        """
+        self.flush()
+        if self._has_added:
+            self.checkpoint()
+
     async def keep_flushing(self) -> None:
         """Write waiting notes every 50 ms until cancelled, and what is left then; failures are retried."""
         try:
@@ -242,8 +270,10 @@ class Audit:
         failures = []
         for anchor in self._anchors:
             try:
-                if checkpoint.note not in anchor.published():
+                last = self._anchored.get(anchor.name)
+                if last != checkpoint.note and (last is not None or checkpoint.note not in anchor.published()):
                     anchor.publish(checkpoint.note)
+                self._anchored[anchor.name] = checkpoint.note
             except WorldError as error:
                 failures.append(f"{anchor.name}: {error}")
         if failures:
@@ -253,11 +283,12 @@ class Audit:
             )
         return checkpoint
 
-    def verify(self, *, keys: Sequence[str] | None = None) -> AuditReport:
+    def verify(self, *, keys: Sequence[str] | None = None, watch: Watch | None = None) -> AuditReport:
         """Walk over everything and name every tampering; needs no private key.
 
         Args:
             keys: Public keys that are trusted; None: those of this machine, which whoever owns it could replace.
+            watch: Hears from time to time how many records were read; whatever it raises ends the walk.
 
         Raises:
             WorldError: an anchor or a body cannot be read: nothing is said then, rather than too little.
@@ -267,6 +298,7 @@ class Audit:
             keys=public_keys(self._directory) if keys is None else keys,
             anchored=[(anchor.name, note) for anchor in self._anchors for note in anchor.published()],
             blobs=self._blobs,
+            watch=watch,
         )
 
     def records(
@@ -305,11 +337,20 @@ class Audit:
         """Remove long texts that no record has named for so long; their digests stay. Return how many."""
         return self._blobs.sweep(kept_for=kept_for)
 
-    def export(self, *, run: str = "", change: str = "") -> Iterator[str]:
-        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change."""
+    def export(self, *, run: str = "", change: str = "", watch: Watch | None = None) -> Iterator[str]:
+        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change.
+
+        `watch` hears from time to time how many records were read; whatever it raises ends the export.
+        """
         checkpoint = self.checkpoint()
         return export_records(
-            self._database, checkpoint=checkpoint, blobs=self._blobs, public_key=self.public_key, run=run, change=change
+            self._database,
+            checkpoint=checkpoint,
+            blobs=self._blobs,
+            public_key=self.public_key,
+            run=run,
+            change=change,
+            watch=watch,
         )
 
     @staticmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from quell.domain import AuditCheckpoint, AuditKind, AuditRecord, JournalError
 from quell.governance._checkpoint import read_note
@@ -40,6 +40,8 @@ TABLES = (
     )""",
 )
 _PAGE = 2_000
+Watch: TypeAlias = Callable[[int], None]
+"""Hears from time to time how many records were read; whatever it raises ends the walk."""
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 """Writes JSON as it is hashed: sorted keys, no spaces, ASCII."""
 _COLUMNS = "number, at, kind, run, principal, body, previous, hash"
@@ -154,13 +156,16 @@ def newest_checkpoint(connection: Connection) -> AuditCheckpoint | None:
 
 
 def read_records(
-    database: Database, *, after: int | None = None, last: int, run: str = ""
+    database: Database, *, after: int | None = None, last: int, run: str = "", watch: Watch | None = None
 ) -> Iterator[AuditRecord | int]:
     """Give the records after a number, in order; the number alone of one that cannot be read."""
-    at = after
+    at, count = after, 0
     while True:
         page = _read_page(database, after=at, last=last, run=run, limit=_PAGE)
         yield from page
+        count += len(page)
+        if watch is not None:
+            watch(count)
         if len(page) < _PAGE:
             return
         end = page[-1]

@@ -241,6 +241,11 @@ class Budgets:
             "DELETE FROM quell_reservations WHERE status <> 'open' AND expires_at < :before", before=_time(before)
         )
 
+    def runs(self, connection: Connection) -> list[str]:
+        """Return the runs that have accounts of their own."""
+        rows = connection.all("SELECT account FROM quell_budgets WHERE substr(account, 1, 7) = '[null,\"'")
+        return sorted({json.loads(row.account)[1] for row in rows})
+
     def forget(self, connection: Connection, runs: Iterable[str]) -> None:
         """Delete the accounts of runs that are deleted themselves. What is in flight stays."""
         for run in runs:

@@ -228,7 +228,7 @@ def with_result(effect: Effect, result: str) -> Effect:
 
 
 def tell(connection: Connection, effect: Effect, name: str, *, is_postgres: bool, at: datetime) -> None:
-    """Append what became of an effect to the event log of its run: the last write of a transaction."""
+    """Append what became of an effect to the event log of its run."""
     shown: dict[str, object] = {
         "call": effect.call.id,
         "tool": effect.call.tool,

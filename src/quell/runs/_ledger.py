@@ -35,7 +35,6 @@ from quell.runs import _effect_table as table
 from quell.runs._database import Connection, Database, Durability
 from quell.runs._effect import after_attempt, after_look, is_too_late, key_of, next_move, quiet_left_s
 from quell.runs._journal import SupersededError
-from quell.runs._outbox import telling
 
 if TYPE_CHECKING:
     from quell.runs._executor import Call
@@ -60,8 +59,8 @@ _TOLD_MAX = 500
 class Ledger:
     """The account of effects in one journal; one per process.
 
-    Locks are taken in this order: the run, the entry, then whatever `on_intent`, `on_start` and `on_end` lock, and last
-    the event log.
+    Locks are taken in this order: the run, the entry, then whatever `on_intent`, `on_start` and `on_end` lock (or the
+    caller of `settle` and `close_abandoned`), and last, right before the commit, the event log.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = table.EFFECT_TABLES
@@ -256,17 +255,26 @@ class Ledger:
             return started
 
     def _end(self, before: Effect, after: Effect, on_end: Joint) -> Effect:
-        """Write what is known; only the fence that the entry was met with may do it, also after its run was cancelled."""
+        """Write what is known; only the fence that the entry was met with may do it, also after its run was cancelled.
+
+        What stands there already is returned: a connection that is lost in the commit tells nobody that it was kept.
+        """
         with self._writing() as connection:
             at = self._clock()
             after = replace(after, ended_at=at)
-            table.end(connection, before, after)
+            try:
+                table.end(connection, before, after)
+            except SupersededError:
+                kept = table.find(connection, before.key)
+                if kept is None or replace(kept, ended_at=at) != after:
+                    raise
+                return kept
             on_end(connection, after)
             self._tell_end(connection, after, at=at)
             return after
 
     def _writing(self, *, durability: Durability = "flushed") -> AbstractContextManager[Connection]:
-        return telling(self._database, durability=durability)
+        return self._database.writing(durability=durability)
 
     def _tell(self, connection: Connection, effect: Effect, name: str, *, at: datetime) -> None:
         table.tell(connection, effect, name, is_postgres=self._is_postgres, at=at)

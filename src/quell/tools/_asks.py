@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -49,6 +50,15 @@ class ServerAsks:
             call=request.call.id,
             needs=msgspec.json.encode(needs).decode(),
             at=self._clock().isoformat(),
+        )
+
+    @staticmethod
+    def retain(connection: Connection, *, before: datetime) -> int:
+        """Delete questions from before then whose runs are gone; return how many."""
+        return connection.run(
+            "DELETE FROM quell_server_asks WHERE at < :before"
+            " AND NOT EXISTS (SELECT 1 FROM quell_runs WHERE quell_runs.id = quell_server_asks.run)",
+            before=before.isoformat(),
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 import msgspec
 
@@ -130,6 +131,10 @@ class Toolbox:
             ended = await self._decided(request, entry)
         _tell(request, ended)
         return ended
+
+    def retain(self, connection: Connection, *, before: datetime) -> int:
+        """Delete what servers asked before then about calls of runs that are gone; return how many."""
+        return self._asks.retain(connection, before=before)
 
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         """Have it decided, and done if it may be."""
