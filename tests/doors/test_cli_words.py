@@ -41,6 +41,15 @@ NOT_IN_HELP = {
 }
 
 
+def test_an_error_shows_what_hides_in_it_to_people_and_stays_whole_for_programs(tmp_path: Path) -> None:
+    evil = "run_\u202e\U000e0041x"
+    for words in ((), ("--json",)):
+        told = quell("run", "show", evil, *words, cwd=tmp_path)
+        assert "\\u202e" in told.stderr, told.stderr
+        assert not set("\u202e\U000e0041") & set(told.stderr)
+    assert evil in error_of(told)["message"]
+
+
 def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom quell.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"

@@ -60,7 +60,7 @@ def confirmed(session: Session, question: str, *, word: str) -> bool:
     """Ask a person to type a word; where nobody can be asked, or JSON is wanted, nobody has."""
     if session.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    from quell.telemetry import printable
+    from quell.domain import printable
 
     sys.stderr.write(f"{printable(question)}\nType {printable(word)} to go on: ")
     sys.stderr.flush()
