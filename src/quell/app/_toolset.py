@@ -107,8 +107,8 @@ def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolSe
             return command
         program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
         policy = SandboxPolicy(
-            read_only=(str(program.parent), *wanted.readable),
-            read_write=wanted.writable,
+            read_only=(str(program.parent), *_absolute(wanted.readable)),
+            read_write=_absolute(wanted.writable),
             environment=("PATH", *wanted.env),
             network=wanted.network,
             need=wanted.sandbox,
@@ -120,6 +120,11 @@ def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolSe
         return started.argv
 
     return prepare
+
+
+def _absolute(paths: Sequence[str]) -> tuple[str, ...]:
+    # From the working directory, as policy files and the state directory are; the sandbox follows no link in them.
+    return tuple(str(Path(path).absolute()) for path in paths)
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:

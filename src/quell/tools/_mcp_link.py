@@ -189,8 +189,8 @@ class Link:
         if tuple(self._argv) == (self.server.command, *self.server.args):
             return f"check {where}.cmd, .args and .env"
         return (
-            f"check {where}.cmd, .args and .env; it runs confined: what it may read beside the directory of its program "
-            "stands in .readable, what it may write in .writable, and .network = \"host\" gives it the network"
+            f"check {where}.cmd, .args and .env; it runs confined and begins in /: what it may read beside the directory "
+            'of its program stands in .readable, what it may write in .writable; .network = "host" gives it the network'
         )
 
     async def _own(self) -> None:
