@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -427,6 +428,25 @@ def test_a_person_at_a_terminal_types_the_name_of_what_they_accept(tmp_path: Pat
             os.close(terminal)
         assert told.returncode == code
         assert "Type restart to go on:" in asked
+
+
+def test_a_person_who_is_asked_can_leave_by_ctrl_c(tmp_path: Path) -> None:
+    desk = Desk(at=tmp_path)
+    desk.configure()
+    person, terminal = pty.openpty()
+    asked = b""
+    command = [*QUELL, "tool", "pin", "small", "restart"]
+    env, quiet = environment(tmp_path), subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=terminal, stderr=terminal, stdout=quiet) as told:
+        try:
+            while b"to go on: " not in asked:
+                asked += os.read(person, 65536)
+            told.send_signal(signal.SIGINT)
+            assert told.wait(timeout=30) == ExitCode.INTERRUPTED
+        finally:
+            told.kill()
+            os.close(person)
+            os.close(terminal)
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------
