@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -533,8 +534,9 @@ def test_the_audit_log_is_intact_signed_and_tells_where_somebody_changed_it(desk
 
 
 def test_doctor_tells_of_records_that_nobody_signed(desk: Desk) -> None:
-    def told() -> dict[str, str]:
+    def told() -> dict[str, Any]:
         (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "audit log"]
+        assert isinstance(found, dict)
         return found
 
     desk.done("audit", "checkpoint")
@@ -550,8 +552,9 @@ def test_doctor_tells_of_records_that_nobody_signed(desk: Desk) -> None:
 
 
 def test_doctor_finds_a_pin_that_somebody_wrote_into_the_database(desk: Desk) -> None:
-    def told() -> dict[str, str]:
+    def told() -> dict[str, Any]:
         (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "pins"]
+        assert isinstance(found, dict)
         return found
 
     assert told()["status"] == "ok"

@@ -42,12 +42,13 @@ NOT_IN_HELP = {
 
 
 def test_an_error_shows_what_hides_in_it_to_people_and_stays_whole_for_programs(tmp_path: Path) -> None:
-    evil = "run_\u202e\U000e0041x"
+    evil = "a\u202e\U000e0041b"
     for words in ((), ("--json",)):
-        told = quell("run", "show", evil, *words, cwd=tmp_path)
-        assert "\\u202e" in told.stderr, told.stderr
-        assert not set("\u202e\U000e0041") & set(told.stderr)
-    assert evil in error_of(told)["message"]
+        told = quell("--set", f"{evil}=1", "run", "list", *words, cwd=tmp_path)
+        shown = told.stdout + told.stderr
+        assert "\\u202e" in shown, shown
+        assert not set("\u202e\U000e0041") & set(shown)
+    assert evil in json.dumps(error_of(told), ensure_ascii=False)
 
 
 def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
