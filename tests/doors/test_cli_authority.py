@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -276,6 +278,8 @@ def test_the_text_of_a_key_is_shown_once_and_kept_nowhere(desk: Desk) -> None:
     assert secret not in desk.done("key", "list", "--json") + desk.done("audit", "list", "--json")
     body = newest(desk, "identity")
     assert (body["verb"], body["user"], body["scopes"]) == ("key.new", "ci", ["tool:logs"])
+    assert "no role of Quell's own" not in told.err
+    assert "'aprover' is no role of Quell's own" in desk.quell("key", "new", "bob", "--role", "aprover").err
 
 
 def test_a_key_holds_until_it_is_revoked_and_gives_no_more_than_its_giver_has(desk: Desk) -> None:
@@ -427,6 +431,25 @@ def test_a_person_at_a_terminal_types_the_name_of_what_they_accept(tmp_path: Pat
         assert "Type restart to go on:" in asked
 
 
+def test_a_person_who_is_asked_can_leave_by_ctrl_c(tmp_path: Path) -> None:
+    desk = Desk(at=tmp_path)
+    desk.configure()
+    person, terminal = pty.openpty()
+    asked = b""
+    command = [*QUELL, "tool", "pin", "small", "restart"]
+    env, quiet = environment(tmp_path), subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=terminal, stderr=terminal, stdout=quiet) as told:
+        try:
+            while b"to go on: " not in asked:
+                asked += os.read(person, 65536)
+            told.send_signal(signal.SIGINT)
+            assert told.wait(timeout=30) == ExitCode.INTERRUPTED
+        finally:
+            told.kill()
+            os.close(person)
+            os.close(terminal)
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 NO_WEB = """
@@ -481,6 +504,9 @@ def test_a_verdict_is_explained_for_a_call_of_the_past_and_for_one_that_nobody_m
     flags = ("--arguments", '{"service": "web"}', "--role", "operator")
     thought = desk.quell("policy", "explain", "restart", *flags, "--json").document
     assert (thought["verdict"]["decision"], thought["was"]) == ("ask", None)
+    nobody = desk.quell("policy", "explain", "restart", "--arguments", '{"service": "web"}')
+    assert "verdict:   deny" in nobody.out
+    assert "--role operator" in nobody.err, "why nothing is permitted to somebody without a role"
     off = desk.quell("policy", "explain", "restart", "--arguments", '{"service": "nowhere"}')
     assert off.code == ExitCode.DENIED
     assert desk.quell("policy", "explain", "c99").code == ExitCode.USAGE
@@ -525,6 +551,40 @@ def test_doctor_tells_of_effects_that_wait_for_people_and_of_those_that_nobody_e
         )
     database.close()
     assert said() == ("warn", "1 effects were sent more than 15 minutes ago and are open: whoever sent them is gone")
+
+
+def test_doctor_tells_of_records_that_nobody_signed(desk: Desk) -> None:
+    def told() -> dict[str, Any]:
+        (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "audit log"]
+        assert isinstance(found, dict)
+        return found
+
+    desk.done("audit", "checkpoint")
+    assert (told()["status"], told()["detail"]) == ("ok", "every record is signed")
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute("UPDATE quell_audit SET kind = 'decision' WHERE kind = 'checkpoint'")
+        database.execute("UPDATE quell_audit SET at = '2026-01-02T03:04:05.000000Z' WHERE number = 1")
+    database.close()
+    late = told()
+    assert late["status"] == "warn"
+    assert "records since 2026-01-02T03:04:05Z are not signed" in late["detail"]
+    assert "quell audit checkpoint" in late["hint"]
+
+
+def test_doctor_finds_a_pin_that_somebody_wrote_into_the_database(desk: Desk) -> None:
+    def told() -> dict[str, Any]:
+        (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "pins"]
+        assert isinstance(found, dict)
+        return found
+
+    assert told()["status"] == "ok"
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute(
+            "UPDATE quell_pins SET tool_class = 'read', terms = replace(terms, '\"tool_class\":\"irreversible\"',"
+            " '\"tool_class\":\"read\"') WHERE original = 'drop_lost'"
+        )
+    database.close()
+    assert (told()["status"], told()["detail"].partition(": ")[2]) == ("bad", "drop_lost of small")
 
 
 def test_a_listing_of_the_log_says_when_it_was_cut(desk: Desk) -> None:

@@ -41,6 +41,16 @@ NOT_IN_HELP = {
 }
 
 
+def test_an_error_shows_what_hides_in_it_to_people_and_stays_whole_for_programs(tmp_path: Path) -> None:
+    evil = "a\u202e\U000e0041b"
+    for words in ((), ("--json",)):
+        told = quell("--set", f"{evil}=1", "run", "list", *words, cwd=tmp_path)
+        shown = told.stdout + told.stderr
+        assert "\\u202e" in shown, shown
+        assert not set("\u202e\U000e0041") & set(shown)
+    assert evil in json.dumps(error_of(told), ensure_ascii=False)
+
+
 def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom quell.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as left:\n    assert left.code == 0\n"

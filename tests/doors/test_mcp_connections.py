@@ -164,6 +164,35 @@ def test_a_program_that_dies_in_a_call_is_told_of_with_its_last_words_and_starte
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("wall", "hint"),
+    [((), "check mcp.servers.bad.cmd"), (("env",), "it runs confined and begins in /: what it may read")],
+    ids=["free", "confined"],
+)
+def test_a_program_that_cannot_start_is_told_of_by_its_error_and_where_to_let_it_read(
+    wall: tuple[str, ...], hint: str
+) -> None:
+    trace = (
+        "loader:1210\n  throw err;\n  ^\n\nError: Cannot find module 'x.js'\n"
+        + "    at f (l:1)\n" * 9
+        + "{\n}\n\nNode v20\n"
+    )
+    code = f"import sys; sys.stderr.write({trace!r}); sys.exit(1)"
+
+    async def story() -> None:
+        server = ToolServer(name="bad", transport="stdio", command=sys.executable, args=("-c", code))
+        async with Servers(
+            [server], clock=lambda: NOON, prepare=lambda one: (*wall, one.command, *one.args)
+        ) as servers:
+            with pytest.raises(ServerUnavailable) as told:
+                await servers.offers("bad")
+            assert "Error: Cannot find module 'x.js'" in str(told.value)
+            assert "exit code 1" in str(told.value)
+            assert hint in told.value.hint
+
+    play(story)
+
+
 def test_every_misdeed_over_pipes_has_its_own_kind_of_outcome() -> None:
     async def story() -> None:
         async with client(piped_server("chatty")) as servers:

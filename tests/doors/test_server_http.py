@@ -425,6 +425,9 @@ def test_a_wrong_method_is_told_which_ones_there_are(tmp_path: Path) -> None:
         answer = await house.client.get("/v1/logs")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert "POST" in answer.json()["error"]["hint"]
+        of_two = await house.client.delete("/api/v1/approvals/apr_1")
+        assert (of_two.status_code, of_two.headers["allow"]) == (405, "GET, HEAD, POST"), "a path with several verbs"
+        assert "GET, HEAD, POST" in of_two.json()["error"]["hint"]
 
     in_a_house(story, tmp_path)
 

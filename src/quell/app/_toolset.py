@@ -48,8 +48,8 @@ class Confinement:
         path = self._env.get("PATH")
         program = Path(shutil.which(server.command, path=path) or server.command).resolve()
         policy = SandboxPolicy(
-            read_only=(str(program.parent), *wanted.readable),
-            read_write=wanted.writable,
+            read_only=(str(program.parent), *_absolute(wanted.readable)),
+            read_write=_absolute(wanted.writable),
             environment=("PATH", *wanted.env),
             network=wanted.network,
             need=wanted.sandbox,
@@ -136,6 +136,11 @@ class Toolset:
         if self.code is not None:
             await self.code.close()
         self.scratchpad.close()
+
+
+def _absolute(paths: Sequence[str]) -> tuple[str, ...]:
+    # From the working directory, as policy files and the state directory are; the sandbox follows no link in them.
+    return tuple(str(Path(path).absolute()) for path in paths)
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:

@@ -41,14 +41,7 @@ def vote(
             )
             if decided.change != "none":
                 approval = decided.approval
-                told = {
-                    "approval": approval.id,
-                    "digest": approval.digest,
-                    "verdict": verdict,
-                    "reason": reason,
-                    "way": way,
-                    "status": approval.status.value,
-                }
+                told = decided.account(verdict=verdict, reason=reason, way=way)
                 entry = guard.audit.entry(AuditKind.APPROVAL, run=approval.terms.run, principal=by.user, body=told)
                 guard.audit.append(connection, entry)
     except RefusedError as error:

@@ -118,15 +118,7 @@ def _decide(session: Session, approval_id: str, *, way: str, digest: str, reason
             )
             approval = decided.approval
             if decided.change != "none":
-                body = {
-                    "approval": named,
-                    "digest": approval.digest,
-                    "verdict": way,
-                    "reason": reason,
-                    "status": approval.status.value,
-                    "way": "cli",
-                    "login": login_name(),
-                }
+                body = decided.account(verdict=way, reason=reason, way="cli") | {"login": login_name()}
                 office.record(connection, AuditKind.APPROVAL, by=by, verb=verb, body=body, run=approval.terms.run)
         waits = approval.status is ApprovalStatus.REQUESTED
         if session.is_json:

@@ -41,7 +41,10 @@ _KINDS = [
     "refusal",
     "checkpoint",
 ]
-_FIRST = ("verb", "tool", "approval", "effect", "switch", "key", "verdict", "state", "kind", "reason", "detail")
+_FIRST = (
+    *("verb", "tool", "approval", "effect", "switch", "key", "verdict", "told", "state", "kind"),
+    *("reason", "refused", "detail"),
+)
 
 
 @click.group("audit", cls=QuellGroup)

@@ -13,8 +13,8 @@ from click.exceptions import Abort, NoArgsIsHelpError, NoSuchCommand, NoSuchOpti
 
 from quell.cli._exit import DeadlineError, ExitCode
 from quell.cli._session import Session
-from quell.domain import ConfigError, Problem, QuellError, new_id
-from quell.telemetry import event, open_telemetry, printable
+from quell.domain import ConfigError, Problem, QuellError, new_id, printable, printable_json
+from quell.telemetry import event, open_telemetry
 
 _CAUSES_MAX = 3
 
@@ -45,7 +45,7 @@ def tell_failure(error: BaseException, session: Session) -> int:
     if session.is_debug:
         traceback.print_exception(error)
     if session.is_json:
-        sys.stderr.write(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False) + "\n")
+        sys.stderr.write(_document(told))
         return told.exit
     if isinstance(error, NoArgsIsHelpError):
         sys.stderr.write(f"{error.message}\n\n")
@@ -65,12 +65,16 @@ def tell_interrupted(session: Session) -> None:
     try:
         if session.is_json:
             told = _Told(kind="Interrupted", message=message, hint=session.note, exit=ExitCode.INTERRUPTED)
-            sys.stderr.write(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False) + "\n")
+            sys.stderr.write(_document(told))
         else:
             sys.stderr.write(f"error: {message}\n" + (f"hint: {printable(session.note)}\n" if session.note else ""))
         sys.stderr.flush()
     except OSError:
         return
+
+
+def _document(told: _Told) -> str:
+    return printable_json(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False)) + "\n"
 
 
 def _told(error: BaseException) -> _Told:

@@ -258,6 +258,8 @@ def _put_explanation(
         ("it was", f"{record.verdict.decision}: {record.verdict.reason} (audit record {number})" if number else ""),
     ]
     put_text("\n".join(f"{name + ':':10} {office.approvals.visible(text)}" for name, text in rows if text))
+    if verdict.decision == "deny" and not number and not principal.roles:
+        note("nobody without a role may do anything: --role operator asks for somebody who has one")
     shown = [each for each in told.rulings if every or each.says != "does not apply"]
     for each in shown:
         put_text(f"\n{each.policy} of {each.source} ({each.effect}) {each.says}")

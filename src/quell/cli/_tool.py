@@ -154,7 +154,7 @@ def pin_tool(session: Session, server: str, name: str, *, yes: bool, digest: str
         if verdict == "pinned" and old is not None and old.terms == terms:
             _put_pinned(session, old, change="none")
             return ExitCode.DONE
-        if not yes and not confirmed(session, f"Accept {name} of {server} as {terms.tool_class}?", word=name):
+        if not yes and not await confirmed(session, f"Accept {name} of {server} as {terms.tool_class}?", word=name):
             raise RefusedError("nothing was pinned", hint="read what is shown above, then type the name, or give --yes")
         with office.changing(by, verb="tool.pin", about=f"{server}/{name}") as connection:
             pin = toolset.pins.accept(connection, offer, terms, by=by)

@@ -199,3 +199,8 @@ from quell.domain._signal import QuestionKind as QuestionKind
 from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
 from quell.domain._units import seconds_of as seconds_of
+from quell.domain._visible import is_hidden as is_hidden
+from quell.domain._visible import one_line as one_line
+from quell.domain._visible import printable as printable
+from quell.domain._visible import printable_json as printable_json
+from quell.domain._visible import spelled as spelled

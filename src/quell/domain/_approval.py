@@ -138,6 +138,17 @@ class Decided:
     told: str
     """What happened, as one sentence for the person who answered."""
 
+    def account(self, *, verdict: str, reason: str, way: str) -> dict[str, object]:
+        """Return what the audit keeps of the answer, whichever way it came."""
+        return {
+            "approval": self.approval.id,
+            "digest": self.approval.digest,
+            "verdict": verdict,
+            "reason": reason,
+            "way": way,
+            "status": self.approval.status.value,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Presented:

@@ -13,15 +13,14 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from quell.domain import Approval, AskedCall
+from quell.domain import Approval, AskedCall, is_hidden
 
 Form: TypeAlias = Literal["text", "json", "markdown"]
 
 _OPEN, _CLOSE = "⟦", "⟧"
 """Marks around the name of a character; where they come by themselves they are named as well."""
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
-_HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0⟦⟧")
-"""Letters that are blank, and our own marks."""
+_MISLEADING = frozenset("⟦⟧\ufe0e\ufe0f")
+"""Our own marks, and selectors of the looks of a symbol: honest elsewhere, but two questions must not look the same."""
 _ACCENTS_MAX = 2
 _LOOKALIKES = dict(
     zip(
@@ -272,15 +271,11 @@ def _kind(letter: str) -> Literal["letter", "plain", "accent", "hidden"]:
     if " " <= letter <= "~" or letter == "\n":
         return "letter" if letter.isalpha() else "plain"
     category = unicodedata.category(letter)
-    if category in _HIDDEN_CATEGORIES or letter in _HIDDEN_LETTERS or _is_variation(letter):
+    if is_hidden(letter) or category == "Zs" or letter in _MISLEADING:
         return "hidden"
     if category in {"Mn", "Me"}:
         return "accent"
     return "letter" if category.startswith(("L", "Mc")) else "plain"
-
-
-def _is_variation(letter: str) -> bool:
-    return "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
 
 
 def _mark(letter: str) -> str:

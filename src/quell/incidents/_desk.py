@@ -25,6 +25,7 @@ from quell.domain import (
     Window,
     fingerprint_of,
     new_id,
+    one_line,
 )
 from quell.incidents._answers import edges_of
 from quell.incidents._book import Book
@@ -33,7 +34,6 @@ from quell.incidents._investigation import KIND, CurveSource, Extent, Investigat
 from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
 from quell.incidents._rows import Page
-from quell.incidents._words import visible
 from quell.runs import Runs
 from quell.signals import Reader
 
@@ -134,7 +134,7 @@ class Desk:
         at = self._clock()
         incident = self._new_incident_id()
         question = (
-            visible(request.text, chars_max=_QUESTION_MAX) or f"What is going on with {', '.join(request.services)}?"
+            one_line(request.text, chars_max=_QUESTION_MAX) or f"What is going on with {', '.join(request.services)}?"
         )
         asked = [self._question(question, service, incident=incident) for service in request.services or ("",)]
         await asyncio.to_thread(self._book.open_question, asked, incident=incident, question=question, at=at)

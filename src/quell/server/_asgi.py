@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from quell import telemetry
 from quell.app import App
@@ -127,18 +127,24 @@ async def _ours(request: Request, error: Exception) -> Response:
     return error_response(wire)
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for this type only"
-    response = error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=_hint_of(error)))
-    response.headers.update(error.headers or {})
+    hint, headers = "", dict(error.headers or {})
+    if error.status_code == 404:
+        hint = "docs/reference/http.md lists what there is"
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
+        hint = f"this path takes {headers['Allow']}"
+    response = error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=hint))
+    response.headers.update(headers)
     return response
 
 
-def _hint_of(error: HTTPException) -> str:
-    allowed = (error.headers or {}).get("Allow", "")
-    if error.status_code == 405 and allowed:
-        return f"this route takes {allowed}"
-    return "docs/reference/http.md lists what there is" if error.status_code == 404 else ""
+def _methods_of(request: Request) -> list[str]:
+    """Return what a path takes: one path has a route per verb, and Starlette tells of the first alone."""
+    routes = [each for each in request.app.routes if isinstance(each, Route)]
+    found = [each.methods or set() for each in routes if each.matches(request.scope)[0] is not Match.NONE]
+    return sorted(set().union(*found))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

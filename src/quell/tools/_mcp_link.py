@@ -180,7 +180,18 @@ class Link:
             server=self.server.name,
             was_sent=was_sent,
             retry_after_s=retry_after_s,
-            hint="check that it runs and that its command, URL and headers are right",
+            hint=self._hint(),
+        )
+
+    def _hint(self) -> str:
+        where = f"mcp.servers.{self.server.name}"
+        if self.server.transport != "stdio":
+            return f"check that it runs, and {where}.url and .headers"
+        if tuple(self._argv) == (self.server.command, *self.server.args):
+            return f"check {where}.cmd, .args and .env"
+        return (
+            f"check {where}.cmd, .args and .env; it runs confined and begins in /: what it may read beside the directory "
+            'of its program stands in .readable, what it may write in .writable; .network = "host" gives it the network'
         )
 
     async def _own(self) -> None:

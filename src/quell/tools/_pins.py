@@ -192,20 +192,20 @@ def _leaves(path: str, value: object, *, depth: int) -> Iterator[str]:
     """Yield one line per leaf, and per line of a text: a difference then shows what differs and little else."""
     if isinstance(value, dict) and value and depth < _SHOWN_DEPTH_MAX:
         for name in sorted(value):
-            yield from _leaves(f"{path}.{_visible(str(name))}", value[name], depth=depth + 1)
+            yield from _leaves(f"{path}.{_escaped(str(name))}", value[name], depth=depth + 1)
     elif isinstance(value, list) and value and depth < _SHOWN_DEPTH_MAX:
         for index, item in enumerate(value):
             yield from _leaves(f"{path}[{index}]", item, depth=depth + 1)
     elif isinstance(value, str) and "\n" in value:
         for number, line in enumerate(value.split("\n"), start=1):
-            yield f"{path} line {number}: {_visible(line)}"
+            yield f"{path} line {number}: {_escaped(line)}"
     else:
         yield f"{path}: {_canonical(value)}"
 
 
-def _visible(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape all but plain printable ASCII: letters that look like others, direction marks, terminal codes."""
-    return json.dumps(text, ensure_ascii=True)[1:-1].replace("\x7f", "\\u007f")
+    return _canonical(text)[1:-1]
 
 
 def _canonical(value: object) -> str:

@@ -39,6 +39,8 @@ JUNK_LINES_MAX = 1_000
 UNSENT_MAX_BYTES = 64_000_000
 GRACE_S = 1.0
 _LAST_WORDS_S = 0.3
+_WORDS_CHARS = 200
+_TELLING = re.compile(r"(?=\S).*[A-Za-z]{3}")
 UNREACHABLE_STATUS = 599
 OVERFLOW_CODE = -32_097
 """Ours, in the range of JSON-RPC that is left to implementations; told apart by `Exchange.fault`, not by itself."""
@@ -210,8 +212,10 @@ class Child:
 
     def epitaph(self) -> str:
         """Say what is known about why it is gone."""
-        said = self._stderr.decode(errors="replace").strip().splitlines()
-        return "; ".join(said[-3:])[-400:] or "the server closed its output"
+        said = self._stderr.decode(errors="replace").splitlines()
+        # Stack traces are indented; what went wrong is not, and often stands far above the last line.
+        told = [line.rstrip()[:_WORDS_CHARS] for line in said if _TELLING.match(line)] or said[-3:]
+        return "; ".join(told[-3:])[-400:] or "the server closed its output"
 
     async def _lines(self) -> AsyncIterator[tuple[bytes, int]]:
         """Yield lines with their true size; of one that is too long only both edges are kept."""
