@@ -167,7 +167,9 @@ class Plugin:
         if isinstance(left := arguments.get("tmp_path"), Path):
             SEARCH.files(left)
         for _, stream, text in item._report_sections:
-            SEARCH.text(stream, text)
+            # Log records as pytest itself takes them are what libraries said, not what Quell made of it.
+            if stream != "log":
+                SEARCH.text(stream, text)
         SEARCH.figures["tests"] += 1
         if found := SEARCH.taken():
             pytest.fail(f"a canary leaked: {'; '.join(found)}", pytrace=False)

@@ -62,15 +62,20 @@ async def open_authority(
     entropy: Entropy,
     env: Mapping[str, str],
     builtin: Iterable[tuple[Tool, LocalHand]] = (),
+    redactor: Redactor | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
+
+    `redactor` is that of the process; None makes one.
 
     Raises:
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    office = await Office.open(runs, settings, clock=clock, entropy=entropy, env=env, monotonic=monotonic)
+    office = await Office.open(
+        runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor, monotonic=monotonic
+    )
     toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Self
@@ -52,7 +52,7 @@ _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
 
 def redactor_of(settings: Settings, *, env: Mapping[str, str]) -> Redactor:
     """Return what takes every secret of the settings and the environment out of what a process says and keeps."""
-    return Redactor(dict(secrets_of(settings)), environment=env)
+    return Redactor.of(settings, environment=env)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,9 +83,12 @@ class Office:
         clock: Clock,
         entropy: Entropy,
         env: Mapping[str, str],
+        redactor: Redactor | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Build what people decide with; tables and keys are made where they are missing.
+
+        `redactor` is that of the process, so that what it learns of later is held everywhere; None makes one.
 
         Raises:
             ConfigError: keys cannot be used.
@@ -93,7 +96,7 @@ class Office:
         """
         database, directory = runs.database, settings.state_dir / "audit"
         ledger = Ledger(database, clock=clock)
-        redactor = redactor_of(settings, env=env)
+        redactor = redactor or redactor_of(settings, env=env)
         audit = Audit(
             database,
             directory=directory,
@@ -258,22 +261,6 @@ def _cap(wanted: CapSettings) -> Cap:
         per=tuple(BudgetScope(scope) for scope in wanted.per),
         only=tuple((scope, glob) for scope, glob in globs if glob != "*"),
     )
-
-
-def secrets_of(value: object, path: str = "") -> Iterator[tuple[str, Secret]]:
-    """Yield every secret of the settings with the key that holds it."""
-    if isinstance(value, Secret):
-        if value:
-            yield path, value
-    elif is_dataclass(value):
-        for each in fields(value):
-            yield from secrets_of(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from secrets_of(item, f"{path}.{name}")
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from secrets_of(item, f"{path}.{index}")
 
 
 def _nobody_answers(_address: str) -> bytes:
