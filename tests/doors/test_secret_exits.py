@@ -19,6 +19,7 @@ from quell.app._sources import CleanReader
 from quell.cli._session import Session
 from quell.config import Secret, Settings
 from quell.domain import (
+    Alert,
     Answer,
     AttributeDiff,
     Exemplar,
@@ -26,11 +27,14 @@ from quell.domain import (
     OutcomeKind,
     Question,
     QuestionKind,
+    Severity,
+    Symptom,
     ToolOutcome,
     Window,
 )
 from quell.governance import Redactor
 from quell.governance._redact import LATE_MAX
+from quell.incidents import Request
 from quell.runs import system_clock
 from tests._canaries import ENVIRONMENT, IN_ENVIRONMENT, IN_SETTINGS
 from tests._quell import quell
@@ -232,5 +236,37 @@ def test_what_services_log_is_read_without_our_secrets(tmp_path: Path) -> None:
         settings = Settings(state_dir=tmp_path)
         async with open_app(settings, role="command", clock=system_clock, entropy=os.urandom, env=ENVIRONMENT) as app:
             assert all(isinstance(reader, CleanReader) for reader in app.readers)
+
+    asyncio.run(play())
+
+
+def test_what_alerts_and_people_say_is_kept_without_our_secrets(tmp_path: Path) -> None:
+    hexed = IN_ENVIRONMENT.encode().hex()
+    alert = Alert(
+        id="alr_1",
+        fingerprint="f1",
+        source="alertmanager",
+        name="web is slow",
+        service="web",
+        symptom=Symptom.LATENCY,
+        severity=Severity.CRITICAL,
+        status="firing",
+        summary=f"no login with {hexed}",
+        starts_at=AT,
+        ends_at=None,
+        received_at=AT,
+        labels=(("service", "web"), ("dsn", hexed)),
+    )
+
+    async def play() -> None:
+        settings = Settings(state_dir=tmp_path)
+        async with open_app(settings, role="command", clock=system_clock, entropy=os.urandom, env=ENVIRONMENT) as app:
+            (incident,) = await app.desk.handle([alert])
+            (kept,) = await app.desk.alerts()
+            assert kept.summary == "no login with [redacted:env.CANARY_PAGER_TOKEN]"
+            assert dict(kept.labels) == {"service": "web", "dsn": "[redacted:env.CANARY_PAGER_TOKEN]"}
+            assert hexed not in repr(incident)
+            await app.desk.investigate(Request(text=f"why does {hexed} fail?", services=("web",)))
+            assert hexed not in repr(await app.desk.incidents())
 
     asyncio.run(play())

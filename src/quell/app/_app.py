@@ -291,6 +291,7 @@ async def open_app(
             curves=_curves_of(vault),
             begins_at=_extent_of(vault),
             ready=launch if role == "command" else None,
+            clean=redactor.text,
         )
         vault.firing = desk.firing
         app = App(

@@ -95,8 +95,8 @@ class Office:
             JournalError: the journal cannot be used.
         """
         database, directory = runs.database, settings.state_dir / "audit"
-        ledger = Ledger(database, clock=clock)
         redactor = redactor or redactor_of(settings, env=env)
+        ledger = Ledger(database, clock=clock, clean=redactor.text)
         audit = Audit(
             database,
             directory=directory,
@@ -127,11 +127,16 @@ class Office:
                 clean=redactor.text,
             ),
             switches=Switches(
-                database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
+                database,
+                clock=clock,
+                monotonic=monotonic,
+                entropy=entropy,
+                in_flight=_in_flight_of(ledger),
+                clean=redactor.text,
             ),
             ledger=ledger,
             budgets=Budgets(caps_of(settings), clock=clock, pessimistic=dearest),
-            autonomy=Autonomy(database, clock=clock, audit=audit),
+            autonomy=Autonomy(database, clock=clock, audit=audit, clean=redactor.text),
         )
 
     def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
@@ -187,7 +192,8 @@ class Office:
 
     def refused(self, by: Principal, *, verb: str, about: str, error: Exception) -> None:
         """Keep the account of something that a person wanted and may not have."""
-        body = {"verb": verb, "about": about[:200], "reason": str(error)[:2000], "tenant": by.tenant}
+        told, why = self.redactor.text(about), self.redactor.text(str(error))
+        body = {"verb": verb, "about": told[:200], "reason": why[:2000], "tenant": by.tenant}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body))
 
     def record(
