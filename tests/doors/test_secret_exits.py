@@ -123,6 +123,16 @@ def test_a_key_that_proved_somebody_is_in_no_log_and_no_record_from_then_on(tmp_
     in_a_house(story, settings_of(tmp_path, identity=KEYS))
 
 
+def test_an_error_over_http_quotes_no_secret(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        for path in ("/api/v1/approvals/", "/api/v1/incidents/"):
+            answer = await house.http.get(f"{path}{IN_SETTINGS.encode().hex()}")
+            assert answer.status_code == 404
+            assert "[redacted:store.password]" in answer.json()["error"]["message"]
+
+    in_a_house(story, settings_of(tmp_path))
+
+
 def test_headers_that_may_be_passed_on_do_not_come_back(tmp_path: Path) -> None:
     async def play() -> None:
         async with hand_room(tmp_path) as room:

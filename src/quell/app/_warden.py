@@ -46,7 +46,8 @@ class Warden:
         self._clock = clock
         self._entropy = entropy
         self._env = env
-        self._redactor = redactor or redactor_of(settings, env=env)
+        self.redactor = redactor or redactor_of(settings, env=env)
+        """What takes secrets out of everything that this process says."""
         self._opening = asyncio.Lock()
         self._knowing = asyncio.Lock()
         self._identities: Identities | None = None
@@ -76,7 +77,7 @@ class Warden:
                     clock=self._clock,
                     entropy=self._entropy,
                     env=self._env,
-                    redactor=self._redactor,
+                    redactor=self.redactor,
                 )
             return self.authority
 
@@ -103,7 +104,7 @@ class Warden:
         found = await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
         if isinstance(found, Principal):
             # Only what proved somebody: who is nobody could else have us take any word out of everything.
-            self._redactor.hold_shown(caller.headers)
+            self.redactor.hold_shown(caller.headers)
         return found
 
     async def herald(self) -> Herald:
@@ -145,7 +146,7 @@ class Warden:
         """Return an approval as it may be shown: without the secrets that are held here."""
         from quell.app._votes import masked  # noqa: PLC0415 - as above
 
-        return masked(approval, self._redactor)
+        return masked(approval, self.redactor)
 
     async def look(self) -> None:
         """Tell people outside what waits for them."""
