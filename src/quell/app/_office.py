@@ -107,8 +107,11 @@ class Office:
             monotonic=monotonic,
         )
         signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
+        in_flight, clean = _in_flight_of(ledger), redactor.text
+        switches = Switches(
+            database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=in_flight, clean=clean
+        )
         await asyncio.to_thread(_make_tables, runs, audit)
-        dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
         return cls(
             runs=runs,
             settings=settings,
@@ -126,16 +129,9 @@ class Office:
                 expires_s=settings.governance.approval_minutes * 60,
                 clean=redactor.text,
             ),
-            switches=Switches(
-                database,
-                clock=clock,
-                monotonic=monotonic,
-                entropy=entropy,
-                in_flight=_in_flight_of(ledger),
-                clean=redactor.text,
-            ),
+            switches=switches,
             ledger=ledger,
-            budgets=Budgets(caps_of(settings), clock=clock, pessimistic=dearest),
+            budgets=_budgets_of(settings, clock=clock),
             autonomy=Autonomy(database, clock=clock, audit=audit, clean=redactor.text),
         )
 
@@ -267,6 +263,11 @@ def _cap(wanted: CapSettings) -> Cap:
         per=tuple(BudgetScope(scope) for scope in wanted.per),
         only=tuple((scope, glob) for scope, glob in globs if glob != "*"),
     )
+
+
+def _budgets_of(settings: Settings, *, clock: Clock) -> Budgets:
+    dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
+    return Budgets(caps_of(settings), clock=clock, pessimistic=dearest)
 
 
 def _nobody_answers(_address: str) -> bytes:
