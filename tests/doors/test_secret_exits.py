@@ -17,7 +17,7 @@ from quell import telemetry
 from quell.app import open_app
 from quell.app._sources import CleanReader
 from quell.cli._session import Session
-from quell.config import Secret, Settings
+from quell.config import McpServerSettings, McpSettings, Secret, Settings
 from quell.domain import (
     Alert,
     Answer,
@@ -60,6 +60,7 @@ def pair(text: str) -> str:
         ("https://forge4token5inside6url@forge.test/x", "remote said forge4token5inside6url"),
         ("amqp://a:first-one@h1,amqp://b:second-one@h2", "second-one and nothing else"),
         ("host=db user=app password='two words' sslmode=require", "two words"),
+        ("https://hooks.test/x?wait=1&api_key=s1s2s3s4s5s6#top", "no such key: s1s2s3s4s5s6"),
         ("Server=db;Uid=sa;Pwd=Strong-1;", "login of sa with Strong-1"),
     ],
 )
@@ -75,6 +76,25 @@ def test_what_is_secret_inside_of_a_secret_is_held_by_itself(held: str, told: st
 def test_an_authorization_in_the_environment_is_held() -> None:
     redactor = Redactor(environment={"PROXY_AUTHORIZATION": "Bearer tok-abcdef-1", "GIT_AUTHOR": "ann-of-the-team"})
     assert redactor.text("tok-abcdef-1 ann-of-the-team") == "[redacted:env.PROXY_AUTHORIZATION] ann-of-the-team"
+
+
+def test_headers_in_the_environment_and_addresses_with_credentials_are_held() -> None:
+    server = McpServerSettings(transport="http_streamable", url="http://me:tok-secret-77@h/mcp?api_key=abcd0123")
+    settings = Settings(mcp=McpSettings(servers={"s": server}))
+    headers = "authorization=Bearer%20tok-abcdef-1,x-scope=everything-1"
+    redactor = Redactor.of(settings, environment={"OTEL_EXPORTER_OTLP_HEADERS": headers})
+    assert redactor.text("tok-secret-77 abcd0123") == "[redacted:mcp.servers.s.url] [redacted:mcp.servers.s.url]"
+    assert redactor.text("tok-abcdef-1 everything-1") == "[redacted:env.OTEL_EXPORTER_OTLP_HEADERS] everything-1"
+
+
+def test_the_key_of_an_address_is_not_shown(tmp_path: Path) -> None:
+    table = (
+        '[mcp.servers.a]\ntransport = "http_streamable"\nurl = "http://me:pw-secret-77@h/mcp?wait=1&api_key=abcd0123"\n'
+    )
+    (tmp_path / "quell.toml").write_text(table)
+    for flags in ((), ("--json",)):
+        told = quell("config", "show", *flags, cwd=tmp_path).stdout
+        assert "http://me:(hidden)@h/mcp?wait=1&api_key=(hidden)" in told
 
 
 def test_the_latest_credentials_that_were_shown_are_held_and_the_settings_for_ever() -> None:

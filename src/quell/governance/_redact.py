@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import unquote
 
 from quell.config import Secret
 from quell.domain import BoundExceededError
@@ -69,13 +70,17 @@ class Redactor:
         self._late: dict[str, tuple[str, frozenset[bytes]]] = {}
         for name, secret in (secrets or {}).items():
             self.hold(name, secret)
-        for name, value in _credentials(environment or {}):
-            self.hold(name, Secret(value))
+        for name, secret in _credentials(environment or {}):
+            self.hold(name, secret)
 
     @classmethod
     def of(cls, settings: object, *, environment: Mapping[str, str]) -> Self:
         """Hold every secret of settings under the key that it stands at, and the credentials of an environment."""
-        return cls(dict(_secrets_of(settings, "")), environment=environment)
+        redactor = cls()
+        # Keys of the settings first: they tell an operator more than the variable that they were taken from.
+        for name, secret in (*_secrets_of(settings, ""), *_credentials(environment)):
+            redactor.hold(name, secret)
+        return redactor
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -405,17 +410,22 @@ def _gather(value: object, texts: list[str], *, depth: int) -> bool:
 
 def _secrets_of(value: object, path: str) -> Iterator[tuple[str, Secret]]:
     if isinstance(value, Secret):
-        if value:
-            yield path, value
-    elif is_dataclass(value):
-        for each in fields(value):
-            yield from _secrets_of(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _secrets_of(item, f"{path}.{name}")
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _secrets_of(item, f"{path}.{index}")
+        yield path, value
+    elif isinstance(value, str):
+        if "://" in value:
+            # An address that carries its credential, for servers that know no other way.
+            yield from ((path, Secret(inside)) for inside in secrets_inside(value))
+    else:
+        for name, under in _parts_of(value):
+            yield from _secrets_of(under, f"{path}.{name}" if path else name)
+
+
+def _parts_of(value: object) -> Iterable[tuple[str, object]]:
+    if is_dataclass(value):
+        return [(each.name, getattr(value, each.name)) for each in fields(value)]
+    if isinstance(value, Mapping):
+        return [(str(name), item) for name, item in value.items()]
+    return [(str(index), item) for index, item in enumerate(value)] if isinstance(value, tuple) else ()
 
 
 def _is_telling(value: bytes) -> bool:
@@ -427,10 +437,15 @@ def _label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)[:64] or "secret"
 
 
-def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, Secret]]:
     """Give the variables whose name or value says that they hold a credential, under `env.NAME`."""
     for name, value in environment.items():
         if "://" in value and (passwords := secrets_inside(value)):
-            yield from ((f"env.{name}", password) for password in passwords)
+            yield from ((f"env.{name}", Secret(password)) for password in passwords)
+        elif name.upper().endswith("HEADERS"):
+            # As OpenTelemetry writes them: `authorization=Bearer%20abc,x-scope=1`.
+            pairs = (pair.partition("=") for pair in value.split(","))
+            held = (unquote(told).strip() for header, _, told in pairs if _CREDENTIAL_NAME.search(header))
+            yield from ((f"env.{name}", Secret(told)) for told in held if len(told) >= FORM_MIN_BYTES)
         elif _CREDENTIAL_NAME.search(name) and not value.startswith(("/", "./", "~")) and len(value) >= FORM_MIN_BYTES:
-            yield f"env.{name}", value
+            yield f"env.{name}", Secret(value)

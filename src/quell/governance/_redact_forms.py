@@ -22,6 +22,9 @@ _URL_PASSWORDS = (
     re.compile(r"://[^\s/:@]{0,256}:(\S{1,1024})@"),
 )
 _URL_TOKEN = re.compile(r"://([^\s/:@]{16,1024})@")
+_QUERIED = re.compile(
+    r"[?&](?:[^\s=&#]{0,64}[_.-])?(?:api)?(?:key|token|secret|sig|signature)=([^\s&#]{1,1024})", re.IGNORECASE
+)
 _ASSIGNED = re.compile(r"(?:password|passwd|pwd)\s{0,4}=\s{0,4}(?:'([^']{1,1024})'|([^\s'&;,]{1,1024}))", re.IGNORECASE)
 _SCHEME = re.compile(r"(basic|bearer|token|apikey|api-key|key|digest|negotiate|splunk)\s+(\S{1,16384})", re.IGNORECASE)
 
@@ -29,7 +32,7 @@ _SCHEME = re.compile(r"(basic|bearer|token|apikey|api-key|key|digest|negotiate|s
 def secrets_inside(value: str) -> tuple[str, ...]:
     """Return what is secret within a secret: passwords of URLs and connection strings, credentials after a scheme."""
     found: dict[str, None] = {}
-    for pattern in (*_URL_PASSWORDS, _ASSIGNED):
+    for pattern in (*_URL_PASSWORDS, _ASSIGNED, _QUERIED):
         for match in pattern.finditer(value):
             told = match[match.lastindex or 0]
             found |= {told: None, unquote(told): None}
