@@ -15,11 +15,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Literal, Self
-from urllib.parse import unquote
 
 from quell.config import Secret
 from quell.domain import BoundExceededError
-from quell.governance._redact_forms import FORM_MIN_BYTES, credentials_of, forms_of, secrets_inside
+from quell.governance._redact_forms import FORM_MIN_BYTES, credentials_of, forms_of, secrets_inside, unquoted
 from quell.governance._redact_rules import RULE_MAX_BYTES, RULE_NAMES, Span, looks_random, rule_of_key, spans_by_rule
 
 if TYPE_CHECKING:
@@ -445,7 +444,7 @@ def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, Secret]]
         elif name.upper().endswith("HEADERS"):
             # As OpenTelemetry writes them: `authorization=Bearer%20abc,x-scope=1`.
             pairs = (pair.partition("=") for pair in value.split(","))
-            held = (unquote(told).strip() for header, _, told in pairs if _CREDENTIAL_NAME.search(header))
+            held = (unquoted(told).strip() for header, _, told in pairs if _CREDENTIAL_NAME.search(header))
             yield from ((f"env.{name}", Secret(told)) for told in held if len(told) >= FORM_MIN_BYTES)
         elif _CREDENTIAL_NAME.search(name) and not value.startswith(("/", "./", "~")) and len(value) >= FORM_MIN_BYTES:
             yield f"env.{name}", Secret(value)

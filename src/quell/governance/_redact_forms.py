@@ -8,7 +8,6 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
 
 FORM_MIN_BYTES = 6
 """Shorter ones would be found everywhere."""
@@ -21,6 +20,7 @@ _URL_PASSWORDS = (
     # One that holds @ or / itself ends at the last @.
     re.compile(r"://[^\s/:@]{0,256}:(\S{1,1024})@"),
 )
+_PERCENTS = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _URL_TOKEN = re.compile(r"://([^\s/:@]{16,1024})@")
 _QUERIED = re.compile(
     r"[?&](?:[^\s=&#]{0,64}[_.-])?(?:api)?(?:key|token|secret|sig|signature)=([^\s&#]{1,1024})", re.IGNORECASE
@@ -35,7 +35,7 @@ def secrets_inside(value: str) -> tuple[str, ...]:
     for pattern in (*_URL_PASSWORDS, _ASSIGNED, _QUERIED):
         for match in pattern.finditer(value):
             told = match[match.lastindex or 0]
-            found |= {told: None, unquote(told): None}
+            found |= {told: None, unquoted(told): None}
     found |= {match[1]: None for match in _URL_TOKEN.finditer(value) if any(map(str.isdigit, match[1]))}
     if shown := _SCHEME.fullmatch(value.strip()):
         found |= {shown[2]: None} | ({password: None} if (password := _basic_password(shown)) else {})
@@ -56,6 +56,11 @@ def _core(token: str) -> str:
     if token.startswith("qk_"):
         return token.rpartition("_")[2]
     return token.rpartition(".")[2] if token.startswith("eyJ") and token.count(".") == 2 else token
+
+
+def unquoted(text: str) -> str:
+    """Decode what is percent-encoded in a text."""
+    return _PERCENTS.sub(lambda run: bytes.fromhex(run[0].replace("%", "")).decode("utf-8", "replace"), text)
 
 
 def _basic_password(shown: re.Match[str]) -> str:
