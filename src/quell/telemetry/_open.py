@@ -190,7 +190,12 @@ def open_telemetry(
         stderr=sys.stderr if console == "stderr" else None,
         clean=clean,
     )
-    install(opened)
+    try:
+        install(opened)
+    except BaseException:
+        # It would go on writing what libraries log, beside the one that is open and with its own idea of secrets.
+        opened.close_now()
+        raise
     return opened
 
 
