@@ -22,6 +22,7 @@ from quell.config import (
     McpSettings,
     Secret,
     Settings,
+    StoreSettings,
 )
 from quell.domain import (
     CallRequest,
@@ -40,6 +41,7 @@ from quell.domain import (
 )
 from quell.runs import Done, Next, RunContext, Runs
 from quell.tools import LocalHand
+from tests import _canaries
 
 
 class MovedClock:
@@ -179,10 +181,10 @@ class SmallWorld:
             if isinstance(said, BaseException):
                 raise said
             return said
-        content = json.dumps({"ok": True, "tool": call.tool})
+        content = json.dumps({"ok": True, "tool": call.tool, "told": _canaries.RESULT})
         if call.tool == "is_volume_deleted":
             gone = [done for done in self.done if done[0] == "delete_volume" and done[1] == arguments]
-            content = json.dumps({"happened": bool(gone)})
+            content = json.dumps({"happened": bool(gone), "result": _canaries.RESULT})
         return ToolOutcome(
             call=call.id, tool=call.tool, kind=OutcomeKind.OK, content=content, is_json=True, size_bytes=len(content)
         )
@@ -281,6 +283,7 @@ async def hand_room(
     settings = Settings(
         state_dir=state_dir,
         journal=JournalSettings(url=Secret(url)),
+        store=StoreSettings(password=Secret(_canaries.IN_SETTINGS)),
         governance=GovernanceSettings(pack=pack, services=services, policies=tuple(files), code_tool=code_tool),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
         cap=tuple(caps),
@@ -295,7 +298,7 @@ async def hand_room(
             settings,
             clock=clock,
             entropy=random_bytes.randbytes,
-            env={},
+            env=_canaries.ENVIRONMENT,
             builtin=world.hands(),
             monotonic=clock.monotonic,
         )

@@ -20,7 +20,7 @@ from quell.domain import OutcomeKind, Parked, ToolOutcome
 from tests._postgres import fresh_database
 from tests._quell import QUELL, environment
 from tests._tool_server import DEFINITIONS, definition
-from tests.doors._cli_bench import Desk
+from tests.doors._cli_bench import SECRET, Desk
 
 pytestmark = pytest.mark.timeout(60)  # a real tool server starts, several times, on machines that do other things too
 
@@ -182,6 +182,20 @@ def test_what_cannot_be_recorded_does_not_happen(desk: Desk) -> None:
     assert desk.ids["effect"][:16] in desk.done("effect", "list", "--unknown")
     assert "level 2" in desk.done("autonomy", "show")
     assert "logs" in desk.done("tool", "list", "--server", "small")
+
+
+def test_a_secret_in_what_people_say_is_kept_nowhere(desk: Desk) -> None:
+    said = f"the password {SECRET.encode().hex()} leaked"
+    killed = desk.quell("switch", "kill", "--tool", "log*", "--reason", said, "--json").document["switch"]
+    desk.done("switch", "lift", killed["id"], "--reason", f"changed: {SECRET}")
+    desk.done("effect", "settle", desk.ids["effect"], "--as", "done", "--reason", said)
+    desk.done("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", said)
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        kept = "\n".join(database.iterdump())
+    database.close()
+    assert SECRET not in kept
+    assert SECRET.encode().hex() not in kept
+    assert kept.count("[redacted:mcp.servers.small.env.TOKEN]") >= 4
 
 
 # -- switches ----------------------------------------------------------------------------------------------------------

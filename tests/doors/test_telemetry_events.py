@@ -230,7 +230,9 @@ def test_the_log_file_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_only_one_telemetry_is_open_at_a_time(tmp_path: Path) -> None:
+    listening = list(logging.getLogger().handlers)
     with opened(tmp_path), pytest.raises(AssertionError), opened(tmp_path):
         pass
     with opened(tmp_path):
         pass
+    assert logging.getLogger().handlers == listening, "one that was refused listens no more"

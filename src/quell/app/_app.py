@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
 from quell.app._office import redactor_of
+from quell.app._sources import CleanReader
 from quell.app._warden import Warden
 from quell.config import Settings, version_of
 from quell.domain import (
@@ -37,6 +38,7 @@ from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._authority import Authority
+    from quell.governance import Redactor
 
 Role = Literal["serve", "command"]
 
@@ -272,11 +274,11 @@ async def open_app(
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     async with AsyncExitStack() as stack:
-        telling, runs = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
-        warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env)
+        telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
+        warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
-        readers = _readers(settings, vault, stack)
+        readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
         launch = _once(runs.launch)
         desk = await asyncio.to_thread(
@@ -289,6 +291,7 @@ async def open_app(
             curves=_curves_of(vault),
             begins_at=_extent_of(vault),
             ready=launch if role == "command" else None,
+            clean=redactor.text,
         )
         vault.firing = desk.firing
         app = App(
@@ -317,8 +320,8 @@ def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None
 
 async def _ground(
     stack: AsyncExitStack, settings: Settings, *, role: Role, clock: Clock, entropy: Entropy, env: Mapping[str, str]
-) -> tuple[Telemetry, Runs]:
-    """Open what everything else speaks and writes through, so that neither ever keeps a secret."""
+) -> tuple[Telemetry, Runs, Redactor]:
+    """Open what everything else speaks and writes through, and what keeps secrets out of it, one for the process."""
     instance = f"{os.uname().nodename}-{os.getpid()}"
     redactor = redactor_of(settings, env=env)
     telling = open_telemetry(
@@ -342,7 +345,7 @@ async def _ground(
         clean=redactor.text,
     )
     stack.push_async_callback(_closed, "journal", runs.close)
-    return telling, runs
+    return telling, runs, redactor
 
 
 def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:

@@ -62,15 +62,20 @@ async def open_authority(
     entropy: Entropy,
     env: Mapping[str, str],
     builtin: Iterable[tuple[Tool, LocalHand]] = (),
+    redactor: Redactor | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
+
+    `redactor` is that of the process; None makes one.
 
     Raises:
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    office = await Office.open(runs, settings, clock=clock, entropy=entropy, env=env, monotonic=monotonic)
+    office = await Office.open(
+        runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor, monotonic=monotonic
+    )
     toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:
@@ -78,19 +83,7 @@ async def open_authority(
     except BaseException:
         await toolset.close()
         raise
-    guard = Guard(
-        runs.database,
-        policy=policy,
-        approvals=office.approvals,
-        switches=office.switches,
-        budgets=office.budgets,
-        audit=office.audit,
-        ledger=office.ledger,
-        autonomy=office.autonomy,
-        clock=clock,
-        entropy=entropy,
-        services=lambda: settings.governance.services,
-    )
+    guard = _guard_of(office, policy)
     toolbox = Toolbox(
         registry=registry,
         database=runs.database,
@@ -131,3 +124,19 @@ def _policies_on_record(settings: Settings, tools: Sequence[Tool], audit: Audit)
             audit.note(audit.entry(AuditKind.REFUSAL, run="", principal="", body=body))
             audit.flush()
         raise
+
+
+def _guard_of(office: Office, policy: PolicySet) -> Guard:
+    return Guard(
+        office.runs.database,
+        policy=policy,
+        approvals=office.approvals,
+        switches=office.switches,
+        budgets=office.budgets,
+        audit=office.audit,
+        ledger=office.ledger,
+        autonomy=office.autonomy,
+        clock=office.clock,
+        entropy=office.entropy,
+        services=lambda: office.settings.governance.services,
+    )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
+from quell.app._office import redactor_of
 from quell.config import Settings
 from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
 from quell.runs import Runs
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from quell.app._herald import Herald
     from quell.app._in_force import InForce
     from quell.app._votes import Way
-    from quell.governance import Identities
+    from quell.governance import Identities, Redactor
 
 _BUSY = timedelta(minutes=10)
 """How long a worker may still be busy with an effect whose run has ended."""
@@ -31,13 +32,23 @@ class Warden:
     """Who decides, who is believed and who asks, of one process on one journal."""
 
     def __init__(
-        self, runs: Runs, settings: Settings, *, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+        self,
+        runs: Runs,
+        settings: Settings,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        env: Mapping[str, str],
+        redactor: Redactor | None = None,
     ) -> None:
+        """Take what it needs; `redactor` is that of the process, None makes one."""
         self._runs = runs
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
         self._env = env
+        self.redactor = redactor or redactor_of(settings, env=env)
+        """What takes secrets out of everything that this process says."""
         self._opening = asyncio.Lock()
         self._knowing = asyncio.Lock()
         self._identities: Identities | None = None
@@ -63,7 +74,12 @@ class Warden:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
                 authority = await open_authority(
-                    self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
+                    self._runs,
+                    self._settings,
+                    clock=self._clock,
+                    entropy=self._entropy,
+                    env=self._env,
+                    redactor=self.redactor,
                 )
                 try:
                     await asyncio.to_thread(self._note_in_force, authority)
@@ -93,7 +109,11 @@ class Warden:
         """Return who calls, or why nobody was believed: for the audit, never for the caller."""
         identities = await self.identities()
         # Keys are looked up in the database, and those of an issuer perhaps on the network: both block.
-        return await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
+        found = await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
+        if isinstance(found, Principal):
+            # Only what proved somebody: who is nobody could else have us take any word out of everything.
+            self.redactor.hold_shown(caller.headers)
+        return found
 
     async def herald(self) -> Herald:
         """Return who tells people outside. Raises ConfigError with every mistake of its settings, or JournalError."""
@@ -134,7 +154,7 @@ class Warden:
         """Return an approval as it may be shown: without the secrets that are held here."""
         from quell.app._votes import masked  # noqa: PLC0415 - as above
 
-        return masked(approval, (await self.open()).redactor)
+        return masked(approval, self.redactor)
 
     async def look(self) -> None:
         """Tell people outside what waits for them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -68,10 +68,17 @@ class Autonomy:
 
     TABLES = TABLES
 
-    def __init__(self, database: Database, *, clock: Clock, audit: Audit | None = None) -> None:
-        """Take what it needs; without `audit` nobody keeps the account, as where the statistics alone are tried."""
+    def __init__(
+        self, database: Database, *, clock: Clock, audit: Audit | None = None, clean: Callable[[str], str] = str
+    ) -> None:
+        """Take what it needs.
+
+        Without `audit` nobody keeps the account, as where the statistics alone are tried; `clean` takes secrets out of
+        the reasons that people give.
+        """
         self._clock = clock
         self._audit = audit
+        self._clean = clean
         self._for_update = database.for_update
 
     def level(self, connection: Connection, scope: AutonomyScope) -> Level:
@@ -177,7 +184,7 @@ class Autonomy:
             is_approver=True,
             is_owner=person(by.user) in set(map(person, owners)),
             to=to,
-            reason=_worded(reason),
+            reason=self._clean(_worded(reason)),
         )
         return self._add(connection, scope, standing, record)
 
@@ -190,7 +197,12 @@ class Autonomy:
         if to >= standing.level:
             raise RefusedError(f"level {int(to)} is not below level {int(standing.level)}", hint="choose a lower one")
         record = AutonomyRecord(
-            seq=standing.seq + 1, kind="demotion", at=self._clock(), by=by.user, to=to, reason=_worded(reason)
+            seq=standing.seq + 1,
+            kind="demotion",
+            at=self._clock(),
+            by=by.user,
+            to=to,
+            reason=self._clean(_worded(reason)),
         )
         return self._add(connection, scope, standing, record)
 

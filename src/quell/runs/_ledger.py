@@ -73,12 +73,15 @@ class Ledger:
         clock: Clock,
         call: Call = asyncio.to_thread,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clean: Callable[[str], str] = str,
     ) -> None:
+        """Take what it needs; `clean` takes secrets out of what people say of an effect."""
         self._database = database
         self._is_postgres = database.dialect == "postgresql"
         self._clock = clock
         self._call = call
         self._pause = pause
+        self._clean = clean
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
 
     async def perform(
@@ -161,7 +164,7 @@ class Ledger:
             raise UsageError(f"there is no effect {key!r}", hint="list the unknown ones first")
         at = self._clock()
         settled = replace(now, state=EffectState(verdict), reason="settled", settled_by=by, ended_at=at)
-        settled = table.with_detail(settled, reason)
+        settled = table.with_detail(settled, self._clean(reason))
         table.end(connection, now, settled)
         self._tell(connection, settled, "effect.settled", at=at)
         return settled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from starlette.applications import Starlette
@@ -43,6 +44,7 @@ def asgi(app: App) -> Starlette:
     )
     starlette.state.streams = streams
     starlette.state.bodies = bodies
+    starlette.state.quell = app
     return starlette
 
 
@@ -114,9 +116,14 @@ def _traced(endpoint: Endpoint) -> Endpoint:
     return traced
 
 
-async def _wire(_request: Request, error: Exception) -> Response:
+def _clean_of(request: Request) -> Callable[[str], str]:
+    app: App = request.app.state.quell
+    return app.warden.redactor.text
+
+
+async def _wire(request: Request, error: Exception) -> Response:
     assert isinstance(error, WireError), "registered for this type only"
-    return error_response(error)
+    return error_response(error, clean=_clean_of(request))
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -124,7 +131,7 @@ async def _ours(request: Request, error: Exception) -> Response:
     wire = wire_error_of(error)
     if isinstance(error, UsageError) and request.method in {"GET", "HEAD"}:
         wire.status = 404
-    return error_response(wire)
+    return error_response(wire, clean=_clean_of(request))
 
 
 async def _http(request: Request, error: Exception) -> Response:

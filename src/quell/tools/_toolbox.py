@@ -106,6 +106,9 @@ class Toolbox:
 
         Raises JournalError when the account cannot be kept: then nothing was done.
         """
+        if caller.headers:
+            # A server that they are passed on to may repeat them.
+            self._redactor.hold_shown(caller.headers.items())
         try:
             entry = self._registry.find(wanted.tool)
             frozen = freeze(
