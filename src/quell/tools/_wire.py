@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
