@@ -120,7 +120,7 @@ class Guard:
         decided again.
 
         Raises:
-            RefusedError: people rejected exactly this, or an approval can not be used.
+            RefusedError: people rejected exactly this, an approval can not be used, or the id is of another effect.
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
@@ -129,9 +129,12 @@ class Guard:
             if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
         with self._database.reading() as connection:
-            if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
+            if self._is_known(connection, request):
                 return Passage(spender=_spender(request))
             ruling = self._decide(connection, request, lock="none")
+            # A twin may have used the approval up between the two looks; then people have nothing left to decide.
+            if ruling.verdict.decision != "permit" and self._is_known(connection, request):
+                return Passage(spender=_spender(request))
         match ruling.verdict.decision:
             case "ask":
                 return self._park(request, ruling)
@@ -141,6 +144,13 @@ class Guard:
             case "deny":
                 self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
                 return ruling.verdict
+
+    def refused(self, request: CallRequest, *, reason: str) -> None:
+        """Keep the account of a call that was refused after its verdict: by people, a cap, or what changed meanwhile."""
+        call = request.call
+        body = {"call": call.id, "tool": call.tool, "digest": call.digest, "reason": reason[:2000]}
+        principal = request.caller.principal.user
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=call.run, principal=principal, body=body))
 
     def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
         """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
@@ -275,6 +285,18 @@ class Guard:
             # What was earned stands in the journal: who needs more than anybody has is decided about there.
             acting = replace(acting, level=_UNEARNED)
         return _Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
+
+    def _is_known(self, connection: Connection, request: CallRequest) -> bool:
+        """Tell whether it is an effect that the ledger has. Raises RefusedError when it has another under the same id."""
+        call = request.call
+        if not request.tool.tool_class.is_effect:
+            return False
+        known = self.ledger.find_call(connection, run=call.run, call=call.id)
+        if known is None or known.call.digest == call.digest:
+            return known is not None
+        raise RefusedError(
+            f"call {call.id} stands in the ledger with other arguments", hint="give another call another id"
+        )
 
     def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""

@@ -34,6 +34,7 @@ from quell.domain import (
     ToolCaller,
     ToolOutcome,
     Unclear,
+    UsageError,
     Verdict,
 )
 from quell.governance import Guard, Passage, Redactor, freeze
@@ -44,8 +45,15 @@ from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
 
 _TOLD_MAX_CHARS = 4_000
+_ID_MAX_CHARS = 256
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Answers that say that an effect happened, whatever else they lack."""
+
+_BELIEVED = frozenset({Recovery.KEYED, Recovery.NATURAL})
+"""Tools whose own word that they failed ends an effect: doing it again is safe by their class.
+
+Of any other it may have failed halfway: a probeable one is looked at, and a person looks at a blind one.
+"""
 
 
 class Toolbox:
@@ -100,9 +108,10 @@ class Toolbox:
         decided again, approvals are used up, budgets reserved and the account kept. The same call again after a crash
         or an approval goes on where it stood. The outcome is typed; nothing raises for what the world or policy does.
 
-        Raises JournalError when the account cannot be kept: then nothing was done.
+        Raises JournalError when the account cannot be kept: then nothing was changed that the ledger does not know of.
         """
         try:
+            _refuse_odd_id(wanted.id)
             entry = self._registry.find(wanted.tool)
             frozen = freeze(
                 entry.tool,
@@ -129,25 +138,46 @@ class Toolbox:
         return ended
 
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
-        """Have it decided, and done if it may be."""
+        """Have it decided, and done if it may be; whatever is refused on the way is on record."""
         try:
-            if is_round(request.call.id):
-                request = await asyncio.to_thread(self._continued, request)
-            way = await asyncio.to_thread(self._guard.enter, request)
-            match way:
-                case Parked():
-                    return way
-                case Verdict():
-                    return _denied(request, way)
-            effect = entry.tool.tool_class.is_effect
-            outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
-            return await self._handed_over(request, outcome)
-        except NeedsPeopleError as asked:
-            return await asyncio.to_thread(self._ask_people, request, asked.needs)
-        except (RefusedError, BoundExceededError) as refusal:
-            return self._outcome(request, OutcomeKind.DENIED, refusal)
+            while True:
+                try:
+                    return await self._on_its_way(request, entry)
+                except NeedsPeopleError as asked:
+                    # Under the id of the next round: people are asked, or their answer is there and the call goes on.
+                    request = await asyncio.to_thread(self._next_round, request, asked.needs)
+        except (RefusedError, BoundExceededError, UsageError) as refusal:
+            outcome = self._outcome(request, OutcomeKind.DENIED, refusal)
+            await asyncio.to_thread(self._guard.refused, request, reason=outcome.detail)
+            return outcome
         except OverloadError as shed:
             return self._outcome(request, OutcomeKind.TRANSPORT_ERROR, shed)
+
+    async def _on_its_way(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
+        if request.needs is None and is_round(request.call.id):
+            request = await asyncio.to_thread(self._continued, request)
+        way = await self._entered(request)
+        match way:
+            case Parked():
+                return way
+            case Verdict():
+                return _denied(request, way)
+        effect = entry.tool.tool_class.is_effect
+        outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
+        return await self._handed_over(request, outcome)
+
+    async def _entered(self, request: CallRequest) -> Passage | Parked | Verdict:
+        """Enter the guard. A read that is given up meanwhile leaves its account whole: it holds nothing of a budget."""
+        entering = asyncio.ensure_future(asyncio.to_thread(self._guard.enter, request))
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            with suppress(QuellError):
+                way = await entering
+                if isinstance(way, Passage) and way.reservation is not None:
+                    unsent = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up unsent")
+                    await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, way, unsent))
+            raise
 
     # -- questions of servers ---------------------------------------------------------------------------------------
 
@@ -157,22 +187,22 @@ class Toolbox:
             needs = self._asks.find(connection, run=request.call.run, call=request.call.id)
         return replace(request, needs=needs)
 
-    def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
-        """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
+    def _next_round(self, request: CallRequest, needs: NeedsPeople) -> CallRequest:
+        """Return the same call under an id of its own, with what its server asks: approving it is the answer.
+
+        Raises RefusedError when no approval can be one.
+        """
         # The words only: by everything else the server knows its own question again.
         asks = tuple(replace(ask, message=self._redactor.text(ask.message)) for ask in needs.asks)
         needs = replace(needs, asks=asks)
         identifier = next_round(request.call.id)
         if identifier is None or replies_of(needs.asks) is None:
             asked = "; ".join(ask.message for ask in needs.asks)
-            told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
-            return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
+            raise RefusedError(f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}")
         again = replace(request, call=replace(request.call, id=identifier), needs=needs)
         with self._database.writing() as connection:
             self._asks.keep(connection, again, needs)
-        way = self._guard.enter(again)
-        assert not isinstance(way, Passage), "a server's question is answered by people only"
-        return way if isinstance(way, Parked) else _denied(again, way)
+        return again
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -315,7 +345,9 @@ class Toolbox:
             reason=told,
         )
         call = self._redactor.text(wanted.id) if self._redactor.held_in(wanted.id) else wanted.id
-        return ToolOutcome(call=call, tool=tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        # Not every text of a model can be written down: what cannot is named.
+        call, tool = (text[:_ID_MAX_CHARS].encode("utf-8", "backslashreplace").decode() for text in (call, tool))
+        return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
 
     def _refuse_secrets(self, *texts: str) -> None:
         """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
@@ -332,6 +364,15 @@ class Toolbox:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         told = self._redactor.text(told)[:_TOLD_MAX_CHARS]
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _refuse_odd_id(identifier: str) -> None:
+    """Refuse the id of a call that no record, key or database can carry; models write ids too."""
+    if not identifier.isprintable() or not 0 < len(identifier) <= _ID_MAX_CHARS:
+        raise RefusedError(
+            "the id of a call holds what no id holds",
+            hint=f"use up to {_ID_MAX_CHARS} letters, digits, `_`, `-`",
+        )
 
 
 def _tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
@@ -377,7 +418,7 @@ def _ending(request: CallRequest, outcome: ToolOutcome) -> Ending:
             return NotHappened(detail=outcome.detail)
         case OutcomeKind.TRANSPORT_ERROR | OutcomeKind.TIMEOUT if _was_not_sent(outcome):
             return NotHappened(detail=outcome.detail)
-        case OutcomeKind.TOOL_ERROR if request.tool.recovery is not Recovery.PROBEABLE:
+        case OutcomeKind.TOOL_ERROR if request.tool.recovery in _BELIEVED:
             return NotHappened(detail=f"the tool said that it failed: {outcome.detail}")
         case _:
             return Unclear(detail=f"{outcome.kind}: {outcome.detail}")
@@ -429,11 +470,13 @@ def _kept(request: CallRequest, effect: Effect) -> ToolOutcome:
     """Return the outcome as the ledger kept it, from this or an earlier life."""
     with suppress(msgspec.DecodeError, msgspec.ValidationError):
         return msgspec.json.decode(effect.result, type=ToolOutcome)
+    is_whole = effect.result or not effect.result_bytes
     return ToolOutcome(
         call=request.call.id,
         tool=request.call.tool,
-        kind=OutcomeKind.OK,
+        kind=OutcomeKind.OK if is_whole else OutcomeKind.TRUNCATED,
         content=effect.result,
+        detail="" if is_whole else "it happened; its result was too large to be kept",
         digest=effect.result_digest,
         size_bytes=effect.result_bytes,
         attempts=effect.attempts,
