@@ -196,7 +196,7 @@ def unpin_tool(session: Session, server: str, name: str) -> int:
             put_document("tool_unpinned", server=server, tool=name)
         else:
             put_text(f"{name} of {server} is pinned no more")
-        note("a server that runs takes it at its next reload")
+        note("a server that runs takes it at its next call")
         return ExitCode.DONE
 
     return session.with_toolset(use)
@@ -230,7 +230,7 @@ def _put_pinned(session: Session, pin: ToolPin, *, change: str) -> None:
         told = "is pinned already" if change == "none" else "is pinned"
         put_text(f"\n{pin.original} of {pin.server} {told} as {pin.terms.tool_class}: {pin.digest}")
     if change != "none":
-        note("a server that runs takes it at its next reload")
+        note("a server that runs takes it at its next call")
 
 
 async def _offered(office: Office, toolset: Toolset, server: str, name: str) -> Offer:

@@ -102,7 +102,7 @@ class Guard:
         """Join the organs; `services` tells how many services are known, for the share that a call touches."""
         self._database = database
         self.policy = policy
-        """The policies in force; a reload replaces them whole."""
+        """The policies in force; a change of pins replaces them whole."""
         self.approvals = approvals
         self.switches = switches
         self.budgets = budgets

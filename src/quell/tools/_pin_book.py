@@ -49,6 +49,11 @@ class Pins:
         return pins.list_pins(connection)
 
     @staticmethod
+    def turn(connection: Connection) -> int:
+        """Return the number of the last change of any pin; read it before the pins themselves."""
+        return pins.turn_of(connection)
+
+    @staticmethod
     def check(server: ToolServer) -> None:
         """Check what the settings say of a server. Raises ConfigError when the catalogue has no such section."""
         pins.check_catalogue(server.catalogue)

@@ -49,7 +49,14 @@ TABLES: tuple[str, ...] = (
         PRIMARY KEY (server, original)
     )
     """,
+    "CREATE TABLE IF NOT EXISTS quell_pin_turns (one INTEGER PRIMARY KEY, turn BIGINT NOT NULL)",
 )
+_NEXT_TURN = (
+    "INSERT INTO quell_pin_turns (one, turn) VALUES (1, 1)"
+    " ON CONFLICT (one) DO UPDATE SET turn = quell_pin_turns.turn + 1"
+)
+"""Written with every change of a pin: who holds tools in memory sees by one number that they are of yesterday."""
+
 
 _URL_WORDS = frozenset({"url", "urls", "uri", "uris", "host", "hosts", "hostname", "endpoint", "webhook", "domain"})
 _URL_FORMATS = frozenset({"uri", "uri-reference", "iri", "url", "hostname", "idn-hostname", "ipv4", "ipv6"})
@@ -116,12 +123,22 @@ def keep_pin(connection: Connection, pin: ToolPin) -> None:
         pinned_by=pin.pinned_by,
         pinned_at=pin.pinned_at.isoformat(),
     )
+    connection.run(_NEXT_TURN)
 
 
 def drop_pin(connection: Connection, server: str, original: str) -> bool:
     """Take a pin back; tell whether there was one."""
     where = "DELETE FROM quell_pins WHERE server = :server AND original = :original"
-    return connection.run(where, server=server, original=original) > 0
+    is_gone = connection.run(where, server=server, original=original) > 0
+    if is_gone:
+        connection.run(_NEXT_TURN)
+    return is_gone
+
+
+def turn_of(connection: Connection) -> int:
+    """Return the number of the last change of any pin; read it before the pins themselves."""
+    row = connection.first("SELECT turn FROM quell_pin_turns WHERE one = 1")
+    return int(row.turn) if row is not None else 0
 
 
 def find_pin(connection: Connection, server: str, original: str) -> ToolPin | None:

@@ -59,6 +59,8 @@ class Registry:
         own = [*builtin, *(_pad_tools(scratchpad, code) if scratchpad is not None else ())]
         self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in own}
         self._served: Mapping[str, Entry] = {}
+        self.turn = -1
+        """Number of the change of pins that the served tools are taken from."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -85,9 +87,21 @@ class Registry:
             served[tool.name] = Entry(tool=tool, hand=ServerHand(servers, pin))
         return served
 
-    def serve(self, served: Mapping[str, Entry]) -> None:
-        """Take pinned tools in the place of those that were taken before."""
-        self._served = dict(served)
+    def serve(self, served: Mapping[str, Entry], *, turn: int) -> None:
+        """Take pinned tools, as they are since a change of pins, in the place of those that were taken before."""
+        self._served, self.turn = dict(served), turn
+
+    def is_builtin(self, name: str) -> bool:
+        """Tell whether a name is that of a tool of our own, which needs no pin."""
+        return name in self._builtin
+
+    def unchanged(self, served: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        """Return those tools that are served already, just so."""
+        return {
+            name: entry
+            for name, entry in served.items()
+            if name in self._served and self._served[name].tool == entry.tool
+        }
 
     def tools_with(self, served: Mapping[str, Entry]) -> tuple[Tool, ...]:
         """Return every tool there would be."""
