@@ -81,7 +81,9 @@ class Toolset:
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
         said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
-        server = tool_server(offer.server, self.settings.mcp.servers[offer.server])
+        known = self.settings.mcp.servers.get(offer.server)
+        # Of a client there are no settings: what the operator says of its tools counts, and nothing else.
+        server = tool_server(offer.server, known or McpServerSettings(transport="http_streamable"))
         return Pins.terms_for(offer, server=server, operator=terms_of(said[0]) if said else None)
 
     def policy_sources(self, files: Sequence[str] = ()) -> list[PolicySource]:

@@ -58,6 +58,8 @@ _HISTORY = timedelta(hours=1)
 _GRACE_S = 600.0
 _UNEARNED = Standing().level
 """How far everybody may go of whom nothing is known."""
+_QUIET_MIN_S = 1.0
+"""What is on its way in a network does not hurry because its tool is quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,13 @@ class Guard:
     def refused(self, request: CallRequest, *, reason: str) -> None:
         """Keep the account of a call that was refused after its verdict: by people, a cap, or what changed meanwhile."""
         call = request.call
-        body = {"call": call.id, "tool": call.tool, "digest": call.digest, "reason": reason[:2000]}
+        body = {
+            "call": call.id,
+            "tool": call.tool,
+            "digest": call.digest,
+            "reason": reason[:2000],
+            "origin": request.caller.origin.value,
+        }
         principal = request.caller.principal.user
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=call.run, principal=principal, body=body))
 
@@ -234,7 +242,7 @@ class Guard:
             revert=_plan_of(request),
             approval=approval,
             timeout_s=request.tool.timeout_s,
-            quiet_s=request.tool.timeout_s,
+            quiet_s=max(_QUIET_MIN_S, request.tool.timeout_s),
         )
 
     def on_intent(self, connection: Connection, request: CallRequest) -> None:
@@ -481,6 +489,7 @@ def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool)
         is_killed=bool(stops.stops(request.call, principal=principal, kind="kill")),
         is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
         is_break_glass=is_emergency,
+        origin=request.caller.origin,
     )
 
 

@@ -15,7 +15,8 @@ from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
 from pydantic import RootModel
 
 from quell.domain import BoundExceededError, Offer, ServerIdentity, ToolServer, WorldError
-from quell.tools._mcp_answer import canonical, validator_of
+from quell.tools._canonical import canonical
+from quell.tools._mcp_answer import validator_of
 from quell.tools._pins import definition_digest
 
 PAGES_MAX = 100

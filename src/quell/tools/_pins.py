@@ -32,6 +32,7 @@ from quell.domain import (
     ToolTerms,
 )
 from quell.runs import Connection
+from quell.tools._canonical import canonical
 
 TABLES: tuple[str, ...] = (
     """
@@ -67,7 +68,7 @@ _SHOWN_DEPTH_MAX = 64
 def definition_digest(definition: Mapping[str, object], identity: ServerIdentity) -> str:
     """Digest a whole wire object together with all that says whose it is."""
     whole = {"definition": definition, "identity": asdict(identity)}
-    return "sha256:" + hashlib.sha256(_canonical(whole).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical(whole).encode()).hexdigest()
 
 
 def judge_offer(offer: Offer, pin: ToolPin | None) -> Literal["pinned", "changed", "unknown"]:
@@ -116,10 +117,10 @@ def keep_pin(connection: Connection, pin: ToolPin) -> None:
         original=pin.original,
         digest=pin.digest,
         definition=pin.definition,
-        identity=_canonical(asdict(pin.identity)),
+        identity=canonical(asdict(pin.identity)),
         tool_class=pin.terms.tool_class,
         recovery=pin.terms.recovery,
-        terms=_canonical(asdict(pin.terms)),
+        terms=canonical(asdict(pin.terms)),
         pinned_by=pin.pinned_by,
         pinned_at=pin.pinned_at.isoformat(),
     )
@@ -217,16 +218,12 @@ def _leaves(path: str, value: object, *, depth: int) -> Iterator[str]:
         for number, line in enumerate(value.split("\n"), start=1):
             yield f"{path} line {number}: {_visible(line)}"
     else:
-        yield f"{path}: {_canonical(value)}"
+        yield f"{path}: {canonical(value)}"
 
 
 def _visible(text: str) -> str:
     """Escape all but plain printable ASCII: letters that look like others, direction marks, terminal codes."""
     return json.dumps(text, ensure_ascii=True)[1:-1].replace("\x7f", "\\u007f")
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
 def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:

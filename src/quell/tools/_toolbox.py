@@ -14,7 +14,10 @@ import msgspec
 from quell import telemetry
 from quell.domain import (
     BoundExceededError,
+    CallOrigin,
+    CallProgress,
     CallRequest,
+    ClientTools,
     Clock,
     Effect,
     EffectState,
@@ -46,6 +49,8 @@ from quell.tools._scratchpad import Scratchpad
 
 _TOLD_MAX_CHARS = 4_000
 _ID_MAX_CHARS = 256
+_PROGRESS_MAX_CHARS = 1_000
+"""Less than what a connection passes on: a secret that was cut in two there is not told by halves."""
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Answers that say that an effect happened, whatever else they lack."""
 
@@ -93,9 +98,9 @@ class Toolbox:
         self._monotonic = monotonic
         self._environment = environment
 
-    def catalog(self) -> tuple[Tool, ...]:
-        """Return the tools that may be asked for; whether a call may happen is decided call by call."""
-        return self._registry.tools
+    def catalog(self, client: ClientTools | None = None) -> tuple[Tool, ...]:
+        """Return the tools that may be asked for, of this client too; whether a call may happen is decided call by call."""
+        return self._registry.there_for(client)
 
     async def call(
         self,
@@ -119,7 +124,7 @@ class Toolbox:
             _refuse_odd_id(wanted.id)
             if not self._registry.is_builtin(wanted.tool):
                 await asyncio.to_thread(self._renew)
-            entry = self._registry.find(wanted.tool)
+            entry = self._registry.find(wanted.tool, client=caller.client)
             frozen = freeze(
                 entry.tool,
                 run=caller.run,
@@ -133,7 +138,9 @@ class Toolbox:
         request = CallRequest(
             call=frozen,
             tool=entry.tool,
-            caller=caller,
+            caller=caller
+            if caller.on_progress is None
+            else replace(caller, on_progress=self._cleaned(caller.on_progress)),
             diff=self._redactor.text(diff),
             revert=revert,
             explanation=self._redactor.text(explanation),
@@ -317,7 +324,7 @@ class Toolbox:
             nonlocal looks
             looks += 1
             asked = ToolCall(id=f"{request.call.id}.look{looks}", tool=tool.probe, arguments=request.call.arguments)
-            seen = await self.call(asked, caller=request.caller)
+            seen = await self.call(asked, caller=replace(request.caller, origin=CallOrigin.PROBE))
             if isinstance(seen, Parked) or not seen.is_citable:
                 return Unclear(detail="the look itself brought nothing that can be believed")
             return _seen(seen)
@@ -355,6 +362,14 @@ class Toolbox:
         # Not every text of a model can be written down: what cannot is named.
         call, tool = (text[:_ID_MAX_CHARS].encode("utf-8", "backslashreplace").decode() for text in (call, tool))
         return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
+
+    def _cleaned(self, listener: Callable[[CallProgress], None]) -> Callable[[CallProgress], None]:
+        """Return a listener to progress that hears no secret of ours."""
+
+        def tell(progress: CallProgress) -> None:
+            listener(replace(progress, message=self._redactor.text(progress.message)[:_PROGRESS_MAX_CHARS]))
+
+        return tell
 
     def _refuse_secrets(self, *texts: str) -> None:
         """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
