@@ -83,11 +83,11 @@ class House:
     """A room with a server, and a client at the door."""
 
     room: Room
-    seat: Registry.seat
+    seat: Registry.Seat
     answers: list[str]
 
     async def call(
-        self, kind: Kind, user: str, *, call: str, tool: str = "", seat: Registry.seat | None = None
+        self, kind: Kind, user: str, *, call: str, tool: str = "", seat: Registry.Seat | None = None
     ) -> ToolOutcome | Parked:
         caller = self.caller(user, origin=kind.origin, client=seat or self.seat)
         wanted = ToolCall(id=call, tool=tool or kind.tool, arguments=json.dumps(kind.arguments))
@@ -103,7 +103,7 @@ class House:
         return [(record.kind, json.loads(record.body)) for record in audit.records() if record.kind != "checkpoint"]
 
 
-def pin(room: Room, seat: Registry.seat, terms: ToolTerms | None = None) -> None:
+def pin(room: Room, seat: Registry.Seat, terms: ToolTerms | None = None) -> None:
     with room.runs.database.writing() as connection:
         pins = Pins(clock=room.clock)
         pins.accept(connection, seat.offers[0], terms or ToolTerms(timeout_s=5.0), by=person("ann", "operator"))
@@ -122,7 +122,7 @@ async def open_house(tmp_path: Path) -> AsyncIterator[House]:
     async with rogue() as server:
         known = {"bad": McpServerSettings(transport="http_streamable", url=server.url, call_timeout_s=5.0)}
         async with hand_room(tmp_path, servers=known, policies=[POLICIES]) as room:
-            house = House(room=room, seat=Registry.seat(json.dumps([DECLARED])), answers=[])
+            house = House(room=room, seat=Registry.Seat(json.dumps([DECLARED])), answers=[])
             serving = asyncio.ensure_future(_carry_out(house))
             try:
                 yield house
@@ -194,7 +194,7 @@ def test_a_policy_tells_calls_that_were_read_out_of_text_from_others(tmp_path: P
 def _with_client(tmp_path: Path, story: Callable[[House], object], terms: ToolTerms | None = None) -> None:
     async def tell() -> None:
         async with hand_room(tmp_path, policies=[POLICIES]) as room:
-            house = House(room=room, seat=Registry.seat(json.dumps([DECLARED])), answers=[])
+            house = House(room=room, seat=Registry.Seat(json.dumps([DECLARED])), answers=[])
             pin(room, house.seat, terms)
             told = story(house)
             assert asyncio.iscoroutine(told)
@@ -232,7 +232,7 @@ def test_a_client_that_vanishes_with_a_call_leaves_it_to_a_person_and_one_that_n
         gone = await house.call(KINDS["client side"], "ann", call="t")
         assert isinstance(gone, ToolOutcome)
         assert "a person decides" in gone.detail, "it is not handed out again"
-        late = Registry.seat(json.dumps([DECLARED]))
+        late = Registry.Seat(json.dumps([DECLARED]))
         late.leave()
         parked = await house.call(KINDS["client side"], "dan", call="u", seat=late)
         assert isinstance(parked, Parked)
@@ -263,7 +263,7 @@ def test_what_a_client_declares_otherwise_than_it_was_pinned_is_refused_before_p
 ) -> None:
     async def story(house: House) -> None:
         declared = {"description": [{**DECLARED, "description": "Other."}], "gone": [], "nobody": []}[change]
-        seat = Registry.seat(json.dumps(declared))
+        seat = Registry.Seat(json.dumps(declared))
         toolbox = house.room.authority.toolbox
         if change == "nobody":
             wanted = ToolCall(id="t", tool="open_ticket", arguments=json.dumps(TICKET))
@@ -303,14 +303,14 @@ def test_what_a_client_answers_is_bounded_and_typed(tmp_path: Path) -> None:
 )
 def test_what_is_no_declaration_is_refused(declared: str) -> None:
     with pytest.raises(RefusedError):
-        Registry.seat(declared)
+        Registry.Seat(declared)
 
 
 def test_a_client_declares_no_more_than_anybody_could_read() -> None:
     with pytest.raises(BoundExceededError):
-        Registry.seat(json.dumps([{**DECLARED, "name": f"t{number}"} for number in range(129)]))
+        Registry.Seat(json.dumps([{**DECLARED, "name": f"t{number}"} for number in range(129)]))
     with pytest.raises(BoundExceededError):
-        Registry.seat(" " * 1_000_001)
+        Registry.Seat(" " * 1_000_001)
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------

@@ -291,6 +291,7 @@ async def open_app(
             ready=launch if role == "command" else None,
         )
         vault.firing = desk.firing
+        warden.inventory = desk.inventory
         app = App(
             settings=settings,
             role=role,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
 from quell.config import Settings
-from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Tool
+from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
 from quell.governance import Audit, Guard, PolicySet, Redactor
 from quell.runs import Runs
 from quell.tools import CodeTool, LocalHand, Registry, Resilience, Scratchpad, Servers, Toolbox
 
 _TOLD_MAX = 20
+Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
+"""Tells what is known of a resource, for people who decide about a call."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +66,7 @@ async def open_authority(
     env: Mapping[str, str],
     builtin: Iterable[tuple[Tool, LocalHand]] = (),
     monotonic: Callable[[], float] = time.monotonic,
+    inventory: Inventory | None = None,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
 
@@ -91,23 +95,8 @@ async def open_authority(
         entropy=entropy,
         services=lambda: settings.governance.services,
     )
-
-    def judge(tools: tuple[Tool, ...]) -> None:
-        # The texts stay those that this process began with: who pins a tool has not looked at edits of a policy.
-        guard.policy = PolicySet.load(sources, tools=tools)
-
-    toolbox = Toolbox(
-        registry=registry,
-        renew=partial(toolset.take, judge),
-        database=runs.database,
-        clock=clock,
-        guard=guard,
-        ledger=office.ledger,
-        resilience=Resilience(entropy=entropy, monotonic=monotonic),
-        scratchpad=toolset.scratchpad,
-        redactor=office.redactor,
-        monotonic=monotonic,
-        environment=settings.governance.environment,
+    toolbox = _toolbox(
+        office, toolset, guard, sources=sources, clock=clock, entropy=entropy, monotonic=monotonic, inventory=inventory
     )
     return Authority(
         runs=runs,
@@ -141,3 +130,34 @@ def _policies_on_record(
             audit.note(audit.entry(AuditKind.REFUSAL, run="", principal="", body=body))
             audit.flush()
         raise
+
+
+def _toolbox(
+    office: Office,
+    toolset: Toolset,
+    guard: Guard,
+    *,
+    sources: Sequence[PolicySource],
+    clock: Clock,
+    entropy: Entropy,
+    monotonic: Callable[[], float],
+    inventory: Inventory | None,
+) -> Toolbox:
+    def judge(tools: tuple[Tool, ...]) -> None:
+        # The texts stay those that this process began with: who pins a tool has not looked at edits of a policy.
+        guard.policy = PolicySet.load(sources, tools=tools)
+
+    return Toolbox(
+        registry=toolset.registry,
+        renew=partial(toolset.take, judge),
+        database=office.runs.database,
+        clock=clock,
+        guard=guard,
+        ledger=office.ledger,
+        resilience=Resilience(entropy=entropy, monotonic=monotonic),
+        scratchpad=toolset.scratchpad,
+        redactor=office.redactor,
+        monotonic=monotonic,
+        environment=office.settings.governance.environment,
+        inventory=inventory,
+    )

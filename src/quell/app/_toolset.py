@@ -192,6 +192,7 @@ def terms_of(settings: ToolSettings) -> ToolTerms:
         key_argument=settings.key_argument,
         probe=settings.probe,
         revert=settings.revert,
+        dry_run=settings.dry_run,
         timeout_s=settings.timeout_s,
         reason="the operator's settings say so",
     )

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from quell.config import Settings
-from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
+from quell.domain import (
+    Approval,
+    AuditKind,
+    Caller,
+    Clock,
+    Decided,
+    Effect,
+    Entropy,
+    IdentityPlan,
+    Principal,
+    Refusal,
+    Resource,
+)
 from quell.runs import Runs
 
 if TYPE_CHECKING:
@@ -44,6 +56,8 @@ class Warden:
         self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="identity")
         self._herald: Herald | None = None
         self.authority: Authority | None = None
+        self.inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None
+        """Tells people what is known of what a call touches, once somebody is there who knows."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -61,7 +75,12 @@ class Warden:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
                 self.authority = await open_authority(
-                    self._runs, self._settings, clock=self._clock, entropy=self._entropy, env=self._env
+                    self._runs,
+                    self._settings,
+                    clock=self._clock,
+                    entropy=self._entropy,
+                    env=self._env,
+                    inventory=self.inventory,
                 )
             return self.authority
 

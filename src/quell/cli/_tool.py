@@ -223,6 +223,7 @@ def _put_question(office: Office, toolset: Toolset, offer: Offer, terms: ToolTer
         ("recovery", terms.recovery.value),
         ("acts on", acts_on),
         ("undone by", terms.revert or "nothing"),
+        ("dry run", terms.dry_run or "none"),
         ("pinned", f"{clock_time(old.pinned_at)} by {old.pinned_by} as {old.digest}" if old else "never"),
     ]
     put_text(f"TOOL {office.approvals.visible(offer.original)}")
@@ -257,7 +258,7 @@ async def _offered(office: Office, toolset: Toolset, server: str, name: str) -> 
 def _declared(toolset: Toolset, server: str, name: str, *, text: str) -> Offer:
     from quell.domain import UsageError
 
-    offers = {offer.original: offer for offer in toolset.registry.seat(text).offers if offer.server == server}
+    offers = {offer.original: offer for offer in toolset.registry.Seat(text).offers if offer.server == server}
     if name not in offers:
         known = ", ".join(sorted(offers)) or "nothing of that server: write `client`"
         raise UsageError(f"{name!r} of {server!r} is not declared there", hint=f"there is {known!a}")
@@ -315,6 +316,7 @@ def _facts(tool: Tool, pin: ToolPin | None) -> list[tuple[str, str]]:
         ("reaches", resource.destination),
         ("probe", tool.probe),
         ("undone by", tool.revert),
+        ("dry run", tool.dry_run),
         ("timeout", f"{tool.timeout_s:g} s"),
         ("pin", tool.pin),
         ("pinned", f"{clock_time(pin.pinned_at)} by {pin.pinned_by}" if pin else ""),

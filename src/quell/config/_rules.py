@@ -247,6 +247,9 @@ def _term_rules(tool: Mapping[str, Toml], path: str, *, where: Where) -> Iterato
     if tool.get("recovery") == "probeable" and not tool.get("probe"):
         reason = "a probeable tool needs `probe`"
         yield Problem(path=f"{path}.probe", reason=reason, hint="name the read tool that tells", source=where(path))
+    if tool.get("dry_run") and tool.get("effect") in {"read", "egress"}:
+        reason = "a read changes nothing that a dry run could tell"
+        yield Problem(path=f"{path}.dry_run", reason=reason, hint="leave it out", source=where(path))
     if tool.get("destination") and tool.get("effect") == "read":
         reason = "a read whose arguments name a destination is egress"
         yield Problem(path=f"{path}.effect", reason=reason, hint='write effect = "egress"', source=where(path))

@@ -103,6 +103,8 @@ class Tool:
     """Read tool that tells, given the same arguments, whether a probeable effect happened."""
     revert: str = ""
     """Tool that undoes it; empty: nothing does, and it is irreversible."""
+    dry_run: str = ""
+    """Read tool that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
     pin: str

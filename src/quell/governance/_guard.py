@@ -147,6 +147,24 @@ class Guard:
                 self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
                 return ruling.verdict
 
+    def outlook(self, request: CallRequest) -> AskedCall | Literal["new", "none"]:
+        """Say whether people will be asked about a call: what they were shown, `new` when nothing yet, `none` when not.
+
+        It decides nothing and is not on record. Raises as `enter` does.
+        """
+        with self._database.reading() as connection:
+            if self._is_known(connection, request):
+                return "none"
+            if self._decide(connection, request, lock="none").verdict.decision != "ask":
+                return "none"
+            call = request.call
+            identifier = approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            tenant = request.caller.principal.tenant
+            approval = self.approvals.find(connection, identifier, tenant=tenant) if identifier else None
+            if approval is None or approval.status not in approval_rows.LIVE:
+                return "new"
+            return next((asked for asked in approval.terms.calls if asked.call == call), "new")
+
     def refused(self, request: CallRequest, *, reason: str) -> None:
         """Keep the account of a call that was refused after its verdict: by people, a cap, or what changed meanwhile."""
         call = request.call

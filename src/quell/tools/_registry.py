@@ -53,7 +53,7 @@ class Entry:
 class Registry:
     """The tools of one process by name; what is not in here does not exist."""
 
-    seat = ClientSeat
+    Seat: TypeAlias = ClientSeat
     """Where one client is that brings tools along: made of what it declares, given with the caller of its calls."""
 
     def __init__(
@@ -152,6 +152,7 @@ def tool_of(pin: ToolPin, *, name: str, names: Mapping[tuple[str, str], str]) ->
         key_argument=terms.key_argument,
         probe=names.get((pin.server, terms.probe), terms.probe),
         revert=names.get((pin.server, terms.revert), terms.revert),
+        dry_run=names.get((pin.server, terms.dry_run), terms.dry_run),
         timeout_s=terms.timeout_s,
         result_max_bytes=terms.result_max_bytes,
         pin="",

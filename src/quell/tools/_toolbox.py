@@ -13,6 +13,7 @@ import msgspec
 
 from quell import telemetry
 from quell.domain import (
+    AskedCall,
     BoundExceededError,
     CallOrigin,
     CallProgress,
@@ -43,12 +44,15 @@ from quell.domain import (
 from quell.governance import Guard, Passage, Redactor, freeze
 from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round, replies_of
+from quell.tools._beside import Inventory, diff_of, facts_of, no_dry_run
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
 
 _TOLD_MAX_CHARS = 4_000
 _ID_MAX_CHARS = 256
+_OURS, _OWN_MAX_CHARS = frozenset({CallOrigin.PROBE, CallOrigin.DRY_RUN}), 16
+"""Calls that the path makes itself about another one: their ids are a little longer than its."""
 _PROGRESS_MAX_CHARS = 1_000
 """Less than what a connection passes on: a secret that was cut in two there is not told by halves."""
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
@@ -81,11 +85,14 @@ class Toolbox:
         redactor: Redactor,
         monotonic: Callable[[], float],
         environment: str,
+        inventory: Inventory | None = None,
     ) -> None:
         """Join the organs; `environment` is that of calls whose arguments name none.
 
         `renew` takes the pins as people left them a moment ago into the registry; it costs one look where nothing changed.
+        `inventory` tells what is known of a resource, for people who decide about a call.
         """
+        self._inventory = inventory
         self._registry = registry
         self._renew = renew
         self._database = database
@@ -121,7 +128,7 @@ class Toolbox:
         Raises JournalError when the account cannot be kept: then nothing was changed that the ledger does not know of.
         """
         try:
-            _refuse_odd_id(wanted.id)
+            _refuse_odd_id(wanted.id, chars_max=_ID_MAX_CHARS + (_OWN_MAX_CHARS if caller.origin in _OURS else 0))
             if not self._registry.is_builtin(wanted.tool):
                 await asyncio.to_thread(self._renew)
             entry = self._registry.find(wanted.tool, client=caller.client)
@@ -170,6 +177,7 @@ class Toolbox:
     async def _on_its_way(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         if request.needs is None and is_round(request.call.id):
             request = await asyncio.to_thread(self._continued, request)
+        request = await self._prepared(request)
         way = await self._entered(request)
         match way:
             case Parked():
@@ -192,6 +200,41 @@ class Toolbox:
                     unsent = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up unsent")
                     await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, way, unsent))
             raise
+
+    # -- what people are shown --------------------------------------------------------------------------------------
+
+    async def _prepared(self, request: CallRequest) -> CallRequest:
+        """Gather what people are shown beside a call that they will be asked about: its dry run, what is known.
+
+        Both are bound into their decision. The dry run is made again before the effect, and another outcome of it is
+        another request. What the inventory knows stays as it was when they were asked.
+        """
+        tool, is_planned = request.tool, bool(request.caller.approval)
+        if not (tool.tool_class.is_effect or tool.resource.destination) or is_planned:
+            return request
+        if not tool.dry_run and self._inventory is None:
+            return request
+        asked = await asyncio.to_thread(self._guard.outlook, request)
+        if asked == "none":
+            return request
+        diff = request.diff or (await self._dry_run(request) if tool.dry_run else "")
+        facts = request.facts
+        if not facts and isinstance(asked, AskedCall) and asked.diff == diff:
+            facts = asked.facts[: len(asked.facts) - (len(request.needs.asks) if request.needs else 0)]
+        elif not facts and self._inventory is not None:
+            facts = await facts_of(request.call.resource, inventory=self._inventory, clean=self._redactor.text)
+        return replace(request, diff=diff, facts=facts)
+
+    async def _dry_run(self, request: CallRequest) -> str:
+        """Ask the tool that the operator named what would change, with the same arguments, through this same path."""
+        name = request.tool.dry_run
+        if not self._only_reads(name):
+            return no_dry_run(name)
+        asked = ToolCall(id=f"{request.call.id}.dry", tool=name, arguments=request.call.arguments)
+        return diff_of(name, await self.call(asked, caller=replace(request.caller, origin=CallOrigin.DRY_RUN)))
+
+    def _only_reads(self, name: str) -> bool:
+        return any(tool.name == name and not tool.tool_class.is_effect for tool in self._registry.tools)
 
     # -- questions of servers ---------------------------------------------------------------------------------------
 
@@ -323,6 +366,8 @@ class Toolbox:
         async def look() -> Ending:
             nonlocal looks
             looks += 1
+            if not self._only_reads(tool.probe):
+                return Unclear(detail=f"`{tool.probe}` stands as the look and is no tool that only reads")
             asked = ToolCall(id=f"{request.call.id}.look{looks}", tool=tool.probe, arguments=request.call.arguments)
             seen = await self.call(asked, caller=replace(request.caller, origin=CallOrigin.PROBE))
             if isinstance(seen, Parked) or not seen.is_citable:
@@ -388,9 +433,9 @@ class Toolbox:
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
 
 
-def _refuse_odd_id(identifier: str) -> None:
+def _refuse_odd_id(identifier: str, *, chars_max: int) -> None:
     """Refuse the id of a call that no record, key or database can carry; models write ids too."""
-    if not identifier.isprintable() or not 0 < len(identifier) <= _ID_MAX_CHARS:
+    if not identifier.isprintable() or not 0 < len(identifier) <= chars_max:
         raise RefusedError(
             "the id of a call holds what no id holds",
             hint=f"use up to {_ID_MAX_CHARS} letters, digits, `_`, `-`",
