@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quell.config import McpServerSettings
+from quell.app._toolset import terms_of
+from quell.config import McpServerSettings, ToolSettings
 from quell.domain import ConfigError, OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
 from quell.governance import PolicySet
 from quell.tools import Pins
@@ -74,6 +75,62 @@ def test_whatever_a_server_does_comes_back_typed_and_is_not_cited(tool: str, kin
         assert (outcome.kind, outcome.is_citable) == (kind, False), outcome
         assert outcome.detail or kind is OutcomeKind.EMPTY
         assert (await _call(room, "echo")).kind is OutcomeKind.OK
+
+    _told(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ({"as_of": "/at", "fresh_for_s": 60.0}, OutcomeKind.STALE),
+        ({"as_of": "/when", "fresh_for_s": 1e9}, OutcomeKind.STALE),
+        ({"as_of": "/at", "fresh_for_s": 1e9}, OutcomeKind.OK),
+        ({"as_of": "/at"}, OutcomeKind.OK),
+    ],
+)
+def test_data_older_than_the_operator_allows_is_stale_and_is_not_cited(
+    asked: dict[str, object], kind: OutcomeKind, tmp_path: Path
+) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        settings = ToolSettings(server="bad", name="old", effect="read", recovery="natural", **asked)  # type: ignore[arg-type]  # keys by name
+        await _pin(room, "old", terms=terms_of(settings))
+        outcome = await _call(room, "old")
+        assert (outcome.kind, outcome.is_citable) == (kind, kind is OutcomeKind.OK), outcome
+
+    _told(tmp_path, story)
+
+
+def test_an_effect_that_a_server_took_without_an_answer_is_left_to_people(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        effect = ToolTerms(tool_class=ToolClass.IRREVERSIBLE, timeout_s=5.0, reason="nobody can tell")
+        for tool in ("accepted", "moved"):
+            await _pin(room, tool, terms=effect)
+            parked = await room.call(tool, call=tool, n=1)
+            assert isinstance(parked, Parked)
+            for who in ("bob", "cat"):
+                room.decide(parked, person(who, "approver"))
+            outcome = await _call(room, tool, call=tool)
+            assert "nobody knows whether it happened; a person decides" in outcome.detail
+        assert [one["name"] for one in server.calls] == ["accepted", "moved"]
+
+    _told(tmp_path, story)
+
+
+def test_an_effect_for_a_server_that_hangs_before_it_is_sent_is_known_not_to_have_happened(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await _pin(room, "echo", terms=ToolTerms(tool_class=ToolClass.IRREVERSIBLE, timeout_s=1.0, reason="blind"))
+        parked = await room.call("echo", call="e1", n=1)
+        assert isinstance(parked, Parked)
+        for who in ("bob", "cat"):
+            room.decide(parked, person(who, "approver"))
+        server.listing = "hangs"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await room.authority.servers.offers("bad", max_age_s=0)
+        outcome = await _call(room, "echo", call="e1")
+        assert outcome.kind is OutcomeKind.TRANSPORT_ERROR, outcome
+        assert "nobody knows" not in outcome.detail
+        assert server.calls == []
 
     _told(tmp_path, story)
 

@@ -20,6 +20,7 @@ from quell.domain import (
     PolicySource,
     Recovery,
     ResourceRule,
+    SandboxedCommand,
     SandboxPolicy,
     Tool,
     ToolClass,
@@ -29,6 +30,42 @@ from quell.domain import (
 from quell.governance import PolicySet
 from quell.runs import Database
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
+
+
+class Confinement:
+    """The sandboxes of the stdio servers of one process."""
+
+    def __init__(self, settings: Settings, *, env: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._env = env
+        self._started: list[SandboxedCommand] = []
+
+    def prepare(self, server: ToolServer) -> Sequence[str]:
+        """Put a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
+        wanted = self._settings.mcp.servers[server.name]
+        command = (server.command, *server.args)
+        if wanted.sandbox == "off":
+            return command
+        path = self._env.get("PATH")
+        program = Path(shutil.which(server.command, path=path) or server.command).resolve()
+        policy = SandboxPolicy(
+            read_only=(str(program.parent), *wanted.readable),
+            read_write=wanted.writable,
+            environment=("PATH", *wanted.env),
+            network=wanted.network,
+            need=wanted.sandbox,
+        )
+        sandbox = Sandbox(policy, protected=(str(self._settings.state_dir.resolve()),))
+        started = sandbox.wrap(command, environment={"PATH": path or os.defpath, **server.env})
+        self._started.append(started)
+        for missing in started.missing:
+            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
+        return started.argv
+
+    def release(self) -> None:
+        """Kill what is left of the servers where a group holds it, and remove the groups; blocks until they are gone."""
+        while self._started:
+            Sandbox.release(self._started.pop())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +80,7 @@ class Toolset:
     scratchpad: Scratchpad
     code: CodeTool | None
     """What runs programs; None: the extra is not there, or the operator wants none run."""
+    confinement: Confinement
     _turn: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -52,11 +90,12 @@ class Toolset:
         known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
         for server in known:
             Pins.check(server)
+        confinement = Confinement(settings, env=office.env)
         servers = Servers(
             known,
             clock=office.clock,
             entropy=office.entropy,
-            prepare=_confined(settings, env=office.env),
+            prepare=confinement.prepare,
             clean=office.redactor.text,
         )
         scratchpad = await asyncio.to_thread(
@@ -74,6 +113,7 @@ class Toolset:
             servers=servers,
             scratchpad=scratchpad,
             code=code,
+            confinement=confinement,
         )
         await asyncio.to_thread(toolset.take)
         return toolset
@@ -112,34 +152,10 @@ class Toolset:
     async def close(self) -> None:
         """Let go of servers, programs and files."""
         await self.servers.close()
+        await asyncio.to_thread(self.confinement.release)
         if self.code is not None:
             await self.code.close()
         self.scratchpad.close()
-
-
-def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolServer], Sequence[str]]:
-    """Return what puts a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
-
-    def prepare(server: ToolServer) -> Sequence[str]:
-        wanted = settings.mcp.servers[server.name]
-        command = (server.command, *server.args)
-        if wanted.sandbox == "off":
-            return command
-        program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
-        policy = SandboxPolicy(
-            read_only=(str(program.parent), *wanted.readable),
-            read_write=wanted.writable,
-            environment=("PATH", *wanted.env),
-            network=wanted.network,
-            need=wanted.sandbox,
-        )
-        sandbox = Sandbox(policy, protected=(str(settings.state_dir.resolve()),))
-        started = sandbox.wrap(command, environment={"PATH": env.get("PATH", os.defpath), **server.env})
-        for missing in started.missing:
-            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
-        return started.argv
-
-    return prepare
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:
@@ -194,5 +210,8 @@ def terms_of(settings: ToolSettings) -> ToolTerms:
         revert=settings.revert,
         dry_run=settings.dry_run,
         timeout_s=settings.timeout_s,
+        answers=settings.answers,
+        as_of=settings.as_of,
+        fresh_for_s=settings.fresh_for_s or None,
         reason="the operator's settings say so",
     )

@@ -470,6 +470,12 @@ class ToolSettings:
     """Read tool of the same server that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     """Deadline of one call."""
+    answers: Literal["anything", "json"] = "anything"
+    """`json`: an answer that is no JSON is suspicious, such as the page of a login."""
+    as_of: str = ""
+    """JSON pointer to the time of the data in a structured answer, such as `/observed_at`."""
+    fresh_for_s: float = 0.0
+    """Age from which that data is stale, and no evidence, as is an answer that does not tell it; 0: nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

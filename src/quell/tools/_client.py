@@ -145,7 +145,7 @@ class ClientHand:
                 hint="let a person look at its definition and pin it",
             )
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:  # noqa: ARG002 - cut off like any
         """Hand the call out and wait; a client that is slow is cut off like every other dependency."""
         client = request.caller.client
         self.check(client)

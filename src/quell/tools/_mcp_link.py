@@ -22,8 +22,9 @@ from mcp.client.session import ClientRequestContext, ClientSession
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
 from quell.domain import Entropy, Reply, ServerIdentity, ServerUnavailable, ToolServer, UsageError
+from quell.tools._exchange import EXCHANGE, Exchange
 from quell.tools._mcp_answer import key_of_question
-from quell.tools._wire import EXCHANGE, Carrier, Exchange, child_streams, http_streams
+from quell.tools._wire import Carrier, child_streams, http_streams
 
 CLOSE_S = 2.0
 RELISTEN_S = 1.0
@@ -240,7 +241,7 @@ class Link:
         else:
             transport = http_streams(self.server, headers=self._headers, carrier=carrier, lost=self.lose)
         return Client(
-            transport,  # type: ignore[arg-type]  # its streams are typed more loosely than they are used
+            transport,
             mode="auto",
             cache=None,
             client_info=types.Implementation(name="quell", version="1"),

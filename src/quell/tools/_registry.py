@@ -38,8 +38,8 @@ class Hand(Protocol):
     dependency: str
     """What it rests on, for retries and breakers: a server's name, or its own."""
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
-        """Do it. `key` is the idempotency key of an effect, empty for a read."""
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:
+        """Do it, and say in time how it ended. `key` is the idempotency key of an effect, empty for a read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ class ServerHand:
         self._pin = pin
         self.dependency = f"mcp:{pin.server}"
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:
         """Call the server; a connection that is not there is an outcome, not an error."""
         arguments = json.loads(request.call.arguments)
         terms = self._pin.terms
@@ -181,11 +181,12 @@ class ServerHand:
                 self._pin.original,
                 arguments,
                 digest=self._pin.digest,
-                timeout_s=terms.timeout_s,
+                timeout_s=min(terms.timeout_s, within_s),
                 headers=request.caller.headers,
                 key=key,
                 answers=terms.answers,
                 as_of=terms.as_of,
+                fresh_for_s=terms.fresh_for_s,
                 result_max_bytes=terms.result_max_bytes,
                 replies=replies_of(request.needs.asks) if request.needs is not None else None,
                 request_state=request.needs.request_state if request.needs is not None else "",
@@ -225,7 +226,7 @@ class LocalHand:
         self.dependency = f"builtin:{name}"
         self._work = work
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:  # noqa: ARG002 - cut off like any
         """Do it."""
         return await self._work(request, key)
 

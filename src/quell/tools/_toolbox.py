@@ -57,6 +57,9 @@ _OURS, _OWN_MAX_CHARS = frozenset({CallOrigin.PROBE, CallOrigin.DRY_RUN}), 16
 """Calls that the path makes itself about another one: their ids are a little longer than its."""
 _PROGRESS_MAX_CHARS = 1_000
 """Less than what a connection passes on: a secret that was cut in two there is not told by halves."""
+_WITHIN_SHARE = 0.95
+"""Of the time that is left, for the hand: whoever is cut off cannot say any more whether anything was sent."""
+_WITHIN_MIN_S = 0.001
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Answers that say that an effect happened, whatever else they lack."""
 
@@ -287,15 +290,17 @@ class Toolbox:
         whatever else a hand raises is an outcome.
         """
         began_s = self._monotonic()
+        deadline_s = min(request.caller.deadline_s, request.tool.timeout_s)
 
         async def work() -> ToolOutcome:
-            return await entry.hand.use(request, key=key)
+            left_s = deadline_s - (self._monotonic() - began_s)
+            return await entry.hand.use(request, key=key, within_s=max(_WITHIN_MIN_S, left_s * _WITHIN_SHARE))
 
         try:
             outcome = await self._resilience.call(
                 entry.hand.dependency,
                 work,
-                deadline_s=min(request.caller.deadline_s, request.tool.timeout_s),
+                deadline_s=deadline_s,
                 retryable="read" if retryable == "read" else "effect",
                 priority=request.caller.priority,
                 call=request.call.id,
