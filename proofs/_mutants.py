@@ -244,11 +244,16 @@ def _key_by_id() -> list[Patch]:
     def key_of(call: FrozenCall) -> str:
         return f"{call.run} {call.id}"
 
+    def is_known(self: Guard, connection: Connection, request: CallRequest) -> bool:
+        found = self.ledger.find_call(connection, run=request.call.run, call=request.call.id)
+        return request.tool.tool_class.is_effect and found is not None
+
     return [
         (ledger, "key_of", key_of),
         (table, "key_of", key_of),
         (Ledger, "key_of", staticmethod(key_of)),
         (table, "refuse_another", lambda _effect, _intent: None),
+        (Guard, "_is_known", is_known),
     ]
 
 

@@ -327,7 +327,7 @@ class Rogue:
         if name == "flood":
             token = message["params"]["_meta"]["progressToken"]
             for step in range(3_000):
-                told = {"progressToken": token, "progress": step, "total": 3_000}
+                told = {"progressToken": token, "progress": step, "total": 3_000, "message": "half way"}
                 writer.write(_event({"jsonrpc": "2.0", "method": "notifications/progress", "params": told}))
             await writer.drain()
         if name == "asks":

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -32,6 +32,7 @@ from quell.domain import (
     Parked,
     Principal,
     Recovery,
+    Resource,
     ResourceRule,
     Tool,
     ToolCall,
@@ -189,8 +190,8 @@ class SmallWorld:
             call=call.id, tool=call.tool, kind=OutcomeKind.OK, content=content, is_json=True, size_bytes=len(content)
         )
 
-    def hands(self) -> list[tuple[Tool, LocalHand]]:
-        return [(tool, LocalHand(tool.name, self.use)) for tool in TOOLS]
+    def hands(self, more: Sequence[Tool] = ()) -> list[tuple[Tool, LocalHand]]:
+        return [(tool, LocalHand(tool.name, self.use)) for tool in (*TOOLS, *more)]
 
 
 def person(user: str, *roles: str, tenant: str = "local") -> Principal:
@@ -271,6 +272,8 @@ async def hand_room(
     caps: Sequence[CapSettings] = (),
     servers: Mapping[str, McpServerSettings] | None = None,
     code_tool: bool = True,
+    tools: Sequence[Tool] = (),
+    inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
     """Open runs, start one and hold it, and give the guard and the hand."""
@@ -299,7 +302,8 @@ async def hand_room(
             clock=clock,
             entropy=random_bytes.randbytes,
             env=_canaries.ENVIRONMENT,
-            builtin=world.hands(),
+            builtin=world.hands(tools),
+            inventory=inventory,
             monotonic=clock.monotonic,
         )
         try:

@@ -388,6 +388,28 @@ def test_a_level_is_computed_again_from_the_audit_log_and_a_forged_one_is_found(
     assert "records of autonomy are missing: 2 follows 0" in lost.out
 
 
+def test_who_owns_the_agents_promotes_none_alone(desk: Desk) -> None:
+    settings = desk.at / "quell.toml"
+    settings.write_text(settings.read_text().replace("[governance]", '[governance]\nowners = ["owner"]', 1))
+    words = ("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", "proved")
+    assert desk.quell(*words).code == ExitCode.WAITING
+    assert "level:   level 2" in desk.done("autonomy", "show")
+    assert "level 3" in desk.done(*words, env=desk.key("bob", "approver"))
+
+
+def test_a_tool_of_a_client_is_pinned_from_what_it_declares(desk: Desk) -> None:
+    declared = desk.at / "declared.json"
+    declared.write_text(json.dumps([{"name": "open_ticket", "inputSchema": {"type": "object", "properties": {}}}]))
+    words = ("tool", "pin", "client", "open_ticket", "--yes", "--from", str(declared))
+    assert "is pinned as irreversible" in desk.done(*words)
+    assert "open_ticket" in desk.done("tool", "list", "--server", "client")
+    assert desk.quell("tool", "pin", "client", "other", "--yes", "--from", str(declared)).code == ExitCode.USAGE
+    assert desk.quell("tool", "pin", "small", "open_ticket", "--yes", "--from", str(declared)).code == ExitCode.USAGE
+    declared.write_text("{")
+    assert desk.quell(*words).code == ExitCode.DENIED
+    assert "is pinned no more" in desk.done("tool", "unpin", "client", "open_ticket")
+
+
 # -- tools -------------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from quell.app._toolset import terms_of
 from quell.config import McpServerSettings, ToolSettings
-from quell.domain import OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
+from quell.domain import ConfigError, OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
+from quell.governance import PolicySet
 from quell.tools import Pins
 from tests._mcp_rogue import Rogue, rogue
 from tests.doors._hand_bench import Room, hand_room, person
@@ -37,7 +38,6 @@ async def _pin(room: Room, *names: str, terms: ToolTerms = READ) -> None:
     with room.runs.database.writing() as connection:
         for name in names:
             pins.accept(connection, offers[name], terms, by=person("ann", "operator"))
-    await room.authority.reload()
 
 
 async def _call(room: Room, tool: str, *, call: str = "") -> ToolOutcome:
@@ -198,5 +198,45 @@ def test_a_server_that_asks_people_gets_the_answer_of_people(tool_class: ToolCla
         outcome = await _call(room, "park", call="p~1")
         assert outcome.kind is OutcomeKind.OK, outcome
         assert server.calls[-1]["inputResponses"], "the server got its answer"
+
+    _told(tmp_path, story)
+
+
+def test_what_people_pin_and_take_back_elsewhere_counts_at_the_next_call_of_a_running_process(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await _pin(room, "echo")
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+        was = room.authority.guard.policy
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+        assert room.authority.guard.policy is was, "nothing is built again while nobody pins"
+        await _pin(room, "echo", terms=replace(READ, tool_class=ToolClass.IRREVERSIBLE, recovery=Recovery.BLIND))
+        assert isinstance(await room.call("echo", n=1), Parked)
+        with room.runs.database.writing() as connection:
+            assert Pins.drop(connection, "bad", "echo")
+        outcome = await _call(room, "echo")
+        assert (outcome.kind, "no such tool" in outcome.detail) == (OutcomeKind.DENIED, True)
+        assert sum("inputResponses" not in call for call in server.calls) == 2
+
+    _told(tmp_path, story)
+
+
+def test_a_pin_that_is_taken_back_is_gone_also_where_the_policies_name_it(tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "echo", "failed")
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+
+        def refuses(*_given: object, **_named: object) -> object:
+            raise ConfigError("a policy names a tool that is not there")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PolicySet, "load", refuses)
+            with room.runs.database.writing() as connection:
+                assert Pins.drop(connection, "bad", "failed")
+            await _pin(room, "huge")
+            assert (await _call(room, "failed")).kind is OutcomeKind.DENIED
+            assert (await _call(room, "huge")).kind is OutcomeKind.DENIED
+            assert (await _call(room, "echo")).kind is OutcomeKind.OK, "what stands as it stood goes on"
+        await _pin(room, "huge")
+        assert (await _call(room, "huge")).handle
 
     _told(tmp_path, story)

@@ -294,6 +294,7 @@ async def open_app(
             clean=redactor.text,
         )
         vault.firing = desk.firing
+        warden.inventory = desk.inventory
         app = App(
             settings=settings,
             role=role,

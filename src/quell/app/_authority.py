@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
 from quell.config import Settings
-from quell.domain import AuditKind, Clock, ConfigError, Entropy, QuellError, Tool
+from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
 from quell.governance import Audit, Guard, PolicySet, Redactor
 from quell.runs import Runs
-from quell.tools import CodeTool, LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+from quell.tools import CodeTool, LocalHand, Registry, Resilience, Scratchpad, Servers, Toolbox
 
 _TOLD_MAX = 20
+Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
+"""Tells what is known of a resource, for people who decide about a call."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,18 +36,17 @@ class Authority:
     code: CodeTool | None
     redactor: Redactor
     toolbox: Toolbox
+    texts: list[PolicySource]
+    """The policies as they were read; a change of pins judges them anew for the tools that there are then."""
 
     async def reload(self) -> None:
-        """Take the tools that are pinned now and the policies as they are written now, whole or not at all.
+        """Take the policies as they are written now, whole or not at all; pins are taken at the next call anyway.
 
         Raises ConfigError with every mistake of the policies: then everything stays as it was.
         """
-        with self.runs.database.reading() as connection:
-            pins = Pins.listed(connection)
-        served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
-        tools = self.registry.tools_with(served)
-        self.guard.policy = await asyncio.to_thread(_policies_on_record, self.settings, tools, self.guard.audit)
-        self.registry.serve(served)
+        audit, tools = self.guard.audit, self.registry.tools
+        policy, self.texts[:] = await asyncio.to_thread(_policies_on_record, self.settings, tools, audit)
+        self.guard.policy = policy
 
     async def close(self) -> None:
         """Let go of servers, programs and files, and write what still waits to be recorded, signed."""
@@ -64,6 +67,7 @@ async def open_authority(
     builtin: Iterable[tuple[Tool, LocalHand]] = (),
     redactor: Redactor | None = None,
     monotonic: Callable[[], float] = time.monotonic,
+    inventory: Inventory | None = None,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
 
@@ -79,22 +83,13 @@ async def open_authority(
     toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:
-        policy = await asyncio.to_thread(_policies_on_record, settings, registry.tools, office.audit)
+        policy, sources = await asyncio.to_thread(_policies_on_record, settings, registry.tools, office.audit)
     except BaseException:
         await toolset.close()
         raise
     guard = _guard_of(office, policy)
-    toolbox = Toolbox(
-        registry=registry,
-        database=runs.database,
-        clock=clock,
-        guard=guard,
-        ledger=office.ledger,
-        resilience=Resilience(entropy=entropy, monotonic=monotonic),
-        scratchpad=toolset.scratchpad,
-        redactor=office.redactor,
-        monotonic=monotonic,
-        environment=settings.governance.environment,
+    toolbox = _toolbox(
+        office, toolset, guard, sources=sources, clock=clock, entropy=entropy, monotonic=monotonic, inventory=inventory
     )
     return Authority(
         runs=runs,
@@ -106,16 +101,20 @@ async def open_authority(
         code=toolset.code,
         redactor=office.redactor,
         toolbox=toolbox,
+        texts=sources,
     )
 
 
-def _policies_on_record(settings: Settings, tools: Sequence[Tool], audit: Audit) -> PolicySet:
+def _policies_on_record(
+    settings: Settings, tools: Sequence[Tool], audit: Audit
+) -> tuple[PolicySet, list[PolicySource]]:
     """Load the policies as they are written now; that they were refused is on record.
 
     Raises ConfigError with every mistake.
     """
     try:
-        return PolicySet.load(policy_sources(settings), tools=tools)
+        sources = policy_sources(settings)
+        return PolicySet.load(sources, tools=tools), sources
     except ConfigError as error:
         told = [str(problem)[:500] for problem in error.problems[:_TOLD_MAX]]
         body = {"verb": "policy.load", "reason": str(error)[:2000], "problems": told}
@@ -139,4 +138,35 @@ def _guard_of(office: Office, policy: PolicySet) -> Guard:
         clock=office.clock,
         entropy=office.entropy,
         services=lambda: office.settings.governance.services,
+    )
+
+
+def _toolbox(
+    office: Office,
+    toolset: Toolset,
+    guard: Guard,
+    *,
+    sources: Sequence[PolicySource],
+    clock: Clock,
+    entropy: Entropy,
+    monotonic: Callable[[], float],
+    inventory: Inventory | None,
+) -> Toolbox:
+    def judge(tools: tuple[Tool, ...]) -> None:
+        # The texts stay those that this process began with: who pins a tool has not looked at edits of a policy.
+        guard.policy = PolicySet.load(sources, tools=tools)
+
+    return Toolbox(
+        registry=toolset.registry,
+        renew=partial(toolset.take, judge),
+        database=office.runs.database,
+        clock=clock,
+        guard=guard,
+        ledger=office.ledger,
+        resilience=Resilience(entropy=entropy, monotonic=monotonic),
+        scratchpad=toolset.scratchpad,
+        redactor=office.redactor,
+        monotonic=monotonic,
+        environment=office.settings.governance.environment,
+        inventory=inventory,
     )

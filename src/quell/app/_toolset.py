@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from quell import telemetry
@@ -23,11 +24,11 @@ from quell.domain import (
     SandboxPolicy,
     Tool,
     ToolClass,
-    ToolPin,
     ToolServer,
     ToolTerms,
 )
 from quell.governance import PolicySet
+from quell.runs import Database
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
 
 
@@ -72,6 +73,7 @@ class Toolset:
     """What is pinned, who offers it, and what the operator says of it."""
 
     settings: Settings
+    database: Database
     pins: Pins
     registry: Registry
     servers: Servers
@@ -79,6 +81,7 @@ class Toolset:
     code: CodeTool | None
     """What runs programs; None: the extra is not there, or the operator wants none run."""
     confinement: Confinement
+    _turn: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
     async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, LocalHand]] = ()) -> Self:
@@ -104,6 +107,7 @@ class Toolset:
         code = CodeTool() if settings.governance.code_tool and CodeTool.is_installed() else None
         toolset = cls(
             settings=settings,
+            database=database,
             pins=Pins(clock=office.clock),
             registry=Registry(builtin, scratchpad=scratchpad, code=code),
             servers=servers,
@@ -111,23 +115,39 @@ class Toolset:
             code=code,
             confinement=confinement,
         )
-        with database.reading() as connection:
-            toolset.serve(Pins.listed(connection))
+        await asyncio.to_thread(toolset.take)
         return toolset
 
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
         said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
-        server = tool_server(offer.server, self.settings.mcp.servers[offer.server])
+        known = self.settings.mcp.servers.get(offer.server)
+        # Of a client there are no settings: what the operator says of its tools counts, and nothing else.
+        server = tool_server(offer.server, known or McpServerSettings(transport="http_streamable"))
         return Pins.terms_for(offer, server=server, operator=terms_of(said[0]) if said else None)
 
     def policy_sources(self, files: Sequence[str] = ()) -> list[PolicySource]:
         """Return the pack and the operator's files, or other files in their place. Raises ConfigError."""
         return policy_sources(self.settings, files=files)
 
-    def serve(self, pins: Iterable[ToolPin]) -> None:
-        """Take the tools that are pinned."""
-        self.registry.serve(self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers))
+    def take(self, ready: Callable[[tuple[Tool, ...]], None] = lambda _tools: None) -> None:
+        """Take the tools that are pinned now, when nobody has taken them yet.
+
+        `ready` is told all tools there will be, before they are there. Where it raises ConfigError, only what was there
+        before and is pinned just so goes on: what was revoked or pinned anew is no tool until the settings fit.
+        """
+        with self._turn, self.database.reading() as connection:
+            turn = self.pins.turn(connection)
+            if turn == self.registry.turn:
+                return
+            pins = self.pins.listed(connection)
+            served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
+            try:
+                ready(self.registry.tools_with(served))
+            except ConfigError as error:
+                telemetry.event("app.part_failed", part="pins", error=f"{error} {error.hint}".strip())
+                served = self.registry.unchanged(served)
+            self.registry.serve(served, turn=turn)
 
     async def close(self) -> None:
         """Let go of servers, programs and files."""
@@ -193,6 +213,7 @@ def terms_of(settings: ToolSettings) -> ToolTerms:
         key_argument=settings.key_argument,
         probe=settings.probe,
         revert=settings.revert,
+        dry_run=settings.dry_run,
         timeout_s=settings.timeout_s,
         answers=settings.answers,
         as_of=settings.as_of,

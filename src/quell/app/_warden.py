@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from quell.app._office import redactor_of
 from quell.config import Settings
-from quell.domain import Approval, AuditKind, Caller, Clock, Decided, Effect, Entropy, IdentityPlan, Principal, Refusal
+from quell.domain import (
+    Approval,
+    AuditKind,
+    Caller,
+    Clock,
+    Decided,
+    Effect,
+    Entropy,
+    IdentityPlan,
+    Principal,
+    Refusal,
+    Resource,
+)
 from quell.runs import Runs
 
 if TYPE_CHECKING:
@@ -57,6 +69,8 @@ class Warden:
         self._herald: Herald | None = None
         self._in_force: InForce | None = None
         self.authority: Authority | None = None
+        self.inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None
+        """Tells people what is known of what a call touches, once somebody is there who knows."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -80,6 +94,7 @@ class Warden:
                     entropy=self._entropy,
                     env=self._env,
                     redactor=self.redactor,
+                    inventory=self.inventory,
                 )
                 try:
                     await asyncio.to_thread(self._note_in_force, authority)

@@ -132,7 +132,8 @@ def _move(session: Session, where: _Where, *, level: int, reason: str, way: Lite
             scope = _scope(office, where, by=by)
             if way == "promote":
                 office.approvals.break_glass.check_reviewed(connection, tenant=by.tenant)
-                step = office.autonomy.promote(connection, scope, to=to, by=by, owners=(), reason=reason)
+                owners = office.settings.governance.owners
+                step = office.autonomy.promote(connection, scope, to=to, by=by, owners=owners, reason=reason)
             else:
                 step = office.autonomy.demote(connection, scope, to=to, by=by, reason=reason)
             body = {**_body(scope), "to": level, "level": int(step.after.level), "record": step.record.seq}

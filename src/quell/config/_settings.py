@@ -229,6 +229,8 @@ class GovernanceSettings:
     """Cedar files of your own, beside the pack."""
     watched_policies: tuple[str, ...] = ()
     """Cedar files in log-only mode: what they would have refused is told, and nothing is refused."""
+    owners: tuple[str, ...] = ()
+    """People who own the agents here: they confirm a promotion too, and it needs the word of somebody else."""
     services: int = 0
     """How many services there are in production: of them a call touches a share. 0: not known; only `copilot` does without."""
     approval_minutes: float = 15.0
@@ -464,6 +466,8 @@ class ToolSettings:
     """Read tool that tells, given the same arguments, whether a probeable effect happened."""
     revert: str = ""
     """Tool that undoes it."""
+    dry_run: str = ""
+    """Read tool of the same server that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     """Deadline of one call."""
     answers: Literal["anything", "json"] = "anything"

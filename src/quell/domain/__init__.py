@@ -81,6 +81,7 @@ from quell.domain._errors import StepError as StepError
 from quell.domain._errors import StoreError as StoreError
 from quell.domain._errors import UsageError as UsageError
 from quell.domain._errors import WorldError as WorldError
+from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
 from quell.domain._guard import Level as Level
@@ -169,6 +170,7 @@ from quell.domain._policy import RecordedDecision as RecordedDecision
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
 from quell.domain._request import CallRequest as CallRequest
+from quell.domain._request import ClientTools as ClientTools
 from quell.domain._request import ToolCaller as ToolCaller
 from quell.domain._resilience import DependencyHealth as DependencyHealth
 from quell.domain._resilience import Priority as Priority

@@ -81,6 +81,7 @@ class ToolTerms:
     key_argument: str = ""
     probe: str = ""
     revert: str = ""
+    dry_run: str = ""
     timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
     answers: Literal["anything", "json"] = "anything"

@@ -58,6 +58,8 @@ _HISTORY = timedelta(hours=1)
 _GRACE_S = 600.0
 _UNEARNED = Standing().level
 """How far everybody may go of whom nothing is known."""
+_QUIET_MIN_S = 1.0
+"""What is on its way in a network does not hurry because its tool is quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class Guard:
         """Join the organs; `services` tells how many services are known, for the share that a call touches."""
         self._database = database
         self.policy = policy
-        """The policies in force; a reload replaces them whole."""
+        """The policies in force; a change of pins replaces them whole."""
         self.approvals = approvals
         self.switches = switches
         self.budgets = budgets
@@ -120,7 +122,7 @@ class Guard:
         decided again.
 
         Raises:
-            RefusedError: people rejected exactly this, or an approval can not be used.
+            RefusedError: people rejected exactly this, an approval can not be used, or the id is of another effect.
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
@@ -129,9 +131,12 @@ class Guard:
             if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
         with self._database.reading() as connection:
-            if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
+            if self._is_known(connection, request):
                 return Passage(spender=_spender(request))
             ruling = self._decide(connection, request, lock="none")
+            # A twin may have used the approval up between the two looks; then people have nothing left to decide.
+            if ruling.verdict.decision != "permit" and self._is_known(connection, request):
+                return Passage(spender=_spender(request))
         match ruling.verdict.decision:
             case "ask":
                 return self._park(request, ruling)
@@ -141,6 +146,37 @@ class Guard:
             case "deny":
                 self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
                 return ruling.verdict
+
+    def outlook(self, request: CallRequest) -> AskedCall | Literal["new", "none"]:
+        """Say whether people will be asked about a call: what they were shown, `new` when nothing yet, `none` when not.
+
+        It decides nothing and is not on record. Raises as `enter` does.
+        """
+        with self._database.reading() as connection:
+            if self._is_known(connection, request):
+                return "none"
+            if self._decide(connection, request, lock="none").verdict.decision != "ask":
+                return "none"
+            call = request.call
+            identifier = approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            tenant = request.caller.principal.tenant
+            approval = self.approvals.find(connection, identifier, tenant=tenant) if identifier else None
+            if approval is None or approval.status not in approval_rows.LIVE:
+                return "new"
+            return next((asked for asked in approval.terms.calls if asked.call == call), "new")
+
+    def refused(self, request: CallRequest, *, reason: str) -> None:
+        """Keep the account of a call that was refused after its verdict: by people, a cap, or what changed meanwhile."""
+        call = request.call
+        body = {
+            "call": call.id,
+            "tool": call.tool,
+            "digest": call.digest,
+            "reason": reason[:2000],
+            "origin": request.caller.origin.value,
+        }
+        principal = request.caller.principal.user
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=call.run, principal=principal, body=body))
 
     def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
         """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
@@ -224,7 +260,7 @@ class Guard:
             revert=_plan_of(request),
             approval=approval,
             timeout_s=request.tool.timeout_s,
-            quiet_s=request.tool.timeout_s,
+            quiet_s=max(_QUIET_MIN_S, request.tool.timeout_s),
         )
 
     def on_intent(self, connection: Connection, request: CallRequest) -> None:
@@ -275,6 +311,18 @@ class Guard:
             # What was earned stands in the journal: who needs more than anybody has is decided about there.
             acting = replace(acting, level=_UNEARNED)
         return _Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
+
+    def _is_known(self, connection: Connection, request: CallRequest) -> bool:
+        """Tell whether it is an effect that the ledger has. Raises RefusedError when it has another under the same id."""
+        call = request.call
+        if not request.tool.tool_class.is_effect:
+            return False
+        known = self.ledger.find_call(connection, run=call.run, call=call.id)
+        if known is None or known.call.digest == call.digest:
+            return known is not None
+        raise RefusedError(
+            f"call {call.id} stands in the ledger with other arguments", hint="give another call another id"
+        )
 
     def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
@@ -459,6 +507,7 @@ def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool)
         is_killed=bool(stops.stops(request.call, principal=principal, kind="kill")),
         is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
         is_break_glass=is_emergency,
+        origin=request.caller.origin,
     )
 
 

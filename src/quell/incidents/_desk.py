@@ -16,6 +16,7 @@ from quell.domain import (
     Outcome,
     Question,
     QuestionKind,
+    Resource,
     Run,
     RunStatus,
     Severity,
@@ -30,6 +31,7 @@ from quell.domain import (
 from quell.incidents._answers import edges_of
 from quell.incidents._book import Book
 from quell.incidents._case import cost_of_steps
+from quell.incidents._inventory import facts_of
 from quell.incidents._investigation import KIND, CurveSource, Extent, Investigator
 from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
@@ -179,6 +181,10 @@ class Desk:
     async def incident(self, prefix: str) -> Incident:
         """Return one incident by its id or a unique beginning of it. Raises UsageError when there is none."""
         return (await self._page(prefix)).incident
+
+    async def inventory(self, resource: Resource) -> tuple[tuple[str, str], ...]:
+        """Return what is known of a resource that somebody wants to touch, and what is not, for people who decide."""
+        return await facts_of(resource, book=self._book, readers=self._readers, clock=self._clock)
 
     async def alerts(self, *, limit: int = 100) -> list[Alert]:
         """List alerts, newest first."""

@@ -148,6 +148,12 @@ def find(connection: Connection, key: str) -> Effect | None:
     return None if row is None else _effect(row)
 
 
+def find_call(connection: Connection, *, run: str, call: str) -> Effect | None:
+    """Return the entry of a call id of a run, if there is one."""
+    row = connection.first("SELECT * FROM quell_effects WHERE run = :run AND call_id = :call", run=run, call=call)
+    return None if row is None else _effect(row)
+
+
 def locked(connection: Connection, database: Database, *, run: str, call: str) -> Effect:
     """Return the entry of a call, which nobody else changes until the transaction ends."""
     return _effect(

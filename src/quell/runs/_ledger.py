@@ -204,6 +204,10 @@ class Ledger:
         """Return the entry of a key, if there is one."""
         return table.find(connection, key)
 
+    def find_call(self, connection: Connection, *, run: str, call: str) -> Effect | None:
+        """Return the entry of a call id of a run, whatever its arguments, if there is one."""
+        return table.find_call(connection, run=run, call=call)
+
     def entries(
         self,
         connection: Connection,

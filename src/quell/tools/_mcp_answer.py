@@ -13,6 +13,7 @@ import mcp_types as types
 from pydantic import ValidationError
 
 from quell.domain import Ask, NeedsPeople, OutcomeKind, ServerAnswer
+from quell.tools._canonical import canonical
 from quell.tools._exchange import Exchange
 from quell.tools._mcp_schema import OutputSchema
 
@@ -135,11 +136,6 @@ def key_of_question(params: types.ElicitRequestParams) -> str:
     """Name a question of an old server by its content, so that a reply fits only what was shown."""
     shown = params.model_dump(mode="json", exclude={"task", "elicitation_id", "meta"})
     return hashlib.sha256(canonical(shown).encode()).hexdigest()[:32]
-
-
-def canonical(value: object) -> str:
-    """Write JSON in one way only; escapes show what is invisible."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _form_doubt(raw: Mapping[str, Json]) -> str:

@@ -14,7 +14,7 @@ from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
 from pydantic import RootModel
 
 from quell.domain import BoundExceededError, Offer, ServerIdentity, ToolServer, WorldError
-from quell.tools._mcp_answer import canonical
+from quell.tools._canonical import canonical
 from quell.tools._mcp_schema import OutputSchema
 from quell.tools._pins import definition_digest
 

@@ -242,6 +242,6 @@ def _forwarding(on_progress: OnProgress | None) -> ProgressFnT | None:
         left -= 1
         if left >= 0:
             with suppress(Exception):
-                on_progress(CallProgress(done=progress, total=total, message=(message or "")[:1000]))
+                on_progress(CallProgress(done=progress, total=total, message=(message or "")[:4000]))
 
     return forward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from quell.domain import Clock, Offer, Principal, RefusedError, ToolPin, ToolServer, ToolTerms
 from quell.runs import Connection
 from quell.tools import _pins as pins
@@ -26,9 +28,10 @@ class Pins:
         self._clock = clock
 
     def accept(self, connection: Connection, offer: Offer, terms: ToolTerms, *, by: Principal) -> ToolPin:
-        """Pin an offer in a person's name. Raises RefusedError for anybody else."""
+        """Pin an offer in a person's name. Raises RefusedError for anybody else, and for what no call can use."""
         if by.agent or by.agent_tools is not None or by.workflow or not {"operator", "admin"} & set(by.roles):
             raise RefusedError("only a person with the role operator or admin pins tools", hint="do it yourself")
+        _refuse_unusable(offer, terms, pinned_by=by.user, at=self._clock())
         pin = pins.pin_offer(offer, terms, pinned_by=by.user, at=self._clock())
         pins.keep_pin(connection, pin)
         return pin
@@ -49,6 +52,26 @@ class Pins:
         return pins.list_pins(connection)
 
     @staticmethod
+    def turn(connection: Connection) -> int:
+        """Return the number of the last change of any pin; read it before the pins themselves."""
+        return pins.turn_of(connection)
+
+    @staticmethod
     def check(server: ToolServer) -> None:
         """Check what the settings say of a server. Raises ConfigError when the catalogue has no such section."""
         pins.check_catalogue(server.catalogue)
+
+
+def _refuse_unusable(offer: Offer, terms: ToolTerms, *, pinned_by: str, at: datetime) -> None:
+    """Refuse a definition that no policy could be written for: pinned, it would keep every tool from being taken."""
+    # Loaded here: who lists pins waits neither for Cedar nor for the hands.
+    from quell.governance import PolicySet  # noqa: PLC0415
+    from quell.tools._registry import tool_of  # noqa: PLC0415
+
+    tool = tool_of(pins.pin_offer(offer, terms, pinned_by=pinned_by, at=at), name="tool", names={})
+    report = PolicySet.check((), tools=[tool])
+    if report.problems:
+        raise RefusedError(
+            f"{offer.original!a} of {offer.server} can not be used: {report.problems[0].reason}",
+            hint="tell who wrote its definition",
+        )

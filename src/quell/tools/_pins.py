@@ -32,6 +32,7 @@ from quell.domain import (
     ToolTerms,
 )
 from quell.runs import Connection
+from quell.tools._canonical import canonical
 
 TABLES: tuple[str, ...] = (
     """
@@ -49,7 +50,14 @@ TABLES: tuple[str, ...] = (
         PRIMARY KEY (server, original)
     )
     """,
+    "CREATE TABLE IF NOT EXISTS quell_pin_turns (one INTEGER PRIMARY KEY, turn BIGINT NOT NULL)",
 )
+_NEXT_TURN = (
+    "INSERT INTO quell_pin_turns (one, turn) VALUES (1, 1)"
+    " ON CONFLICT (one) DO UPDATE SET turn = quell_pin_turns.turn + 1"
+)
+"""Written with every change of a pin: who holds tools in memory sees by one number that they are of yesterday."""
+
 
 _URL_WORDS = frozenset({"url", "urls", "uri", "uris", "host", "hosts", "hostname", "endpoint", "webhook", "domain"})
 _URL_FORMATS = frozenset({"uri", "uri-reference", "iri", "url", "hostname", "idn-hostname", "ipv4", "ipv6"})
@@ -60,7 +68,7 @@ _SHOWN_DEPTH_MAX = 64
 def definition_digest(definition: Mapping[str, object], identity: ServerIdentity) -> str:
     """Digest a whole wire object together with all that says whose it is."""
     whole = {"definition": definition, "identity": asdict(identity)}
-    return "sha256:" + hashlib.sha256(_canonical(whole).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical(whole).encode()).hexdigest()
 
 
 def judge_offer(offer: Offer, pin: ToolPin | None) -> Literal["pinned", "changed", "unknown"]:
@@ -109,19 +117,29 @@ def keep_pin(connection: Connection, pin: ToolPin) -> None:
         original=pin.original,
         digest=pin.digest,
         definition=pin.definition,
-        identity=_canonical(asdict(pin.identity)),
+        identity=canonical(asdict(pin.identity)),
         tool_class=pin.terms.tool_class,
         recovery=pin.terms.recovery,
-        terms=_canonical(asdict(pin.terms)),
+        terms=canonical(asdict(pin.terms)),
         pinned_by=pin.pinned_by,
         pinned_at=pin.pinned_at.isoformat(),
     )
+    connection.run(_NEXT_TURN)
 
 
 def drop_pin(connection: Connection, server: str, original: str) -> bool:
     """Take a pin back; tell whether there was one."""
     where = "DELETE FROM quell_pins WHERE server = :server AND original = :original"
-    return connection.run(where, server=server, original=original) > 0
+    is_gone = connection.run(where, server=server, original=original) > 0
+    if is_gone:
+        connection.run(_NEXT_TURN)
+    return is_gone
+
+
+def turn_of(connection: Connection) -> int:
+    """Return the number of the last change of any pin; read it before the pins themselves."""
+    row = connection.first("SELECT turn FROM quell_pin_turns WHERE one = 1")
+    return int(row.turn) if row is not None else 0
 
 
 def find_pin(connection: Connection, server: str, original: str) -> ToolPin | None:
@@ -200,16 +218,12 @@ def _leaves(path: str, value: object, *, depth: int) -> Iterator[str]:
         for number, line in enumerate(value.split("\n"), start=1):
             yield f"{path} line {number}: {_escaped(line)}"
     else:
-        yield f"{path}: {_canonical(value)}"
+        yield f"{path}: {canonical(value)}"
 
 
 def _escaped(text: str) -> str:
     """Escape all but plain printable ASCII: letters that look like others, direction marks, terminal codes."""
-    return _canonical(text)[1:-1]
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).replace("\x7f", "\\u007f")
+    return canonical(text)[1:-1]
 
 
 def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:

@@ -7,15 +7,21 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from quell import telemetry
 from quell.domain import (
+    AskedCall,
     BoundExceededError,
+    CallOrigin,
+    CallProgress,
     CallRequest,
+    ClientTools,
     Clock,
     Effect,
     EffectState,
@@ -35,21 +41,34 @@ from quell.domain import (
     ToolCaller,
     ToolOutcome,
     Unclear,
+    UsageError,
     Verdict,
 )
 from quell.governance import Guard, Passage, Redactor, freeze
 from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round, replies_of
+from quell.tools._beside import Inventory, diff_of, facts_of, no_dry_run
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
 
 _TOLD_MAX_CHARS = 4_000
+_ID_MAX_CHARS = 256
+_OURS, _OWN_MAX_CHARS = frozenset({CallOrigin.PROBE, CallOrigin.DRY_RUN}), 16
+"""Calls that the path makes itself about another one: their ids are a little longer than its."""
+_PROGRESS_MAX_CHARS = 1_000
+"""Less than what a connection passes on: a secret that was cut in two there is not told by halves."""
 _WITHIN_SHARE = 0.95
 """Of the time that is left, for the hand: whoever is cut off cannot say any more whether anything was sent."""
 _WITHIN_MIN_S = 0.001
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Answers that say that an effect happened, whatever else they lack."""
+
+_BELIEVED = frozenset({Recovery.KEYED, Recovery.NATURAL})
+"""Tools whose own word that they failed ends an effect: doing it again is safe by their class.
+
+Of any other it may have failed halfway: a probeable one is looked at, and a person looks at a blind one.
+"""
 
 
 class Toolbox:
@@ -62,6 +81,7 @@ class Toolbox:
         self,
         *,
         registry: Registry,
+        renew: Callable[[], None],
         database: Database,
         clock: Clock,
         guard: Guard,
@@ -71,9 +91,16 @@ class Toolbox:
         redactor: Redactor,
         monotonic: Callable[[], float],
         environment: str,
+        inventory: Inventory | None = None,
     ) -> None:
-        """Join the organs; `environment` is that of calls whose arguments name none."""
+        """Join the organs; `environment` is that of calls whose arguments name none.
+
+        `renew` takes the pins as people left them a moment ago into the registry; it costs one look where nothing changed.
+        `inventory` tells what is known of a resource, for people who decide about a call.
+        """
+        self._inventory = inventory
         self._registry = registry
+        self._renew = renew
         self._database = database
         self._asks = ServerAsks(clock=clock)
         self._guard = guard
@@ -84,9 +111,9 @@ class Toolbox:
         self._monotonic = monotonic
         self._environment = environment
 
-    def catalog(self) -> tuple[Tool, ...]:
-        """Return the tools that may be asked for; whether a call may happen is decided call by call."""
-        return self._registry.tools
+    def catalog(self, client: ClientTools | None = None) -> tuple[Tool, ...]:
+        """Return the tools that may be asked for, of this client too; whether a call may happen is decided call by call."""
+        return self._registry.there_for(client)
 
     async def call(
         self,
@@ -104,13 +131,16 @@ class Toolbox:
         decided again, approvals are used up, budgets reserved and the account kept. The same call again after a crash
         or an approval goes on where it stood. The outcome is typed; nothing raises for what the world or policy does.
 
-        Raises JournalError when the account cannot be kept: then nothing was done.
+        Raises JournalError when the account cannot be kept: then nothing was changed that the ledger does not know of.
         """
         if caller.headers:
             # A server that they are passed on to may repeat them.
             self._redactor.hold_shown(caller.headers.items())
         try:
-            entry = self._registry.find(wanted.tool)
+            _refuse_odd_id(wanted.id, chars_max=_ID_MAX_CHARS + (_OWN_MAX_CHARS if caller.origin in _OURS else 0))
+            if not self._registry.is_builtin(wanted.tool):
+                await asyncio.to_thread(self._renew)
+            entry = self._registry.find(wanted.tool, client=caller.client)
             frozen = freeze(
                 entry.tool,
                 run=caller.run,
@@ -124,7 +154,9 @@ class Toolbox:
         request = CallRequest(
             call=frozen,
             tool=entry.tool,
-            caller=caller,
+            caller=caller
+            if caller.on_progress is None
+            else replace(caller, on_progress=self._cleaned(caller.on_progress)),
             diff=self._redactor.text(diff),
             revert=revert,
             explanation=self._redactor.text(explanation),
@@ -140,25 +172,84 @@ class Toolbox:
         return self._asks.retain(connection, before=before)
 
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
-        """Have it decided, and done if it may be."""
+        """Have it decided, and done if it may be; whatever is refused on the way is on record."""
         try:
-            if is_round(request.call.id):
-                request = await asyncio.to_thread(self._continued, request)
-            way = await asyncio.to_thread(self._guard.enter, request)
-            match way:
-                case Parked():
-                    return way
-                case Verdict():
-                    return _denied(request, way)
-            effect = entry.tool.tool_class.is_effect
-            outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
-            return await self._handed_over(request, outcome)
-        except NeedsPeopleError as asked:
-            return await asyncio.to_thread(self._ask_people, request, asked.needs)
-        except (RefusedError, BoundExceededError) as refusal:
-            return self._outcome(request, OutcomeKind.DENIED, refusal)
+            while True:
+                try:
+                    return await self._on_its_way(request, entry)
+                except NeedsPeopleError as asked:
+                    # Under the id of the next round: people are asked, or their answer is there and the call goes on.
+                    request = await asyncio.to_thread(self._next_round, request, asked.needs)
+        except (RefusedError, BoundExceededError, UsageError) as refusal:
+            outcome = self._outcome(request, OutcomeKind.DENIED, refusal)
+            await asyncio.to_thread(self._guard.refused, request, reason=outcome.detail)
+            return outcome
         except OverloadError as shed:
             return self._outcome(request, OutcomeKind.TRANSPORT_ERROR, shed)
+
+    async def _on_its_way(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
+        if request.needs is None and is_round(request.call.id):
+            request = await asyncio.to_thread(self._continued, request)
+        request = await self._prepared(request)
+        way = await self._entered(request)
+        match way:
+            case Parked():
+                return way
+            case Verdict():
+                return _denied(request, way)
+        effect = entry.tool.tool_class.is_effect
+        outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
+        return await self._handed_over(request, outcome)
+
+    async def _entered(self, request: CallRequest) -> Passage | Parked | Verdict:
+        """Enter the guard. A read that is given up meanwhile leaves its account whole: it holds nothing of a budget."""
+        # As `asyncio.to_thread` does it, without a task around it: every read pays for this.
+        enter = partial(copy_context().run, self._guard.enter, request)
+        entering = asyncio.get_running_loop().run_in_executor(None, enter)
+        try:
+            return await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            with suppress(QuellError):
+                way = await entering
+                if isinstance(way, Passage) and way.reservation is not None:
+                    unsent = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up unsent")
+                    await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, way, unsent))
+            raise
+
+    # -- what people are shown --------------------------------------------------------------------------------------
+
+    async def _prepared(self, request: CallRequest) -> CallRequest:
+        """Gather what people are shown beside a call that they will be asked about: its dry run, what is known.
+
+        Both are bound into their decision. The dry run is made again before the effect, and another outcome of it is
+        another request. What the inventory knows stays as it was when they were asked.
+        """
+        tool, is_planned = request.tool, bool(request.caller.approval)
+        if not (tool.tool_class.is_effect or tool.resource.destination) or is_planned:
+            return request
+        if not tool.dry_run and self._inventory is None:
+            return request
+        asked = await asyncio.to_thread(self._guard.outlook, request)
+        if asked == "none":
+            return request
+        diff = request.diff or (await self._dry_run(request) if tool.dry_run else "")
+        facts = request.facts
+        if not facts and isinstance(asked, AskedCall) and asked.diff == diff:
+            facts = asked.facts[: len(asked.facts) - (len(request.needs.asks) if request.needs else 0)]
+        elif not facts and self._inventory is not None:
+            facts = await facts_of(request.call.resource, inventory=self._inventory, clean=self._redactor.text)
+        return replace(request, diff=diff, facts=facts)
+
+    async def _dry_run(self, request: CallRequest) -> str:
+        """Ask the tool that the operator named what would change, with the same arguments, through this same path."""
+        name = request.tool.dry_run
+        if not self._only_reads(name):
+            return no_dry_run(name)
+        asked = ToolCall(id=f"{request.call.id}.dry", tool=name, arguments=request.call.arguments)
+        return diff_of(name, await self.call(asked, caller=replace(request.caller, origin=CallOrigin.DRY_RUN)))
+
+    def _only_reads(self, name: str) -> bool:
+        return any(tool.name == name and not tool.tool_class.is_effect for tool in self._registry.tools)
 
     # -- questions of servers ---------------------------------------------------------------------------------------
 
@@ -168,22 +259,22 @@ class Toolbox:
             needs = self._asks.find(connection, run=request.call.run, call=request.call.id)
         return replace(request, needs=needs)
 
-    def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
-        """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
+    def _next_round(self, request: CallRequest, needs: NeedsPeople) -> CallRequest:
+        """Return the same call under an id of its own, with what its server asks: approving it is the answer.
+
+        Raises RefusedError when no approval can be one.
+        """
         # The words only: by everything else the server knows its own question again.
         asks = tuple(replace(ask, message=self._redactor.text(ask.message)) for ask in needs.asks)
         needs = replace(needs, asks=asks)
         identifier = next_round(request.call.id)
         if identifier is None or replies_of(needs.asks) is None:
             asked = "; ".join(ask.message for ask in needs.asks)
-            told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
-            return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
+            raise RefusedError(f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}")
         again = replace(request, call=replace(request.call, id=identifier), needs=needs)
         with self._database.writing() as connection:
             self._asks.keep(connection, again, needs)
-        way = self._guard.enter(again)
-        assert not isinstance(way, Passage), "a server's question is answered by people only"
-        return way if isinstance(way, Parked) else _denied(again, way)
+        return again
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -292,8 +383,10 @@ class Toolbox:
         async def look() -> Ending:
             nonlocal looks
             looks += 1
+            if not self._only_reads(tool.probe):
+                return Unclear(detail=f"`{tool.probe}` stands as the look and is no tool that only reads")
             asked = ToolCall(id=f"{request.call.id}.look{looks}", tool=tool.probe, arguments=request.call.arguments)
-            seen = await self.call(asked, caller=request.caller)
+            seen = await self.call(asked, caller=replace(request.caller, origin=CallOrigin.PROBE))
             if isinstance(seen, Parked) or not seen.is_citable:
                 return Unclear(detail="the look itself brought nothing that can be believed")
             return _seen(seen)
@@ -328,7 +421,17 @@ class Toolbox:
             reason=told,
         )
         call = self._redactor.text(wanted.id) if self._redactor.held_in(wanted.id) else wanted.id
-        return ToolOutcome(call=call, tool=tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        # Not every text of a model can be written down: what cannot is named.
+        call, tool = (text[:_ID_MAX_CHARS].encode("utf-8", "backslashreplace").decode() for text in (call, tool))
+        return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
+
+    def _cleaned(self, listener: Callable[[CallProgress], None]) -> Callable[[CallProgress], None]:
+        """Return a listener to progress that hears no secret of ours."""
+
+        def tell(progress: CallProgress) -> None:
+            listener(replace(progress, message=self._redactor.text(progress.message)[:_PROGRESS_MAX_CHARS]))
+
+        return tell
 
     def _refuse_secrets(self, *texts: str) -> None:
         """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
@@ -345,6 +448,15 @@ class Toolbox:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         told = self._redactor.text(told)[:_TOLD_MAX_CHARS]
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _refuse_odd_id(identifier: str, *, chars_max: int) -> None:
+    """Refuse the id of a call that no record, key or database can carry; models write ids too."""
+    if not identifier.isprintable() or not 0 < len(identifier) <= chars_max:
+        raise RefusedError(
+            "the id of a call holds what no id holds",
+            hint=f"use up to {_ID_MAX_CHARS} letters, digits, `_`, `-`",
+        )
 
 
 def _tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
@@ -390,7 +502,7 @@ def _ending(request: CallRequest, outcome: ToolOutcome) -> Ending:
             return NotHappened(detail=outcome.detail)
         case OutcomeKind.TRANSPORT_ERROR | OutcomeKind.TIMEOUT if _was_not_sent(outcome):
             return NotHappened(detail=outcome.detail)
-        case OutcomeKind.TOOL_ERROR if request.tool.recovery is not Recovery.PROBEABLE:
+        case OutcomeKind.TOOL_ERROR if request.tool.recovery in _BELIEVED:
             return NotHappened(detail=f"the tool said that it failed: {outcome.detail}")
         case _:
             return Unclear(detail=f"{outcome.kind}: {outcome.detail}")
@@ -442,11 +554,13 @@ def _kept(request: CallRequest, effect: Effect) -> ToolOutcome:
     """Return the outcome as the ledger kept it, from this or an earlier life."""
     with suppress(msgspec.DecodeError, msgspec.ValidationError):
         return msgspec.json.decode(effect.result, type=ToolOutcome)
+    is_whole = effect.result or not effect.result_bytes
     return ToolOutcome(
         call=request.call.id,
         tool=request.call.tool,
-        kind=OutcomeKind.OK,
+        kind=OutcomeKind.OK if is_whole else OutcomeKind.TRUNCATED,
         content=effect.result,
+        detail="" if is_whole else "it happened; its result was too large to be kept",
         digest=effect.result_digest,
         size_bytes=effect.result_bytes,
         attempts=effect.attempts,
