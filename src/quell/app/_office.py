@@ -122,6 +122,7 @@ class Office:
                 signers=[signer],
                 expires_s=settings.governance.approval_minutes * 60,
                 clean=redactor.text,
+                audit=audit,
             ),
             switches=Switches(
                 database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)

@@ -161,6 +161,7 @@ class Warden:
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
+        await asyncio.to_thread(self._forget, authority)
 
     async def keep_flushing(self) -> None:
         """Write waiting audit records, soon, until cancelled."""
@@ -179,6 +180,11 @@ class Warden:
         from quell.app._in_force import record_in_force  # noqa: PLC0415 - as above
 
         self._in_force = record_in_force(authority, known=self._in_force)
+
+    def _forget(self, authority: Authority) -> None:
+        kept_for = timedelta(days=self._settings.journal.retention_days)
+        with self._runs.database.writing(durability="written") as connection:
+            authority.guard.approvals.forget(connection, kept_for=kept_for)
 
     def _tend(self, authority: Authority) -> None:
         guard, database = authority.guard, self._runs.database

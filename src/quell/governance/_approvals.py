@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quell.domain import (
     Approval,
@@ -33,11 +33,15 @@ from quell.domain import (
     Vote,
     new_id,
 )
+from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
 from quell.governance import _break_glass, _notices, _plan, _question, _signing
 from quell.governance._approval_rows import approvers, stamp
 from quell.governance._break_glass import BreakGlassRows, check_person, given_reason
 from quell.runs import Connection, Database
+
+if TYPE_CHECKING:
+    from quell.governance._audit import Audit
 
 _ASK_LOCK = 0x5155454C4C44
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,10 +82,12 @@ class Approvals:
         expires_s: float = 900.0,
         open_max: int = 256,
         clean: Callable[[str], str] = str,
+        audit: Audit | None = None,
     ) -> None:
         """Take what it needs; the first signer signs, and all of them verify, so that keys can be rotated.
 
-        `clean` takes secrets out of the reasons that people give.
+        `clean` takes secrets out of the reasons that people give. `audit` keeps what can not be signed, because a row
+        that is set back is a true row of yesterday: that an approval was used, or void.
         """
         assert signers, "a key that signs votes"
         self._database = database
@@ -91,6 +97,7 @@ class Approvals:
         self._expires_s = expires_s
         self._open_max = open_max
         self._clean = clean
+        self._audit = audit
         self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, clean=clean)
         """Authority taken in emergencies."""
         self.notices = _notices.Notices(clock=clock)
@@ -106,23 +113,33 @@ class Approvals:
         """
         return self._ask(connection, request, expires_s=expires_s, barred=(request.principal.user,), supersedes="")
 
-    def edit(self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal) -> Approval:
-        """Replace a request by one with other calls; who edits it may not approve it any more than who asked.
-
-        Raises RefusedError when the old one is settled, is another's, or may not be decided by this person.
-        """
+    def editable(
+        self, connection: Connection, identifier: str, *, by: Principal, digest_seen: str
+    ) -> tuple[Approval, Principal]:
+        """Return a request that a person may edit, held, and whose it is. Raises RefusedError when they may not."""
         old = self._held(connection, identifier, tenant=by.tenant)
         self._check_eligible(old.terms, by)
+        _check_seen(old, digest_seen=digest_seen)
+        if old.status not in rows.LIVE:
+            raise _gone(old)
+        return old, rows.sealed(connection, old, signers=self._signers)
+
+    def edit(
+        self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal, digest_seen: str
+    ) -> Approval:
+        """Replace a request by one with other calls; who edits it may not approve it any more than who asked.
+
+        Raises RefusedError when the old one is settled, is another's, may not be decided by this person, is not what
+        they saw, or would not change.
+        """
+        old, _ = self.editable(connection, identifier, by=by, digest_seen=digest_seen)
         asker = (request.principal.tenant, request.principal.user, request.calls[0].call.run if request.calls else "")
         if asker != (old.terms.tenant, old.terms.requester, old.terms.run):
             raise RefusedError("an edit is of the same run for the same person", hint="ask anew instead")
-        if old.status not in rows.LIVE:
-            raise _gone(old)
+        if [asked.call for asked in old.terms.calls] == [asked.call for asked in request.calls]:
+            raise UsageError("the edit changes nothing", hint="give other arguments, or approve it as it is")
         barred = (*old.terms.barred, by.user)
-        new = self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
-        if (again := self.find(connection, old.id, tenant=by.tenant)) and again.status in rows.LIVE:
-            self._settle(connection, again, to=ApprovalStatus.SUPERSEDED, by=by.user, reason=f"edited: {new.id}")
-        return new
+        return self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
 
     def decide(
         self,
@@ -143,12 +160,8 @@ class Approvals:
         told = self._clean(given_reason(reason, why="a rejection")) if verdict == "reject" or reason else ""
         approval = self._held(connection, identifier, tenant=by.tenant)
         self._check_eligible(approval.terms, by)
-        if not _plan.is_seen(approval.digest, seen=digest_seen):
-            raise RefusedError(
-                f"you saw something else than what approval {identifier} asks now",
-                hint=f"read it again: quell approval show {identifier}",
-                code="mismatch",
-            )
+        _check_seen(approval, digest_seen=digest_seen)
+        rows.sealed(connection, approval, signers=self._signers)
         if any((_plan.person(vote.voter), vote.verdict) == (_plan.person(by.user), verdict) for vote in approval.votes):
             return Decided(approval=approval, change="none", told=f"you said so already; it {_is(approval)}")
         if approval.status is not ApprovalStatus.REQUESTED:
@@ -169,6 +182,7 @@ class Approvals:
         if approval is None or approval.status not in rows.LIVE:
             return False
         self._settle(connection, approval, to=ApprovalStatus.SUPERSEDED, by="", reason=reason)
+        self._keep_account(connection, approval, reason=reason)
         return True
 
     def valid(self, connection: Connection, presented: Presented) -> int:
@@ -194,6 +208,8 @@ class Approvals:
             raise RefusedError(f"approval {terms.id} {_is(approval)}", hint="wait for people, then call again")
         if any(vote.verdict == "reject" for vote in approval.votes):
             raise RefusedError(f"approval {terms.id} was rejected", hint="ask for a new one", code="gone")
+        if self._audit is not None:
+            account.check(connection, approval, position=position)
         if not rows.use_step(connection, terms.id, position=position, at=now):
             raise RefusedError(f"approval {terms.id} was already used", hint="ask for a new approval", code="gone")
         if position == len(terms.calls) - 1:
@@ -259,6 +275,10 @@ class Approvals:
         connection.run("DELETE FROM quell_approval_replays WHERE at < :at", at=stamp(now - _REPLAY_KEPT))
         return rows.expire(connection, at=now)
 
+    def forget(self, connection: Connection, *, kept_for: timedelta) -> int:
+        """Remove requests that ended so long ago; what became of them stays in the audit log. Return how many."""
+        return rows.forget(connection, before=self._clock() - kept_for)
+
     def take_signature(self, connection: Connection, signature: str) -> None:
         """Take a webhook's signature, once, in the transaction that decides. Raises RefusedError for a repetition."""
         taken = connection.run(
@@ -307,19 +327,31 @@ class Approvals:
         if same := self._asked_before(connection, terms, sameness=sameness):
             return same
         calls = {asked.call.id for asked in terms.calls}
+        why, by = f"asked again otherwise: {terms.id}", ""
+        if supersedes:
+            why, by = f"edited: {terms.id}", barred[-1]
+        replaced = []
         for identifier in rows.live_of_run(connection, terms.run):
             old = self._load(connection, identifier, lock=self._database.for_update)
-            if old and old.status in rows.LIVE and not calls.isdisjoint(asked.call.id for asked in old.terms.calls):
-                self._settle(
-                    connection, old, to=ApprovalStatus.SUPERSEDED, by="", reason=f"asked again otherwise: {terms.id}"
-                )
+            is_same_call = old and not calls.isdisjoint(asked.call.id for asked in old.terms.calls)
+            if old and old.status in rows.LIVE and (is_same_call or old.id == supersedes):
+                self._settle(connection, old, to=ApprovalStatus.SUPERSEDED, by=by, reason=why)
+                replaced.append(old)
         if rows.count_open(connection, terms.tenant, at=terms.requested_at) >= self._open_max:
             raise BoundExceededError(
                 f"open approval requests of tenant {terms.tenant}", limit=self._open_max, hint="answer or void some"
             )
         _plan.check_size(terms)
         rows.insert(connection, terms, sameness=sameness)
+        rows.seal(connection, terms, principal=request.principal, signer=self._signers[0])
+        # Last: whoever has the end of the audit log waits for no row any more.
+        for old in replaced:
+            self._keep_account(connection, old, reason=why)
         return self._held(connection, terms.id, tenant=terms.tenant)
+
+    def _keep_account(self, connection: Connection, approval: Approval, *, reason: str) -> None:
+        if self._audit is not None:
+            self._audit.append(connection, account.void_entry(self._audit, approval, reason=reason))
 
     def _asked_before(self, connection: Connection, terms: ApprovalTerms, *, sameness: str) -> Approval | None:
         """Return the live request of exactly this. Raises RefusedError when people rejected the same calls in this run.
@@ -380,6 +412,7 @@ class Approvals:
         position = _plan.find_position(terms, call=presented.call.id)
         if approval.status not in rows.LIVE:
             raise _gone(approval)
+        rows.sealed(connection, approval, signers=self._signers)
         if position is None:
             raise _plan.refuse_drift(terms, ("the call itself",))
         if differences := _plan.drifted(terms, presented, position=position, digest=approval.digest):
@@ -458,6 +491,15 @@ def _sameness(terms: ApprovalTerms) -> str:
 def _unmoved(terms: ApprovalTerms) -> ApprovalTerms:
     """Return terms without their id, their times and the model's words."""
     return replace(terms, id="", requested_at=_EPOCH, expires_at=_EPOCH, explanation="")
+
+
+def _check_seen(approval: Approval, *, digest_seen: str) -> None:
+    if not _plan.is_seen(approval.digest, seen=digest_seen):
+        raise RefusedError(
+            f"you saw something else than what approval {approval.id} asks now",
+            hint=f"read it again: quell approval show {approval.id}",
+            code="mismatch",
+        )
 
 
 def _gone(approval: Approval) -> RefusedError:

@@ -31,6 +31,7 @@ from quell.domain import (
     Facts,
     Intent,
     Level,
+    OutcomeKind,
     Parked,
     Presented,
     Principal,
@@ -45,6 +46,7 @@ from quell.domain import (
     Verdict,
 )
 from quell.governance import _approval_rows as approval_rows
+from quell.governance._approval_account import use_of
 from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
 from quell.governance._autonomy import Autonomy
@@ -58,6 +60,8 @@ _HISTORY = timedelta(hours=1)
 _GRACE_S = 600.0
 _UNEARNED = Standing().level
 """How far everybody may go of whom nothing is known."""
+_ENDED_WELL = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
+"""Reads after which a plan goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,8 @@ class Passage:
     spender: Spender
     reservation: Reservation | None = None
     """Of a read; an effect reserves with its intent."""
+    used: Consumption | None = None
+    """The approval that a read used up."""
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -191,17 +197,23 @@ class Guard:
             if not _is_plain_read(request):
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
+            if used is not None:
+                entry = self._entry(AuditKind.DECISION, request, {**_reasons(ruling), **use_of(used)})
             # A key of its own each time: a read that comes again under its old id is done again, and costs again.
             reservation = self._reserve(connection, request, key=f"{request.call.id}.{self._entropy(8).hex()}")
             (record,) = self.audit.append(connection, entry)
         ids = {"audit": str(record.number)} | ({"approval": used.approval} if used else {})
-        return Passage(reservation=reservation, spender=_spender(request), ids=ids)
+        return Passage(reservation=reservation, spender=_spender(request), used=used, ids=ids)
 
     def end_read(self, request: CallRequest, passage: Passage, outcome: ToolOutcome) -> None:
         """Settle what a read reserved, and keep the account of how it ended."""
         assert passage.reservation is not None, "a read reserves"
-        entry = self._ended(request, _outcome_body(outcome))
+        used = passage.used
+        body = _outcome_body(outcome) | ({"approval": used.approval} if used is not None else {})
+        entry = self._ended(request, body)
         with self._database.writing(durability="written") as connection:
+            if used is not None:
+                self.approvals.step_ended(connection, used, ended="done" if outcome.kind in _ENDED_WELL else "failed")
             self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
             self.audit.append(connection, entry)
 
@@ -232,8 +244,7 @@ class Guard:
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
         self._reserve(connection, request, key=request.call.id)
-        body = {**_reasons(ruling), "revert": _plan_of(request)}
-        body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
+        body = {**_reasons(ruling), "revert": _plan_of(request), **use_of(used)}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
 
     def on_start(self, connection: Connection, request: CallRequest, effect: Effect) -> None:
@@ -263,6 +274,7 @@ class Guard:
             "effect": effect.key,
         }
         body |= {"attempts": effect.attempts, "result_digest": effect.result_digest}
+        body |= {"approval": effect.approval} if effect.approval else {}
         self.audit.append(connection, self._ended(request, body))
 
     # -- inside -----------------------------------------------------------------------------------------------------

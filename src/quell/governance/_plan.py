@@ -28,6 +28,7 @@ from quell.domain import (
 
 _DOMAIN = b"quell approval v1\n"
 _VOTE_DOMAIN = b"quell vote v1\n"
+_SEAL_DOMAIN = b"quell approval seal v1\n"
 _QUORUM_IRREVERSIBLE = 2
 _CALLS_MAX = 64
 _BODY_MAX_BYTES = 4_000_000
@@ -70,6 +71,11 @@ def digest_of(body: str) -> str:
 def vote_bytes(vote: Vote) -> bytes:
     """Return the bytes of a vote that are signed."""
     return _VOTE_DOMAIN + msgspec.json.encode(vote, order="sorted")
+
+
+def seal_bytes(digest: str, *, principal: str) -> bytes:
+    """Return the bytes of a request that are signed when it is asked: its digest, and whose it is."""
+    return _SEAL_DOMAIN + f"{digest}\n{principal}".encode()
 
 
 def check_request(request: ApprovalRequest) -> int:
