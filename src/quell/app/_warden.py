@@ -114,6 +114,7 @@ class Warden:
         reason: str,
         way: Way,
         signature: str = "",
+        answers: Mapping[str, object] | None = None,
     ) -> Decided:
         """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
         from quell.app._votes import vote  # noqa: PLC0415 - as above
@@ -128,6 +129,7 @@ class Warden:
             reason=reason,
             way=way,
             signature=signature,
+            answers=answers,
         )
 
     async def shown(self, approval: Approval) -> Approval:

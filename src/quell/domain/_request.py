@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quell.domain._guard import FrozenCall, Principal, Tool
+from quell.domain._incident import ToolCall
 from quell.domain._ledger import Fence
 from quell.domain._mcp import NeedsPeople
 from quell.domain._resilience import Priority
@@ -51,3 +52,17 @@ class CallRequest:
     """What the inventory knows of the resource, as people are shown it."""
     needs: NeedsPeople | None = None
     """What the server asked about it before: approving the call is the answer, and nothing else lets it through."""
+    edited: str = ""
+    """Approval of the edit that put these arguments in the place of the caller's; empty: nobody edited it."""
+    answers: str = ""
+    """JSON object of what people filled into the server's form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCall:
+    """One call of a plan, with what people shall be shown of it."""
+
+    wanted: ToolCall
+    diff: str = ""
+    revert: str = "[]"
+    facts: tuple[tuple[str, str], ...] = ()

@@ -6,7 +6,7 @@ Every function that writes takes the caller's transaction, so that an approval i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,7 @@ from quell.domain import (
     Decided,
     DriftError,
     Entropy,
+    FrozenCall,
     Presented,
     Principal,
     RefusedError,
@@ -35,7 +36,7 @@ from quell.domain import (
 )
 from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
-from quell.governance import _break_glass, _notices, _plan, _question, _signing
+from quell.governance import _break_glass, _form, _notices, _plan, _question, _signing
 from quell.governance._approval_rows import approvers, stamp
 from quell.governance._break_glass import BreakGlassRows, check_person, given_reason
 from quell.runs import Connection, Database
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _ASK_LOCK = 0x5155454C4C44
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXPIRES_MAX_S = 86_400.0
+_EDITS_MAX = 64
 _REPLAY_KEPT = timedelta(days=2)
 _REPLAYS = (
     "CREATE TABLE IF NOT EXISTS quell_approval_replays (signature TEXT PRIMARY KEY, at TEXT NOT NULL)",
@@ -65,6 +67,8 @@ class Approvals:
     """Builds one approver's service: its requests, and what its answers are worth."""
     show = staticmethod(_question.shown)
     """Renders the question of an approval: whole, or a link where it does not fit."""
+    form_of = staticmethod(_form.form_of)
+    """Reads what servers want filled in by people."""
     visible = staticmethod(_question.visible)
     """Names every character of a text that does not show itself."""
     approval_id_of = staticmethod(_signing.approval_id_of)
@@ -113,17 +117,6 @@ class Approvals:
         """
         return self._ask(connection, request, expires_s=expires_s, barred=(request.principal.user,), supersedes="")
 
-    def editable(
-        self, connection: Connection, identifier: str, *, by: Principal, digest_seen: str
-    ) -> tuple[Approval, Principal]:
-        """Return a request that a person may edit, held, and whose it is. Raises RefusedError when they may not."""
-        old = self._held(connection, identifier, tenant=by.tenant)
-        self._check_eligible(old.terms, by)
-        _check_seen(old, digest_seen=digest_seen)
-        if old.status not in rows.LIVE:
-            raise _gone(old)
-        return old, rows.sealed(connection, old, signers=self._signers)
-
     def edit(
         self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal, digest_seen: str
     ) -> Approval:
@@ -132,7 +125,8 @@ class Approvals:
         Raises RefusedError when the old one is settled, is another's, may not be decided by this person, is not what
         they saw, or would not change.
         """
-        old, _ = self.editable(connection, identifier, by=by, digest_seen=digest_seen)
+        old = self._held(connection, identifier, tenant=by.tenant)
+        self.editable(connection, old, by=by, digest_seen=digest_seen)
         asker = (request.principal.tenant, request.principal.user, request.calls[0].call.run if request.calls else "")
         if asker != (old.terms.tenant, old.terms.requester, old.terms.run):
             raise RefusedError("an edit is of the same run for the same person", hint="ask anew instead")
@@ -140,6 +134,54 @@ class Approvals:
             raise UsageError("the edit changes nothing", hint="give other arguments, or approve it as it is")
         barred = (*old.terms.barred, by.user)
         return self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
+
+    def editable(self, connection: Connection, old: Approval, *, by: Principal, digest_seen: str) -> Principal:
+        """Return whose request it is that a person wants to edit. Raises RefusedError when they may not."""
+        self._check_eligible(old.terms, by)
+        _check_seen(old, digest_seen=digest_seen)
+        if old.status not in rows.LIVE:
+            raise _gone(old)
+        return rows.sealed(connection, old, signers=self._signers)
+
+    def edited(self, connection: Connection, call: FrozenCall, *, tenant: str) -> tuple[str, str] | None:
+        """Return the approval and the arguments that people put in the place of a call's; None when nobody did.
+
+        Raises RefusedError when their edit has ended unused: the call as it was does not come back by that.
+        """
+        if not (_plan.is_plain(call.run) and _plan.is_plain(call.id)):
+            return None
+        newest = self.find(connection, rows.find_of_call(connection, run=call.run, call=call.id) or "", tenant=tenant)
+        if newest is None or not newest.terms.supersedes:
+            return None
+        chain, older = [newest], newest.terms.supersedes
+        while older and len(chain) < _EDITS_MAX and (found := self.find(connection, older, tenant=tenant)):
+            chain.append(found)
+            older = found.terms.supersedes
+        rows.sealed(connection, newest, signers=self._signers)
+        known = {asked.call.digest for each in chain for asked in each.terms.calls if asked.call.id == call.id}
+        if call.digest not in known:
+            return None
+        if newest.status not in {*rows.LIVE, ApprovalStatus.CONSUMED}:
+            raise RefusedError(
+                f"people edited this call, and the edit, approval {newest.id}, {_is(newest)}",
+                hint="what was asked before the edit is void; make a new call, under a new id",
+                code="gone",
+            )
+        position = _plan.find_position(newest.terms, call=call.id)
+        assert position is not None, "it was found by its call"
+        return newest.id, newest.terms.calls[position].call.arguments
+
+    def answers(self, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
+        """Return what those who approved a call filled into its server's form; empty when nobody did.
+
+        Raises RefusedError when they do not say the same: nothing may be sent then.
+        """
+        identifier = rows.find_of_call(connection, run=call.run, call=call.id) or ""
+        approval = self.find(connection, identifier, tenant=tenant)
+        said = {vote.answers for vote in approval.votes if vote.verdict == "approve"} if approval else set()
+        if len(said) != 1:
+            raise RefusedError("those who approved it do not say the same to the server", hint="ask anew")
+        return said.pop()
 
     def decide(
         self,
@@ -150,12 +192,15 @@ class Approvals:
         verdict: Literal["approve", "reject"],
         digest_seen: str,
         reason: str = "",
+        answers: Mapping[str, object] | None = None,
     ) -> Decided:
         """Count one person's answer; the quorum decides, one rejection too.
 
+        `answers` fill in the form of the tool's server, where there is one; everybody who approves gives the same.
+
         Raises:
             RefusedError: `unknown` here, `forbidden` to this person, not what was seen (`mismatch`), or too late (`gone`).
-            UsageError: a rejection without a reason, or less of the digest than identifies it.
+            UsageError: a rejection without a reason, less of the digest than identifies it, or a form not filled in.
         """
         told = self._clean(given_reason(reason, why="a rejection")) if verdict == "reject" or reason else ""
         approval = self._held(connection, identifier, tenant=by.tenant)
@@ -166,7 +211,8 @@ class Approvals:
             return Decided(approval=approval, change="none", told=f"you said so already; it {_is(approval)}")
         if approval.status is not ApprovalStatus.REQUESTED:
             raise _gone(approval)
-        self._vote(connection, approval, by=by, verdict=verdict, reason=told)
+        given = self._filled(approval, answers or {}) if verdict == "approve" else ""
+        self._vote(connection, approval, by=by, verdict=verdict, reason=told, answers=given)
         after = self._held(connection, identifier, tenant=by.tenant)
         if verdict == "reject":
             self._settle(connection, after, to=ApprovalStatus.REJECTED, by=by.user, reason=told)
@@ -186,12 +232,16 @@ class Approvals:
         return True
 
     def valid(self, connection: Connection, presented: Presented) -> int:
-        """Count the people who approved exactly what stands ready, for the facts of policy; 0 when anything differs."""
+        """Count the people who approved exactly what stands ready, for the facts of policy.
+
+        0 when anything differs, and while a plan waits for more of them than this call of it would need.
+        """
         try:
             approval, _ = self._standing(connection, presented, lock="")
         except RefusedError:
             return 0
-        return len(approvers(approval.votes))
+        people = len(approvers(approval.votes))
+        return people if len(approval.terms.calls) == 1 or people >= approval.terms.quorum else 0
 
     def consume(self, connection: Connection, presented: Presented) -> Consumption:
         """Use up the approval of a call, in the transaction that writes the intent of its effect.
@@ -399,6 +449,10 @@ class Approvals:
             expires_at=now + timedelta(seconds=lasts_s),
         )
 
+    def standing(self, connection: Connection, presented: Presented) -> Approval:
+        """Return the approval of exactly what stands ready, decided or not. Raises as `consume` does."""
+        return self._standing(connection, presented, lock="")[0]
+
     def _standing(self, connection: Connection, presented: Presented, *, lock: str) -> tuple[Approval, int]:
         """Return the approval of what stands ready, and which of its calls that is, when nothing differs."""
         run, principal = presented.call.run, presented.principal
@@ -439,6 +493,20 @@ class Approvals:
                 f"{by.user} has none of the roles that may decide", hint=f"roles: {', '.join(terms.approver_roles)}"
             )
 
+    def _filled(self, approval: Approval, answers: Mapping[str, object]) -> str:
+        """Return what is filled into a server's form. Raises UsageError, or RefusedError when others said otherwise."""
+        told = _form.filled(approval.terms.calls, answers)
+        if self._clean(told) != told:
+            raise UsageError("an answer holds a secret of ours", hint="no server is told one through a form")
+        others = {vote.answers for vote in approval.votes if vote.verdict == "approve"}
+        if others - {told}:
+            raise RefusedError(
+                f"somebody filled in the form of approval {approval.id} otherwise: {', '.join(sorted(others))}",
+                hint="read it again, and give the same answers, or reject it",
+                code="mismatch",
+            )
+        return told
+
     def _vote(
         self,
         connection: Connection,
@@ -447,6 +515,7 @@ class Approvals:
         by: Principal,
         verdict: Literal["approve", "reject"],
         reason: str,
+        answers: str,
     ) -> None:
         now = self._clock()
         vote = Vote(
@@ -458,6 +527,7 @@ class Approvals:
             roles=tuple(sorted(set(by.roles) & set(approval.terms.approver_roles))),
             reason=reason,
             at=now,
+            answers=answers,
         )
         took_ms = int((now - approval.terms.requested_at) / timedelta(milliseconds=1))
         signature = self._signers[0].sign(_plan.vote_bytes(vote))

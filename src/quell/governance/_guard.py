@@ -7,16 +7,13 @@ lets it go: between a verdict and its use nothing can change unseen.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
 from quell.domain import (
-    ApprovalRequest,
-    AskedCall,
     AuditEntry,
     AuditKind,
     AutonomyScope,
@@ -30,17 +27,14 @@ from quell.domain import (
     Entropy,
     Facts,
     Intent,
-    Level,
     OutcomeKind,
     Parked,
-    Presented,
     Principal,
     RefusedError,
     Reservation,
     Spender,
     Standing,
     SwitchState,
-    ToolClass,
     ToolOutcome,
     UsageError,
     Verdict,
@@ -48,10 +42,21 @@ from quell.domain import (
 from quell.governance import _approval_rows as approval_rows
 from quell.governance._approval_account import use_of
 from quell.governance._approvals import Approvals
+from quell.governance._asking import (
+    Asking,
+    Ruling,
+    asked_anyway,
+    flat,
+    is_plain_read,
+    needs_people,
+    plan_of,
+    presented_of,
+    reasons,
+)
 from quell.governance._audit import Audit
 from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
-from quell.governance._policy import SERVER_ASKS, PolicySet
+from quell.governance._policy import PolicySet
 from quell.governance._policy_schema import effective_class
 from quell.governance._switches import Switches
 from quell.runs import Connection, Database, Ledger
@@ -62,17 +67,6 @@ _UNEARNED = Standing().level
 """How far everybody may go of whom nothing is known."""
 _ENDED_WELL = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Reads after which a plan goes on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ruling:
-    """A verdict, the facts it rests on, and the approval that made it a permit."""
-
-    verdict: Verdict
-    facts: Facts
-    acting: Principal
-    """Who was decided about: the caller, at the level that was earned."""
-    presented: Presented | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +112,8 @@ class Guard:
         self._clock = clock
         self._entropy = entropy
         self._services = services
+        self.people = Asking(database, approvals=approvals, audit=audit, judge=self._decide, entry=self._entry)
+        """Who asks people: about a call, a plan, or what they made of one."""
 
     def enter(self, request: CallRequest) -> Passage | Parked | Verdict:
         """Decide about a call: let it through, ask people, or say no; each is on record before this returns.
@@ -130,7 +126,7 @@ class Guard:
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
-        if _is_plain_read(request):
+        if is_plain_read(request):
             ruling = self._read_ruling(request)
             if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
@@ -139,14 +135,19 @@ class Guard:
                 return Passage(spender=_spender(request))
             ruling = self._decide(connection, request, lock="none")
         match ruling.verdict.decision:
+            case "ask" if request.caller.approval or request.edited:
+                return self.people.go_on(request, ruling)
             case "ask":
-                return self._park(request, ruling)
+                return self.people.park(request, ruling)
             case "permit":
                 is_effect = request.tool.tool_class.is_effect
                 return Passage(spender=_spender(request)) if is_effect else self._begin_read(request, ruling)
             case "deny":
-                self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
+                self.audit.note(self._entry(AuditKind.DECISION, request, reasons(ruling)))
                 return ruling.verdict
+
+    is_plain = staticmethod(is_plain_read)
+    """Tells whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
 
     def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
         """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
@@ -154,51 +155,18 @@ class Guard:
         body = {"tool": tool[:200], "tool_digest": digest, "reason": reason[:2000]}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=run, principal=principal, body=body))
 
-    def _park(self, request: CallRequest, ruling: _Ruling) -> Parked:
-        """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
-        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
-        asked = AskedCall(
-            call=request.call,
-            tool_class=request.tool.tool_class,
-            diff=request.diff,
-            revert_plan=_plan_of(request),
-            facts=(*request.facts, *_words_of_server(request)),
-        )
-        wish = ApprovalRequest(
-            principal=request.caller.principal,
-            calls=(asked,),
-            verdict=ruling.verdict,
-            evidence_digest=request.caller.evidence_digest,
-            explanation=request.explanation,
-        )
-        with self._database.writing() as connection:
-            approval = self.approvals.ask(connection, wish)
-            body = {"approval": approval.id, "digest": approval.digest, "call": request.call.digest}
-            told = self.audit.entry(
-                AuditKind.APPROVAL, run=request.call.run, principal=request.caller.principal.user, body=body
-            )
-            self.audit.append(connection, entry, told)
-        return Parked(
-            call=request.call.id,
-            approval=approval.id,
-            digest=approval.digest,
-            expires_at=approval.terms.expires_at,
-            quorum=approval.terms.quorum,
-            approver_roles=approval.terms.approver_roles,
-        )
-
     # -- reads: let through, and counted when they have ended ------------------------------------------------------
 
-    def _begin_read(self, request: CallRequest, ruling: _Ruling) -> Passage:
+    def _begin_read(self, request: CallRequest, ruling: Ruling) -> Passage:
         """Let a read through: use its approval up if it needed one, reserve, and keep the account, together."""
         needs_people = ruling.presented is not None
-        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
+        entry = self._entry(AuditKind.DECISION, request, reasons(ruling))
         with self._database.writing(durability="flushed" if needs_people else "written") as connection:
-            if not _is_plain_read(request):
+            if not is_plain_read(request):
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
             if used is not None:
-                entry = self._entry(AuditKind.DECISION, request, {**_reasons(ruling), **use_of(used)})
+                entry = self._entry(AuditKind.DECISION, request, {**reasons(ruling), **use_of(used)})
             # A key of its own each time: a read that comes again under its old id is done again, and costs again.
             reservation = self._reserve(connection, request, key=f"{request.call.id}.{self._entropy(8).hex()}")
             (record,) = self.audit.append(connection, entry)
@@ -233,7 +201,7 @@ class Guard:
             user=caller.principal.user,
             tenant=caller.principal.tenant,
             workflow_digest=caller.principal.workflow_digest,
-            revert=_plan_of(request),
+            revert=plan_of(request),
             approval=approval,
             timeout_s=request.tool.timeout_s,
             quiet_s=request.tool.timeout_s,
@@ -244,7 +212,7 @@ class Guard:
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
         self._reserve(connection, request, key=request.call.id)
-        body = {**_reasons(ruling), "revert": _plan_of(request), **use_of(used)}
+        body = {**reasons(ruling), "revert": plan_of(request), **use_of(used)}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
 
     def on_start(self, connection: Connection, request: CallRequest, effect: Effect) -> None:
@@ -279,33 +247,34 @@ class Guard:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _read_ruling(self, request: CallRequest) -> _Ruling:
+    def _read_ruling(self, request: CallRequest) -> Ruling:
         """Decide about a plain read from memory: it has no history, takes nothing out, and stops are known well enough."""
         stops = self.switches.glance()
         facts, acting = _stop_facts(request, stops, is_emergency=False), request.caller.principal
         if acting.level > _UNEARNED:
             # What was earned stands in the journal: who needs more than anybody has is decided about there.
             acting = replace(acting, level=_UNEARNED)
-        return _Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
+        return Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
 
-    def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
+    def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
         acting = self._acting(connection, request)
         verdict = self._verdict(request, acting, facts)
-        if verdict.decision == "permit" and request.needs is not None:
-            verdict = _asked_by_server(request, verdict)
+        is_extra = verdict.decision == "permit" and needs_people(request)
+        if is_extra:
+            verdict = asked_anyway(request, verdict)
         if verdict.decision != "ask":
-            return _Ruling(verdict=verdict, facts=facts, acting=acting)
-        presented = _presented(request, verdict)
+            return Ruling(verdict=verdict, facts=facts, acting=acting)
+        presented = presented_of(request, verdict)
         people = self.approvals.valid(connection, presented)
-        if people and (request.needs is None or people >= verdict.quorum):
+        if people and (not (is_extra or request.needs) or people >= verdict.quorum):
             counted = replace(facts, approvals=people)
             again = self._verdict(request, acting, counted)
             if again.decision == "permit":
-                return _Ruling(verdict=again, facts=counted, acting=acting, presented=presented)
-        return _Ruling(verdict=verdict, facts=facts, acting=acting)
+                return Ruling(verdict=again, facts=counted, acting=acting, presented=presented)
+        return Ruling(verdict=verdict, facts=facts, acting=acting)
 
     def _acting(self, connection: Connection, request: CallRequest) -> Principal:
         """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says.
@@ -328,7 +297,7 @@ class Guard:
     def _verdict(self, request: CallRequest, acting: Principal, facts: Facts) -> Verdict:
         return self.policy.admit(request.call, tool=request.tool, principal=acting, facts=facts)
 
-    def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
+    def _use(self, connection: Connection, request: CallRequest, ruling: Ruling) -> Consumption | None:
         """Use up what made it a permit. Raises RefusedError when it is none."""
         if ruling.verdict.decision != "permit":
             raise RefusedError(
@@ -376,7 +345,12 @@ class Guard:
 
     def _approval_of(self, connection: Connection, request: CallRequest) -> str:
         call = request.call
-        return request.caller.approval or approval_rows.find_of_call(connection, run=call.run, call=call.id) or ""
+        return (
+            request.edited
+            or request.caller.approval
+            or approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            or ""
+        )
 
     def _people_of(self, connection: Connection, effect: Effect) -> int:
         """Count who approved an effect. Raises RefusedError when its time is over: a crash makes no old yes a new one."""
@@ -412,9 +386,9 @@ class Guard:
             "pin": call.pin,
             "digest": call.digest,
             "arguments": call.arguments,
-            "resource": _flat(call.resource),
+            "resource": flat(call.resource),
             "evidence_digest": request.caller.evidence_digest,
-            "principal": _flat(principal),
+            "principal": flat(principal),
         }
         return self.audit.entry(kind, run=call.run, principal=principal.user, body={**told, **body})
 
@@ -427,44 +401,6 @@ class Guard:
         )
 
 
-def _flat(value: object) -> dict[str, object]:
-    """Write a flat dataclass as JSON has it: tuples as lists, numbers that are names as numbers."""
-    assert is_dataclass(value)
-    found: dict[str, object] = {}
-    for each in fields(value):
-        held = getattr(value, each.name)
-        found[each.name] = list(held) if isinstance(held, tuple) else int(held) if isinstance(held, Level) else held
-    return found
-
-
-def _reasons(ruling: _Ruling) -> dict[str, object]:
-    return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts), "principal": _flat(ruling.acting)}
-
-
-def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
-    """Turn a permit into a question: policy lets the call through, and its server wants people."""
-    return replace(
-        verdict,
-        decision="ask",
-        policies=(SERVER_ASKS, *verdict.policies),
-        reason="the server asks people before it goes on",
-        approver_roles=("approver", "admin"),
-        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
-    )
-
-
-def _words_of_server(request: CallRequest) -> tuple[tuple[str, str], ...]:
-    """Return what the server asks, as a fact about it: its words, not ours."""
-    asks = request.needs.asks if request.needs is not None else ()
-    return tuple(("the server asks, in its own words", f"{ask.message} {ask.url}".strip()) for ask in asks)
-
-
-def _is_plain_read(request: CallRequest) -> bool:
-    """Tell whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
-    tool = request.tool
-    return tool.tool_class is ToolClass.READ and not tool.resource.destination and request.needs is None
-
-
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
     principal = request.caller.principal
     return Facts(
@@ -472,26 +408,6 @@ def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool)
         is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
         is_break_glass=is_emergency,
     )
-
-
-def _presented(request: CallRequest, verdict: Verdict) -> Presented:
-    return Presented(
-        principal=request.caller.principal,
-        call=request.call,
-        policy_digest=verdict.policy_digest,
-        evidence_digest=request.caller.evidence_digest,
-        diff=request.diff,
-        revert_plan=_plan_of(request),
-        approval=request.caller.approval,
-    )
-
-
-def _plan_of(request: CallRequest) -> str:
-    """Return the calls that undo an effect: what the caller prepared, else the tool's own way back."""
-    if request.revert != "[]" or not request.tool.revert:
-        return request.revert
-    call = {"tool": request.tool.revert, "arguments": json.loads(request.call.arguments)}
-    return json.dumps([call], sort_keys=True, separators=(",", ":"))
 
 
 def _spender(request: CallRequest) -> Spender:

@@ -44,7 +44,11 @@ def person(subject: str) -> str:
 def written(terms: ApprovalTerms) -> str:
     """Write terms as canonical JSON: sorted keys, no spaces. Raises RefusedError when a text of it is not Unicode."""
     try:
-        return msgspec.json.encode(terms, order="sorted").decode()
+        told = msgspec.to_builtins(terms, order="sorted")
+        for asked in told["calls"]:
+            if not asked["form"]:  # as it was written before there were forms: what was asked then still holds
+                del asked["form"]
+        return msgspec.json.encode(told, order="sorted").decode()
     except UnicodeEncodeError as error:
         raise RefusedError(
             "the request holds half a character (a lone surrogate) and cannot be written",
@@ -70,7 +74,10 @@ def digest_of(body: str) -> str:
 
 def vote_bytes(vote: Vote) -> bytes:
     """Return the bytes of a vote that are signed."""
-    return _VOTE_DOMAIN + msgspec.json.encode(vote, order="sorted")
+    told = msgspec.to_builtins(vote, order="sorted")
+    if not vote.answers:
+        del told["answers"]
+    return _VOTE_DOMAIN + msgspec.json.encode(told, order="sorted")
 
 
 def seal_bytes(digest: str, *, principal: str) -> bytes:
@@ -194,6 +201,7 @@ def _ready(terms: ApprovalTerms, presented: Presented, *, position: int) -> Appr
         diff=presented.diff,
         revert_plan=presented.revert_plan,
         facts=asked.facts,
+        form=asked.form,
     )
     return replace(
         terms,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from quell import telemetry
 from quell.domain import (
+    Approval,
     BoundExceededError,
     CallRequest,
     Clock,
@@ -27,6 +29,8 @@ from quell.domain import (
     OverloadError,
     PadOwner,
     Parked,
+    PlannedCall,
+    Principal,
     QuellError,
     Recovery,
     RefusedError,
@@ -35,11 +39,12 @@ from quell.domain import (
     ToolCaller,
     ToolOutcome,
     Unclear,
+    UsageError,
     Verdict,
 )
 from quell.governance import Guard, Passage, Redactor, freeze
 from quell.runs import Connection, Database, Ledger
-from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round, replies_of
+from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
@@ -106,27 +111,11 @@ class Toolbox:
 
         Raises JournalError when the account cannot be kept: then nothing was done.
         """
+        planned = PlannedCall(wanted=wanted, diff=diff, revert=revert, facts=facts)
         try:
-            entry = self._registry.find(wanted.tool)
-            frozen = freeze(
-                entry.tool,
-                run=caller.run,
-                call=wanted.id,
-                arguments=wanted.arguments,
-                environment=self._environment,
-            )
-            self._refuse_secrets(wanted.id, frozen.arguments, revert)
+            request, entry = self._requested(planned, caller=caller, explanation=explanation)
         except RefusedError as refusal:
             return await self._turned_away(wanted, caller, refusal)
-        request = CallRequest(
-            call=frozen,
-            tool=entry.tool,
-            caller=caller,
-            diff=self._redactor.text(diff),
-            revert=revert,
-            explanation=self._redactor.text(explanation),
-            facts=tuple((name, self._redactor.text(told)) for name, told in facts),
-        )
         with telemetry.span("execute_tool", {"gen_ai.tool.name": entry.tool.name, "quell.run": caller.run}):
             ended = await self._decided(request, entry)
         _tell(request, ended)
@@ -136,11 +125,103 @@ class Toolbox:
         """Delete what servers asked before then about calls of runs that are gone; return how many."""
         return self._asks.retain(connection, before=before)
 
+    async def propose(
+        self, plan: Sequence[PlannedCall], *, caller: ToolCaller, explanation: str = ""
+    ) -> Parked | ToolOutcome:
+        """Ask people about a whole plan as one; nothing of it is done yet.
+
+        When they have approved it, make its calls in their order by `call`, each with `approval` of the caller set to
+        the plan's. Any other call under it voids what is left. A plan that cannot be asked about is a denied outcome.
+        Raises JournalError when the account cannot be kept.
+        """
+        requests = []
+        for planned in plan:
+            try:
+                requests.append(self._requested(planned, caller=caller, explanation=explanation)[0])
+            except RefusedError as refusal:
+                return await self._turned_away(planned.wanted, caller, refusal)
+        first = ToolCall(id="plan", tool="plan", arguments="{}") if not plan else plan[0].wanted
+        try:
+            ended = await asyncio.to_thread(self._guard.people.propose, requests)
+        except (RefusedError, BoundExceededError, UsageError) as refusal:
+            return await self._turned_away(first, caller, refusal)
+        _tell(requests[0], ended)
+        return ended
+
+    async def edit(
+        self, approval: str, *, arguments: str, by: Principal, digest_seen: str, way: Literal["cli", "api"]
+    ) -> Approval:
+        """Put other arguments in the place of those that people were asked about; the call that waits runs with these.
+
+        Raises:
+            RefusedError: as `Approvals.edit` does; or the arguments are refused, or policy denies them.
+            UsageError: the edit changes nothing, or it is no request that can be edited.
+        """
+        return await asyncio.to_thread(
+            self._edit, approval, arguments=arguments, by=by, digest_seen=digest_seen, way=way
+        )
+
+    def _edit(self, approval: str, *, arguments: str, by: Principal, digest_seen: str, way: str) -> Approval:
+        try:
+            old, request = self._rewritten(approval, arguments=arguments, by=by, digest_seen=digest_seen)
+        except (RefusedError, UsageError) as error:
+            self._guard.people.refuse(approval, by=by, way=way, error=error)
+            raise
+        return self._guard.people.edit(old, request, by=by, digest_seen=digest_seen, way=way)
+
+    def _rewritten(
+        self, approval: str, *, arguments: str, by: Principal, digest_seen: str
+    ) -> tuple[Approval, CallRequest]:
+        """Freeze what somebody wants instead, for whoever asked at first."""
+        approvals = self._guard.approvals
+        with self._database.reading() as connection:
+            old = approvals.find(connection, approval, tenant=by.tenant)
+            if old is None:
+                raise RefusedError(f"there is no approval {approval[:100]!r}", hint="list them", code="unknown")
+            whose = approvals.editable(connection, old, by=by, digest_seen=digest_seen)
+        (asked, *others) = old.terms.calls
+        if others or is_round(asked.call.id):
+            what = "a plan" if others else "a call that its server asked about"
+            raise UsageError(f"{what} can not be edited", hint="reject it with a reason; the run asks anew")
+        told = (("edited by", by.user), ("arguments before the edit", asked.call.arguments))
+        kept = tuple(fact for fact in asked.facts if fact[0] not in dict(told))
+        # No dry run and no way back that the caller prepared: they are of the old arguments.
+        planned = PlannedCall(
+            wanted=ToolCall(id=asked.call.id, tool=asked.call.tool, arguments=arguments), facts=(*kept, *told)
+        )
+        caller = ToolCaller(principal=whose, run=old.terms.run, evidence_digest=old.terms.evidence_digest)
+        request, _ = self._requested(planned, caller=caller, explanation="")
+        if self._guard.is_plain(request):
+            # Reads are let through from memory: nothing would look for the edit when the call comes again.
+            raise UsageError(
+                "a call that only reads can not be edited", hint="reject it; the run asks for what it needs"
+            )
+        return old, replace(request, edited=old.id)
+
+    def _requested(self, planned: PlannedCall, *, caller: ToolCaller, explanation: str) -> tuple[CallRequest, Entry]:
+        """Freeze a call under the pinned definition of its tool. Raises RefusedError."""
+        wanted = planned.wanted
+        entry = self._registry.find(wanted.tool)
+        frozen = freeze(
+            entry.tool, run=caller.run, call=wanted.id, arguments=wanted.arguments, environment=self._environment
+        )
+        self._refuse_secrets(wanted.id, frozen.arguments, planned.revert)
+        request = CallRequest(
+            call=frozen,
+            tool=entry.tool,
+            caller=caller,
+            diff=self._redactor.text(planned.diff),
+            revert=planned.revert,
+            explanation=self._redactor.text(explanation),
+            facts=tuple((name, self._redactor.text(told)) for name, told in planned.facts),
+        )
+        return request, entry
+
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         """Have it decided, and done if it may be."""
         try:
-            if is_round(request.call.id):
-                request = await asyncio.to_thread(self._continued, request)
+            if is_round(request.call.id) or not self._guard.is_plain(request):
+                request = await asyncio.to_thread(self._taken_up, request)
             way = await asyncio.to_thread(self._guard.enter, request)
             match way:
                 case Parked():
@@ -149,7 +230,7 @@ class Toolbox:
                     return _denied(request, way)
             effect = entry.tool.tool_class.is_effect
             outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
-            return await self._handed_over(request, outcome)
+            return await self._handed_over(request, _with_edit(request, outcome))
         except NeedsPeopleError as asked:
             return await asyncio.to_thread(self._ask_people, request, asked.needs)
         except (RefusedError, BoundExceededError) as refusal:
@@ -159,11 +240,29 @@ class Toolbox:
 
     # -- questions of servers ---------------------------------------------------------------------------------------
 
-    def _continued(self, request: CallRequest) -> CallRequest:
-        """Take up what a server asked about this call before."""
+    def _taken_up(self, request: CallRequest) -> CallRequest:
+        """Take up what people or a server said about this call before: other arguments, or a question.
+
+        Raises RefusedError when people edited it and their edit is void: the call as it was is not done instead.
+        """
+        call = request.call
         with self._database.reading() as connection:
-            needs = self._asks.find(connection, run=request.call.run, call=request.call.id)
-        return replace(request, needs=needs)
+            if is_round(call.id):
+                return replace(request, needs=self._asks.find(connection, run=call.run, call=call.id))
+            tenant = request.caller.principal.tenant
+            edit = self._guard.approvals.edited(connection, call, tenant=tenant)
+        if edit is None:
+            return request
+        approval, arguments = edit
+        frozen = freeze(request.tool, run=call.run, call=call.id, arguments=arguments, environment=self._environment)
+        return replace(request, call=frozen, edited=approval, diff="", revert="[]", explanation="")
+
+    def _answered(self, request: CallRequest) -> CallRequest:
+        """Take up what people filled into the server's form. Raises RefusedError when they do not say the same."""
+        tenant = request.caller.principal.tenant
+        with self._database.reading() as connection:
+            said = self._guard.approvals.answers(connection, request.call, tenant=tenant)
+        return replace(request, answers=said)
 
     def _ask_people(self, request: CallRequest, needs: NeedsPeople) -> ToolOutcome | Parked:
         """Ask people what a server asks, about the same call under an id of its own; their approval is the answer."""
@@ -171,7 +270,7 @@ class Toolbox:
         asks = tuple(replace(ask, message=self._redactor.text(ask.message)) for ask in needs.asks)
         needs = replace(needs, asks=asks)
         identifier = next_round(request.call.id)
-        if identifier is None or replies_of(needs.asks) is None:
+        if identifier is None or self._guard.approvals.form_of(needs.asks) is None:
             asked = "; ".join(ask.message for ask in needs.asks)
             told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
             return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
@@ -203,6 +302,8 @@ class Toolbox:
         Raises OverloadError and RefusedError when nothing was sent, and NeedsPeopleError when the server asks first;
         whatever else a hand raises is an outcome.
         """
+        if request.needs is not None:
+            request = await asyncio.to_thread(self._answered, request)
         began_s = self._monotonic()
         deadline_s = min(request.caller.deadline_s, request.tool.timeout_s)
 
@@ -314,7 +415,7 @@ class Toolbox:
             return replace(clean, kind=OutcomeKind.TRUNCATED, content="", detail=f"the result was not kept: {error}")
         return replace(clean, content=spilled.head, is_json=False, handle=spilled.handle)
 
-    async def _turned_away(self, wanted: ToolCall, caller: ToolCaller, refusal: RefusedError) -> ToolOutcome:
+    async def _turned_away(self, wanted: ToolCall, caller: ToolCaller, refusal: QuellError) -> ToolOutcome:
         told = self._redactor.text(f"{refusal}; {refusal.hint}" if refusal.hint else str(refusal))[:_TOLD_MAX_CHARS]
         tool = self._redactor.text(wanted.tool)
         await asyncio.to_thread(
@@ -370,6 +471,14 @@ def _tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
         elapsed_ms=round(ended.elapsed_ms, 1),
         size_bytes=ended.size_bytes,
     )
+
+
+def _with_edit(request: CallRequest, outcome: ToolOutcome) -> ToolOutcome:
+    """Say that people put other arguments in the place of the caller's: what came back is of those."""
+    if not request.edited:
+        return outcome
+    told = {"edited": request.edited, "arguments": request.call.arguments}
+    return replace(outcome, evidence={**outcome.evidence, **told})
 
 
 def _denied(request: CallRequest, verdict: Verdict) -> ToolOutcome:
