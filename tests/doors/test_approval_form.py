@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from quell.config import McpServerSettings, Secret
-from quell.domain import Approval, OutcomeKind, Parked, RefusedError, ToolClass, ToolOutcome, ToolTerms, UsageError
+from quell.domain import (
+    Approval,
+    OutcomeKind,
+    Parked,
+    Recovery,
+    RefusedError,
+    ToolClass,
+    ToolOutcome,
+    ToolTerms,
+    UsageError,
+)
 from quell.tools import Pins
 from tests import _mcp_rogue
 from tests._mcp_rogue import Rogue, rogue
@@ -20,7 +30,7 @@ from tests.doors._hand_bench import Room, hand_room, person
 pytestmark = pytest.mark.timeout(60)
 
 HELD = "hunter2-correct-horse-battery"
-BOB, CAT = (person(name, "approver") for name in ("bob", "cat"))
+BOB, CAT, DAN = (person(name, "approver") for name in ("bob", "cat", "dan"))
 FORM: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -103,6 +113,41 @@ def test_those_who_approve_fill_it_in_alike_and_the_server_gets_exactly_that(
         parked = await room.call("park", call="q", n=2)
         assert isinstance(parked, Parked)
         assert sum("inputResponses" in sent for sent in server.calls) == 1, "another call is not told it"
+
+    told(tmp_path, story)
+
+
+def test_a_server_that_asks_about_an_edited_call_goes_on_with_the_edited_arguments(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await asked(room)
+        terms = ToolTerms(tool_class=ToolClass.REVERSIBLE, recovery=Recovery.NATURAL, timeout_s=5.0, reason="x")
+        offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
+        with room.runs.database.writing() as connection:
+            Pins(clock=room.clock).accept(connection, offers["park"], terms, by=person("ann", "operator"))
+        await room.authority.reload()
+        first = await room.call("park", call="e", n=1)
+        assert isinstance(first, Parked)
+        room.clock.forward(seconds=1)
+        new = await room.authority.toolbox.edit(
+            first.approval, arguments='{"n":2}', by=CAT, digest_seen=first.digest, way="cli"
+        )
+        waits = await room.call("park", call="e", n=1)
+        assert isinstance(waits, Parked)
+        assert waits.approval == new.id
+        for who in (BOB, DAN):
+            room.decide(waits, who)
+        ended = await room.call("park", call="e", n=1)
+        assert isinstance(ended, Parked)
+        assert ended.call == "e~1"
+        with pytest.raises(RefusedError, match="may not decide"):
+            room.decide(ended, CAT)
+        for who in (BOB, DAN):
+            room.decide(ended, who)
+        outcome = await room.call("park", call="e~1", n=1)
+        assert isinstance(outcome, ToolOutcome)
+        assert outcome.kind is OutcomeKind.OK, outcome
+        assert server.calls[-1]["inputResponses"]
+        assert server.calls[-1]["arguments"] == {"n": 2}
 
     told(tmp_path, story)
 

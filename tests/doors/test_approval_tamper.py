@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,9 @@ from tests.doors._hand_bench import Room, hand_room, person
 BEN = person("ben", "approver")
 CAL = person("cal", "approver")
 ANN = person("ann", "approver")
-PAGE = {"url": "https://example.org/a"}
-SCALE = {"service": "web", "environment": "staging", "replicas": 4}
-VOLUME = {"service": "web", "environment": "staging", "volume": "v1"}
+PAGE: dict[str, Any] = {"url": "https://example.org/a"}
+SCALE: dict[str, Any] = {"service": "web", "environment": "staging", "replicas": 4}
+VOLUME: dict[str, Any] = {"service": "web", "environment": "staging", "volume": "v1"}
 
 
 def play(state_dir: Path, story: Callable[[Room], Awaitable[None]]) -> None:
@@ -36,13 +37,13 @@ def write(room: Room, *statements: str) -> None:
             assert connection.run(statement) > 0, statement
 
 
-async def asked(room: Room, tool: str, call: str, **arguments: object) -> Parked:
+async def asked(room: Room, tool: str, call: str, **arguments: Any) -> Parked:
     parked = await room.call(tool, call=call, **arguments)
     assert isinstance(parked, Parked)
     return parked
 
 
-async def refused(room: Room, tool: str, call: str, **arguments: object) -> str:
+async def refused(room: Room, tool: str, call: str, **arguments: Any) -> str:
     outcome = await room.call(tool, call=call, **arguments)
     assert isinstance(outcome, ToolOutcome)
     assert outcome.kind is OutcomeKind.DENIED, outcome

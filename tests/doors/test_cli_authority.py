@@ -127,7 +127,8 @@ def test_an_edit_shows_old_and_new_and_the_call_that_waits_runs_with_the_new(des
     assert '{"service":"api"}' in told.out.splitlines()[1]
     new = told.out.splitlines()[1].split()[1]
     assert new in told.err
-    body = next(record["body"] for record in records(desk, "approval") if record["body"].get("verdict") == "edit")  # type: ignore[attr-defined]  # an object
+    bodies = [record["body"] for record in records(desk, "approval")]
+    (body,) = [each for each in bodies if isinstance(each, dict) and each.get("verdict") == "edit"]
     assert (body["approval"], body["edited"], body["way"], body["by"]) == (id_, new, "cli", "owner")
     shown = desk.quell("approval", "show", new, "--json").document["approval"]
     assert (shown["supersedes"], shown["status"]) == (id_, "requested")

@@ -56,6 +56,8 @@ class ApprovalRequest:
     """Digest of the evidence that led here."""
     explanation: str = ""
     """The model's own words; shown apart and marked as unverified."""
+    barred: tuple[str, ...] = ()
+    """Who may not approve it either, such as who edited the call before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,8 @@ class CallRequest:
     """What the server asked about it before: approving the call is the answer, and nothing else lets it through."""
     edited: str = ""
     """Approval of the edit that put these arguments in the place of the caller's; empty: nobody edited it."""
+    editors: tuple[str, ...] = ()
+    """Who may not approve it for having edited it."""
     answers: str = ""
     """JSON object of what people filled into the server's form."""
 

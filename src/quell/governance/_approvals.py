@@ -19,6 +19,7 @@ from quell.domain import (
     ApprovalStatus,
     ApprovalTerms,
     ApproverHabit,
+    AuditEntry,
     BoundExceededError,
     Clock,
     Consumption,
@@ -102,7 +103,7 @@ class Approvals:
         self._open_max = open_max
         self._clean = clean
         self._audit = audit
-        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, clean=clean)
+        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, signers=self._signers, clean=clean)
         """Authority taken in emergencies."""
         self.notices = _notices.Notices(clock=clock)
         """Who outside was told of which request."""
@@ -115,7 +116,9 @@ class Approvals:
             BoundExceededError: too many requests of the tenant wait for people.
             UsageError: it is no plan.
         """
-        return self._ask(connection, request, expires_s=expires_s, barred=(request.principal.user,), supersedes="")
+        return self._ask(
+            connection, request, expires_s=expires_s, barred=(request.principal.user, *request.barred), supersedes=""
+        )
 
     def edit(
         self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal, digest_seen: str
@@ -143,7 +146,7 @@ class Approvals:
             raise _gone(old)
         return rows.sealed(connection, old, signers=self._signers)
 
-    def edited(self, connection: Connection, call: FrozenCall, *, tenant: str) -> tuple[str, str] | None:
+    def edited(self, connection: Connection, call: FrozenCall, *, tenant: str) -> tuple[Approval, str] | None:
         """Return the approval and the arguments that people put in the place of a call's; None when nobody did.
 
         Raises RefusedError when their edit has ended unused: the call as it was does not come back by that.
@@ -169,7 +172,7 @@ class Approvals:
             )
         position = _plan.find_position(newest.terms, call=call.id)
         assert position is not None, "it was found by its call"
-        return newest.id, newest.terms.calls[position].call.arguments
+        return newest, newest.terms.calls[position].call.arguments
 
     def answers(self, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
         """Return what those who approved a call filled into its server's form; empty when nobody did.
@@ -224,12 +227,17 @@ class Approvals:
 
     def void(self, connection: Connection, identifier: str, *, reason: str) -> bool:
         """Take back a request, or what is left of a plan; False when there was nothing left of it."""
+        approval = self._void(connection, identifier, reason=reason)
+        if approval is not None:
+            self._keep_account(connection, approval, reason=reason)
+        return approval is not None
+
+    def _void(self, connection: Connection, identifier: str, *, reason: str) -> Approval | None:
         approval = self._load(connection, identifier, lock=self._database.for_update)
         if approval is None or approval.status not in rows.LIVE:
-            return False
+            return None
         self._settle(connection, approval, to=ApprovalStatus.SUPERSEDED, by="", reason=reason)
-        self._keep_account(connection, approval, reason=reason)
-        return True
+        return approval
 
     def valid(self, connection: Connection, presented: Presented) -> int:
         """Count the people who approved exactly what stands ready, for the facts of policy.
@@ -268,14 +276,22 @@ class Approvals:
             approval=terms.id, digest=approval.digest, position=position, of=len(terms.calls), voters=people
         )
 
-    def step_ended(self, connection: Connection, used: Consumption, *, ended: Literal["done", "failed"]) -> None:
-        """Write how a used call ended. The next call of a plan waits for it; a failed one voids the rest."""
+    def step_ended(
+        self, connection: Connection, used: Consumption, *, ended: Literal["done", "failed"]
+    ) -> tuple[AuditEntry, ...]:
+        """Write how a used call ended. The next call of a plan waits for it; a failed one voids the rest.
+
+        Returns what the caller has to append to the audit log, after all other locks of its transaction.
+        """
         if used.of == 1 or not rows.end_step(
             connection, used.approval, position=used.position, state=ended, at=self._clock()
         ):
-            return
-        if ended == "failed":
-            self.void(connection, used.approval, reason=f"call {used.position + 1} of the plan failed")
+            return ()
+        why = f"call {used.position + 1} of the plan failed"
+        void = self._void(connection, used.approval, reason=why) if ended == "failed" else None
+        if self._audit is None or void is None:
+            return ()
+        return (account.void_entry(self._audit, void, reason=why),)
 
     @contextmanager
     def voiding(self) -> Iterator[None]:

@@ -244,6 +244,7 @@ def _wish(requests: Sequence[CallRequest], *, verdict: Verdict) -> ApprovalReque
         verdict=verdict,
         evidence_digest=caller.evidence_digest,
         explanation=requests[0].explanation,
+        barred=requests[0].editors,
     )
 
 

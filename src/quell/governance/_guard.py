@@ -179,11 +179,11 @@ class Guard:
         used = passage.used
         body = _outcome_body(outcome) | ({"approval": used.approval} if used is not None else {})
         entry = self._ended(request, body)
+        ended: Literal["done", "failed"] = "done" if outcome.kind in _ENDED_WELL else "failed"
         with self._database.writing(durability="written") as connection:
-            if used is not None:
-                self.approvals.step_ended(connection, used, ended="done" if outcome.kind in _ENDED_WELL else "failed")
+            also = self.approvals.step_ended(connection, used, ended=ended) if used is not None else ()
             self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
-            self.audit.append(connection, entry)
+            self.audit.append(connection, *also, entry)
 
     # -- effects: joined into the three transactions of the ledger -------------------------------------------------
 
@@ -226,15 +226,16 @@ class Guard:
 
     def on_end(self, connection: Connection, request: CallRequest, effect: Effect, outcome: ToolOutcome | None) -> None:
         """Settle and keep the account, in the transaction that writes what became of it."""
+        also: tuple[AuditEntry, ...] = ()
+        if effect.approval and (used := self._used_of(connection, effect)) is not None:
+            ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
+            also = self.approvals.step_ended(connection, used, ended=ended)
         with suppress(
             RefusedError, BoundExceededError, UsageError
         ):  # what cannot be settled is charged as reserved when its time is over
             reservation = self._reserve(connection, request, key=request.call.id)
             spent = _spent(request, outcome) if outcome is not None else None
             self.budgets.settle(connection, reservation, spent, spender=_spender(request))
-        if effect.approval and (used := self._used_of(connection, effect)) is not None:
-            ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
-            self.approvals.step_ended(connection, used, ended=ended)
         body: dict[str, object] = {
             "state": effect.state.value,
             "reason": effect.reason,
@@ -243,7 +244,7 @@ class Guard:
         }
         body |= {"attempts": effect.attempts, "result_digest": effect.result_digest}
         body |= {"approval": effect.approval} if effect.approval else {}
-        self.audit.append(connection, self._ended(request, body))
+        self.audit.append(connection, *also, self._ended(request, body))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -76,6 +76,12 @@ def next_round(call: str) -> str | None:
     return f"{base}~{number + 1}" if number < _ROUNDS_MAX else None
 
 
+def base_of(call: str) -> str:
+    """Return the id of the call that a round goes on with."""
+    found = _ROUND.fullmatch(call)
+    return found["base"] if found else call
+
+
 def is_round(call: str) -> bool:
     """Tell whether a call may be the continuation of one."""
     return _ROUND.fullmatch(call) is not None

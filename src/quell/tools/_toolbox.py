@@ -44,7 +44,7 @@ from quell.domain import (
 )
 from quell.governance import Guard, Passage, Redactor, freeze
 from quell.runs import Connection, Database, Ledger
-from quell.tools._asks import NeedsPeopleError, ServerAsks, is_round, next_round
+from quell.tools._asks import NeedsPeopleError, ServerAsks, base_of, is_round, next_round
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
@@ -245,17 +245,26 @@ class Toolbox:
 
         Raises RefusedError when people edited it and their edit is void: the call as it was is not done instead.
         """
-        call = request.call
+        call, needs = request.call, None
         with self._database.reading() as connection:
             if is_round(call.id):
-                return replace(request, needs=self._asks.find(connection, run=call.run, call=call.id))
-            tenant = request.caller.principal.tenant
-            edit = self._guard.approvals.edited(connection, call, tenant=tenant)
+                needs = self._asks.find(connection, run=call.run, call=call.id)
+            tenant, base = request.caller.principal.tenant, base_of(call.id)
+            edit = self._guard.approvals.edited(connection, replace(call, id=base), tenant=tenant)
+        request = replace(request, needs=needs)
         if edit is None:
             return request
         approval, arguments = edit
         frozen = freeze(request.tool, run=call.run, call=call.id, arguments=arguments, environment=self._environment)
-        return replace(request, call=frozen, edited=approval, diff="", revert="[]", explanation="")
+        return replace(
+            request,
+            call=frozen,
+            edited=approval.id if base == call.id else "",
+            editors=approval.terms.barred,
+            diff="",
+            revert="[]",
+            explanation="",
+        )
 
     def _answered(self, request: CallRequest) -> CallRequest:
         """Take up what people filled into the server's form. Raises RefusedError when they do not say the same."""
@@ -274,7 +283,7 @@ class Toolbox:
             asked = "; ".join(ask.message for ask in needs.asks)
             told = f"the server asks what no approval can answer; nothing was done: {asked[:500]!a}"
             return self._outcome(request, OutcomeKind.DENIED, None, detail=told)
-        again = replace(request, call=replace(request.call, id=identifier), needs=needs)
+        again = replace(request, call=replace(request.call, id=identifier), needs=needs, edited="")
         with self._database.writing() as connection:
             self._asks.keep(connection, again, needs)
         way = self._guard.enter(again)
