@@ -83,7 +83,7 @@ def test_the_path_is_one_function_that_a_reader_can_hold_in_the_head() -> None:
         for node in toolbox.body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
     ]
-    assert public == ["catalog", "call", "propose", "edit"]
+    assert public == ["catalog", "call", "retain", "propose", "edit"]
     named = {
         node.name: {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
         for node in toolbox.body
