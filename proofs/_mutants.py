@@ -32,6 +32,7 @@ from quell.domain import (
     Verdict,
 )
 from quell.governance import Budgets, Guard, PolicySet, Switches
+from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
 from quell.governance import _arguments as arguments
@@ -140,7 +141,12 @@ def _reusable() -> list[Patch]:
         if to != "consumed":
             settle(self, connection, approval, to=to, by=by, reason=reason)
 
-    return [(rows, "use_step", used), (approvals.Approvals, "_settle", settled)]
+    # The account in the audit log would tell by itself.
+    return [
+        (rows, "use_step", used),
+        (approvals.Approvals, "_settle", settled),
+        (account, "check", lambda *_rest, **_more: None),
+    ]
 
 
 def _timeless() -> list[Patch]:
@@ -202,7 +208,7 @@ def _unstopped_reads() -> list[Patch]:
 
 
 def _egress_by_memory() -> list[Patch]:
-    return [(guard, "_is_plain_read", lambda request: not request.tool.tool_class.is_effect)]
+    return [(guard, "is_plain_read", lambda request: not request.tool.tool_class.is_effect)]
 
 
 def _budget_in_flight() -> list[Patch]:

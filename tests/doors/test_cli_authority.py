@@ -113,6 +113,42 @@ def test_a_question_is_shown_whole_with_everything_hidden_in_it_named(desk: Desk
     assert json.loads(call["arguments"])["volume"] == "v1\u202e\u0430", "and for a program nothing is changed"
 
 
+def test_an_edit_shows_old_and_new_and_the_call_that_waits_runs_with_the_new(desk: Desk) -> None:
+    id_, digest = desk.ids["restart"], desk.ids["restart_digest"]
+    words = ("approval", "edit", id_, "--digest", digest[:8], "--arguments")
+    assert desk.quell(*words, '{"service":"nowhere"}').code == ExitCode.DENIED
+    assert desk.quell(*words, "@missing.json").code == ExitCode.USAGE
+    stale = desk.quell("approval", "edit", id_, "--digest", "deadbeef", "--arguments", '{"service":"api"}', "--json")
+    assert stale.code == ExitCode.DENIED
+    assert "something else" in stale.error["message"]
+    (desk.at / "new.json").write_text('{"service":"api"}')
+    told = desk.quell(*words, "@new.json")
+    assert told.code == 0, told
+    assert [line.split()[0] for line in told.out.splitlines()] == ["old", "new"]
+    assert '{"service":"web"}' in told.out.splitlines()[0]
+    assert '{"service":"api"}' in told.out.splitlines()[1]
+    new = told.out.splitlines()[1].split()[1]
+    assert new in told.err
+    bodies = [record["body"] for record in records(desk, "approval")]
+    (body,) = [each for each in bodies if isinstance(each, dict) and each.get("verdict") == "edit"]
+    assert (body["approval"], body["edited"], body["way"], body["by"]) == (id_, new, "cli", "owner")
+    shown = desk.quell("approval", "show", new, "--json").document["approval"]
+    assert (shown["supersedes"], shown["status"]) == (id_, "requested")
+    parked = desk.call("c4", "restart", service="web")
+    assert isinstance(parked, Parked)
+    assert parked.approval == new
+    own = desk.quell("approval", "approve", new, "--digest", parked.digest)
+    assert own.code == ExitCode.DENIED, "who edited it may not approve it"
+    bob = desk.key("bob", "approver")
+    for answer in ("a=b", "a"):
+        unasked = desk.quell("approval", "approve", new, "--digest", parked.digest, "--answer", answer, env=bob)
+        assert unasked.code == ExitCode.USAGE, "there is no form"
+    assert desk.quell("approval", "approve", new, "--digest", parked.digest, env=bob).code == 0
+    ended = desk.call("c4", "restart", service="web")
+    assert isinstance(ended, ToolOutcome)
+    assert (ended.kind, ended.evidence["arguments"]) == (OutcomeKind.OK, '{"service":"api"}')
+
+
 def test_an_approval_wants_the_digest_that_was_seen_and_is_on_record_with_the_vote(desk: Desk) -> None:
     id_, digest = desk.ids["restart"], desk.ids["restart_digest"]
     wrong = desk.quell("approval", "approve", id_, "--digest", "deadbeef", "--json")

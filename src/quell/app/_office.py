@@ -128,6 +128,7 @@ class Office:
                 signers=[signer],
                 expires_s=settings.governance.approval_minutes * 60,
                 clean=redactor.text,
+                audit=audit,
             ),
             switches=switches,
             ledger=ledger,

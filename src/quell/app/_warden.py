@@ -149,6 +149,7 @@ class Warden:
         reason: str,
         way: Way,
         signature: str = "",
+        answers: Mapping[str, object] | None = None,
     ) -> Decided:
         """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
         from quell.app._votes import vote  # noqa: PLC0415 - as above
@@ -163,6 +164,7 @@ class Warden:
             reason=reason,
             way=way,
             signature=signature,
+            answers=answers,
         )
 
     async def shown(self, approval: Approval) -> Approval:
@@ -196,6 +198,7 @@ class Warden:
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
+        await asyncio.to_thread(self._forget, authority)
 
     async def keep_flushing(self) -> None:
         """Write waiting audit records, soon, until cancelled."""
@@ -214,6 +217,11 @@ class Warden:
         from quell.app._in_force import record_in_force  # noqa: PLC0415 - as above
 
         self._in_force = record_in_force(authority, known=self._in_force)
+
+    def _forget(self, authority: Authority) -> None:
+        kept_for = timedelta(days=self._settings.journal.retention_days)
+        with self._runs.database.writing(durability="written") as connection:
+            authority.guard.approvals.forget(connection, kept_for=kept_for)
 
     def _tend(self, authority: Authority) -> None:
         guard, database = authority.guard, self._runs.database

@@ -130,7 +130,7 @@ class JournalSettings:
     lease_s: float = 10.0
     """A process that has not renewed its lease for this long is dead, and its runs are taken over."""
     retention_days: float = 30.0
-    """Finished runs older than this are deleted, and with them their settled effects, reservations and accounts."""
+    """Finished runs and ended requests for approval older than this are deleted, with what hangs on them."""
     attempts_max: int = 10
     """A run that was started or recovered this often without ending is failed."""
 

@@ -171,6 +171,7 @@ from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
 from quell.domain._request import CallRequest as CallRequest
 from quell.domain._request import ClientTools as ClientTools
+from quell.domain._request import PlannedCall as PlannedCall
 from quell.domain._request import ToolCaller as ToolCaller
 from quell.domain._resilience import DependencyHealth as DependencyHealth
 from quell.domain._resilience import Priority as Priority

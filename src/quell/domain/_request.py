@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from quell.domain._guard import CallOrigin, FrozenCall, Principal, Tool, ToolOutcome
+from quell.domain._incident import ToolCall
 from quell.domain._ledger import Fence
 from quell.domain._mcp import CallProgress, NeedsPeople, Offer
 from quell.domain._resilience import Priority
@@ -68,3 +69,19 @@ class CallRequest:
     """What the inventory knows of the resource, as people are shown it."""
     needs: NeedsPeople | None = None
     """What the server asked about it before: approving the call is the answer, and nothing else lets it through."""
+    edited: str = ""
+    """Approval of the edit that put these arguments in the place of the caller's; empty: nobody edited it."""
+    editors: tuple[str, ...] = ()
+    """Who may not approve it for having edited it."""
+    answers: str = ""
+    """JSON object of what people filled into the server's form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCall:
+    """One call of a plan, with what people shall be shown of it."""
+
+    wanted: ToolCall
+    diff: str = ""
+    revert: str = "[]"
+    facts: tuple[tuple[str, str], ...] = ()

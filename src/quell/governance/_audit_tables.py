@@ -187,6 +187,16 @@ def read_newest(
     return [AuditRecord(**vars(row)) for row in rows]
 
 
+def read_naming(connection: Connection, text: str, *, run: str) -> list[AuditRecord]:
+    """Return the records of a run whose body holds a plain text, in order."""
+    rows = connection.all(
+        f"SELECT {_COLUMNS} FROM quell_audit WHERE run = :run AND body LIKE :wanted ORDER BY number",
+        run=run,
+        wanted=f"%{text}%",
+    )
+    return [AuditRecord(**vars(row)) for row in rows]
+
+
 def _read_page(database: Database, *, after: int | None, last: int, run: str, limit: int) -> list[AuditRecord | int]:
     where = (
         ("number > :after AND " if after is not None else "") + "number <= :last" + (" AND run = :run" if run else "")

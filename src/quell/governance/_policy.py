@@ -42,8 +42,9 @@ from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
 from quell.governance._schema import compiled
 
-SERVER_ASKS = "quell.server-asks"
-"""Stands before the policies of a permit that became a question because the server of the tool wants people."""
+SERVER_ASKS, EDITED, PLANNED = "quell.server-asks", "quell.edited", "quell.plan"
+"""Stand before the policies of a permit that became a question: the tool's server wants people, or they edited or planned it."""
+_ANYWAY = frozenset({SERVER_ASKS, EDITED, PLANNED})
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
 
@@ -146,7 +147,7 @@ class PolicySet:
     def simulate(self, records: Iterable[RecordedDecision]) -> tuple[PolicyShift, ...]:
         """Decide recorded calls again by this set, and return those that come out otherwise.
 
-        What a server asked of people was a permit of the policies, and is compared as one.
+        What became a question for another reason was a permit of the policies, and is compared as one.
         """
         shifts = []
         for record in records:
@@ -155,7 +156,7 @@ class PolicySet:
                 verdict = self._deny(("quell.pin",), f"no tool `{record.call.tool}` is known today")
             else:
                 verdict = self.admit(record.call, tool=tool, principal=record.principal, facts=record.facts)
-            was = ("permit", 0, ()) if SERVER_ASKS in record.verdict.policies else _outcome(record.verdict)
+            was = ("permit", 0, ()) if not _ANYWAY.isdisjoint(record.verdict.policies) else _outcome(record.verdict)
             if _outcome(verdict) != was:
                 shifts.append(PolicyShift(record=record, verdict=verdict))
         return tuple(shifts)

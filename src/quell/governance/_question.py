@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from quell.domain import Approval, AskedCall, is_hidden
+from quell.governance._form import lines_of, wanted_of
 
 Form: TypeAlias = Literal["text", "json", "markdown"]
 
@@ -147,6 +148,7 @@ def _call_object(asked: AskedCall) -> dict[str, object]:
         "facts": dict(asked.facts),
         "dry_run": asked.diff,
         "revert_plan": asked.revert_plan,
+        "form": json.loads(asked.form) if asked.form else None,
     }
 
 
@@ -167,6 +169,9 @@ def _head(approval: Approval) -> Iterator[tuple[str, str]]:
     yield "evidence", terms.evidence_digest or "none"
     if terms.supersedes:
         yield "edited from", terms.supersedes
+    for vote in approval.votes:
+        if vote.answers:
+            yield "filled in", f"{vote.voter}: {vote.answers}"
 
 
 def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
@@ -184,13 +189,16 @@ def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]
                 ("what a dry run says", (asked.diff or "there was no dry run").split("\n")),
                 ("how it would be undone", (asked.revert_plan.removeprefix("[]") or "nothing undoes it").split("\n")),
                 ("definition of the tool", [call.pin]),
+                *([("what the server wants filled in", list(lines_of(asked.form)))] if asked.form else []),
             ],
         )
 
 
 def _answers(approval: Approval) -> tuple[str, str]:
+    forms = [asked.form for asked in approval.terms.calls if asked.form]
+    fields = "".join(f" --answer '{_line(name)}=...'" for form in forms for name in wanted_of(form))
     return (
-        f"quell approval approve {approval.id} --digest {approval.digest[:8]}",
+        f"quell approval approve {approval.id} --digest {approval.digest[:8]}{fields}",
         f'quell approval reject {approval.id} --digest {approval.digest[:8]} --reason "..."',
     )
 
@@ -207,6 +215,7 @@ def _warnings(approval: Approval) -> tuple[str, ...]:
             (f"call {number}, inventory", " ".join(text for fact in asked.facts for text in fact)),
             (f"call {number}, dry run", asked.diff),
             (f"call {number}, revert plan", asked.revert_plan),
+            (f"call {number}, form", _decoded(asked.form or "{}")),
         ]
     places.append(("the model's words", terms.explanation))
     return tuple(f"{place}: {told}" for place, text in places for told in warnings_of(text)[:_SAID_MAX])

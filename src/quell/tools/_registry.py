@@ -14,6 +14,7 @@ from quell.domain import (
     OutcomeKind,
     PadOwner,
     RefusedError,
+    Reply,
     ServerAnswer,
     ServerUnavailable,
     Tool,
@@ -188,7 +189,7 @@ class ServerHand:
                 as_of=terms.as_of,
                 fresh_for_s=terms.fresh_for_s,
                 result_max_bytes=terms.result_max_bytes,
-                replies=replies_of(request.needs.asks) if request.needs is not None else None,
+                replies=_replies(request),
                 request_state=request.needs.request_state if request.needs is not None else "",
                 on_progress=request.caller.on_progress,
             )
@@ -197,6 +198,16 @@ class ServerHand:
             sent = {"sent": "perhaps" if error.was_sent else "no"}
             return outcome(request, kind, detail=f"{error}", evidence=sent)
         return _of_answer(request, answer)
+
+
+def _replies(request: CallRequest) -> Mapping[str, Reply] | None:
+    """Return what people say to the server. Raises RefusedError when it is not all that it asked."""
+    if request.needs is None:
+        return None
+    replies = replies_of(request.needs.asks, answers=request.answers)
+    if replies is None:
+        raise RefusedError("the form of the server is not filled in", hint="nothing was sent; ask people anew")
+    return replies
 
 
 def _of_answer(request: CallRequest, answer: ServerAnswer) -> ToolOutcome:
