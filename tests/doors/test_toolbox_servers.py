@@ -200,3 +200,17 @@ def test_a_server_that_asks_people_gets_the_answer_of_people(tool_class: ToolCla
         assert server.calls[-1]["inputResponses"], "the server got its answer"
 
     _told(tmp_path, story)
+
+
+@pytest.mark.parametrize("call", ["q", "q\x00"])
+def test_a_server_that_asks_what_people_can_not_be_asked_is_a_refusal_and_no_error(call: str, tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "park")
+        asked = await room.call("park", call="p", n=1)
+        assert isinstance(asked, Parked)
+        room.decide(asked, person("bob", "approver"), verdict="reject", reason="no")
+        again = await _call(room, "park", call=call)
+        assert again.kind is OutcomeKind.DENIED
+        assert ("rejected" if call == "q" else "id of a call") in again.detail
+
+    _told(tmp_path, story)

@@ -143,10 +143,12 @@ class Toolbox:
                 case Verdict():
                     return _denied(request, way)
             effect = entry.tool.tool_class.is_effect
-            outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
+            try:
+                outcome = await (self._act(request, entry) if effect else self._read(request, entry, way))
+            except NeedsPeopleError as asked:
+                # Inside: that people can not be asked is a refusal like any other.
+                return await asyncio.to_thread(self._ask_people, request, asked.needs)
             return await self._handed_over(request, outcome)
-        except NeedsPeopleError as asked:
-            return await asyncio.to_thread(self._ask_people, request, asked.needs)
         except (RefusedError, BoundExceededError) as refusal:
             return self._outcome(request, OutcomeKind.DENIED, refusal)
         except OverloadError as shed:
