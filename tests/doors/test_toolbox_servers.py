@@ -211,6 +211,6 @@ def test_a_server_that_asks_what_people_can_not_be_asked_is_a_refusal_and_no_err
         room.decide(asked, person("bob", "approver"), verdict="reject", reason="no")
         again = await _call(room, "park", call=call)
         assert again.kind is OutcomeKind.DENIED
-        assert ("rejected" if call == "q" else "id of a call") in again.detail
+        assert ("rejected" if call == "q" else "id of the call") in again.detail
 
     _told(tmp_path, story)

@@ -47,6 +47,7 @@ _TOLD_MAX_CHARS = 4_000
 _WITHIN_SHARE = 0.95
 """Of the time that is left, for the hand: whoever is cut off cannot say any more whether anything was sent."""
 _WITHIN_MIN_S = 0.001
+_ID_MAX_CHARS = 256
 _CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
 """Answers that say that an effect happened, whatever else they lack."""
 
@@ -106,6 +107,7 @@ class Toolbox:
         Raises JournalError when the account cannot be kept: then nothing was done.
         """
         try:
+            _check_id(wanted.id)
             entry = self._registry.find(wanted.tool)
             frozen = freeze(
                 entry.tool,
@@ -322,7 +324,7 @@ class Toolbox:
             reason=told,
         )
         call = self._redactor.text(wanted.id) if self._redactor.held_in(wanted.id) else wanted.id
-        return ToolOutcome(call=call, tool=tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        return ToolOutcome(call=call[:_ID_MAX_CHARS], tool=tool[:200], kind=OutcomeKind.DENIED, detail=told, attempts=0)
 
     def _refuse_secrets(self, *texts: str) -> None:
         """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
@@ -339,6 +341,15 @@ class Toolbox:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         told = self._redactor.text(told)[:_TOLD_MAX_CHARS]
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _check_id(call: str) -> None:
+    """Refuse an id that no journal could keep: models write them too. Raises RefusedError."""
+    if not call.isprintable() or not 0 < len(call) <= _ID_MAX_CHARS:
+        raise RefusedError(
+            "the id of the call holds what no id holds, nothing, or too much",
+            hint=f"use 1 to {_ID_MAX_CHARS} letters, digits, `_`, `-`",
+        )
 
 
 def _tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
