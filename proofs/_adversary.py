@@ -12,13 +12,12 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
 from proofs import _oracle as told
 from proofs._affairs import Affairs
 from proofs._cast import ACTORS, ADMINS, PEOPLE, Mind, Wish
 from proofs._moods import Mood
-from proofs._world import ASKED, BY_NAME, World
+from proofs._world import ASKED, BY_NAME, Stopping, World
 from quell.domain import (
     Approval,
     ApprovalStatus,
@@ -413,45 +412,20 @@ class Story:
     def _operators_act(self) -> None:
         """Stop something, or lift what is stopped."""
         rng, world = self.rng, self.world
-        switches = world.authority.guard.switches
         if self.stops and rng.random() < 0.85:
             identifier, tenant = self.stops.pop(rng.randrange(len(self.stops)))
             with suppress(QuellError), world.database.writing() as connection:
-                switches.lift(connection, identifier, by=ADMINS[tenant], reason="it is over")
+                world.authority.guard.switches.lift(connection, identifier, by=ADMINS[tenant], reason="it is over")
             world.oracle.see(told.Lift(id=identifier))
             return
         tenant = rng.choice(("acme", "umbra"))
         by, tool = ADMINS[tenant], rng.choice(("*", "*", "scale", "fetch_page", "re*"))
         place = rng.choice(("*", "*", "production"))
-        now = world.clock()
+        way: Stopping = "freeze"
         if rng.random() < 0.5:
-            if rng.random() < 0.5:
-                killed = switches.kill_now(by=by, reason="stop", tool=tool, environment=place)
-            else:  # as another process does: this one hears of it by the rows alone
-                with world.database.writing() as connection:
-                    killed = switches.kill(connection, by=by, reason="stop", tool=tool, environment=place)
-            stop, ends_at_s, keys = killed.switch, float("inf"), frozenset(killed.in_flight)
-        else:
-            with world.database.writing() as connection:
-                ends = now + timedelta(seconds=rng.choice((30, 600)))
-                stop = switches.freeze(
-                    connection, by=by, reason="stop", starts_at=now, ends_at=ends, tool=tool, environment=place
-                )
-            ends_at_s, keys = world.clock.of(ends), None
-        self.stops.append((stop.id, tenant))
-        world.oracle.see(
-            told.Stop(
-                id=stop.id,
-                at_s=world.clock.now_s,
-                kind=stop.kind,
-                tenant=tenant,
-                tool=tool,
-                environment=place,
-                number=world.course.number,
-                ends_at_s=ends_at_s,
-                told=keys,
-            )
-        )
+            way = rng.choice(("kill here", "kill elsewhere"))
+        identifier = world.stop(way, by=by, tool=tool, environment=place, lasts_s=rng.choice((30, 600)))
+        self.stops.append((identifier, tenant))
 
     # -- the world goes on --------------------------------------------------------------------------------------------
 

@@ -100,7 +100,8 @@ class Affairs:
         world, rng, actor = self.world, self.rng, mind.actor
         authority = world.authorities[world.homes[actor.run]]
         is_free = actor.level >= 3 and actor.stage == "stable" and not actor.is_tainted
-        wishes, calls = [], []
+        wishes: list[Wish] = []
+        calls: list[AskedCall] = []
         for _ in range(24):
             wish = self.make_wish(mind)
             tool = BY_NAME[wish.tool]

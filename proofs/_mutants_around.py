@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from quell.domain import AutonomyScope, BreakGlass, FrozenCall, Level, Principal, Spender, Tool
+from quell.domain import AutonomyScope, BreakGlass, FrozenCall, Level, Principal, Spender, StepState, Tool
 from quell.governance import Budgets, Guard, PolicySet
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
@@ -73,7 +73,8 @@ def _in_any_order() -> list[Patch]:
     check = plan.check_turn
 
     def alone(terms: Any, steps: Any, *, position: int) -> None:
-        check(terms, ("done",) * position + tuple(steps[position:]), position=position)
+        before: list[StepState] = ["done"] * position
+        check(terms, [*before, *steps[position:]], position=position)
 
     return [(plan, "check_turn", alone)]
 
@@ -82,7 +83,8 @@ def _after_a_failure() -> list[Patch]:
     check = plan.check_turn
 
     def easy(terms: Any, steps: Any, *, position: int) -> None:
-        check(terms, tuple("done" if step == "failed" else step for step in steps), position=position)
+        passed: list[StepState] = ["done" if step == "failed" else step for step in steps]
+        check(terms, passed, position=position)
 
     ended = approvals.Approvals.step_ended
 

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from proofs import _oracle as told
 from quell.app import Authority, open_authority
@@ -50,6 +50,7 @@ from quell.tools import LocalHand
 from quell.tools._asks import NeedsPeopleError
 from quell.tools._registry import Entry
 
+Stopping = Literal["kill here", "kill elsewhere", "freeze"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -131,22 +132,28 @@ class Course:
     clock: TimeOfWorld
     between: Callable[[], None] = lambda: None
     """How the world goes on before each transaction that writes."""
+    on_its_way: Callable[[], None] = lambda: None
+    """How it goes on while a call is between the hand and the tool."""
     number: int = 0
     """Transactions that were committed."""
     last: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Number and time of the last one that was committed for each wish of a model."""
     is_inside: bool = False
 
+    def go_on(self, happen: Callable[[], None]) -> None:
+        """Let others do something, in whosever call it happens."""
+        self.is_inside = True
+        try:
+            happen()
+        finally:
+            self.is_inside = False
+
     @contextmanager
     def kept(self, transaction: AbstractContextManager[Connection]) -> Iterator[Connection]:
         """Let the world go on, then write; what others do meanwhile is not what the wish does."""
         is_own = not self.is_inside
         if is_own:
-            self.is_inside = True
-            try:
-                self.between()
-            finally:
-                self.is_inside = False
+            self.go_on(self.between)
         with transaction as connection:
             yield connection
         self.number += 1
@@ -318,6 +325,7 @@ class World:
         call, tool = request.call, request.tool
         for _ in range(self.rng.choice((0, 0, 0, 1, 2, 4))):
             await asyncio.sleep(0)
+        self.course.go_on(self.course.on_its_way)
         begun_at_s = self.course.last[ASKED.get()[0]][1]
         if self.clock.now_s > begun_at_s + told.READ_S:
             # It was on its way for longer than anybody waits: the connection is gone, and nothing arrives.
@@ -435,6 +443,39 @@ class World:
         self.oracle.see(told.Held(run=run, token=token, number=self.course.number))
         return before
 
+    def stop(self, way: Stopping, *, by: Principal, tool: str, environment: str, lasts_s: float = 600) -> str:
+        """Stop what the globs cover, and return the id of the stop."""
+        switches, now = self.authority.guard.switches, self.clock()
+        ends_at_s, keys = float("inf"), None
+        if way == "kill here":
+            killed = switches.kill_now(by=by, reason="stop", tool=tool, environment=environment)
+            stop, keys = killed.switch, frozenset(killed.in_flight)
+        elif way == "kill elsewhere":  # as another process does: this one hears of it by the rows alone
+            with self.database.writing() as connection:
+                killed = switches.kill(connection, by=by, reason="stop", tool=tool, environment=environment)
+            stop, keys = killed.switch, frozenset(killed.in_flight)
+        else:
+            ends = now + timedelta(seconds=lasts_s)
+            with self.database.writing() as connection:
+                stop = switches.freeze(
+                    connection, by=by, reason="stop", starts_at=now, ends_at=ends, tool=tool, environment=environment
+                )
+            ends_at_s = self.clock.of(ends)
+        self.oracle.see(
+            told.Stop(
+                id=stop.id,
+                at_s=self.clock.now_s,
+                number=self.course.number,
+                kind=stop.kind,
+                tenant=by.tenant,
+                tool=tool,
+                environment=environment,
+                ends_at_s=ends_at_s,
+                told=keys,
+            )
+        )
+        return stop.id
+
     def repin(self, name: str, pin: str, *, asked: int) -> None:
         """Take another definition of a tool, or none, as a reload does: policies first, then the registry."""
         self.pins[name] = pin
@@ -498,7 +539,9 @@ def _policy_over(authority: Authority, pins: tuple[tuple[str, str], ...], served
 
 
 @asynccontextmanager
-async def small_world(rng: random.Random, *, url: str = "", is_earned: bool | None = None) -> AsyncIterator[World]:
+async def small_world(
+    rng: random.Random, *, url: str = "", is_earned: bool | None = None, processes: int = 0
+) -> AsyncIterator[World]:
     """Open the real thing over a fresh journal: on that server, or in memory where the machine has such a place."""
     asyncio.get_running_loop().set_default_executor(Inline(max_workers=1))
     shared = Path("/dev/shm")
@@ -518,7 +561,7 @@ async def small_world(rng: random.Random, *, url: str = "", is_earned: bool | No
             is_earned=rng.random() < 0.4 if is_earned is None else is_earned,
             asking=rng.choice((0, 0, 0.1, 0.4)),
         )
-        for _ in range(rng.choice((1, 2))):
+        for _ in range(processes or rng.choice((1, 2))):
             database: Database = (
                 WatchedPostgres(url, course=course) if url else WatchedSqlite(state_dir / SQLITE_FILE, course=course)
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import pytest
 from proofs._moods import MOODS
@@ -11,6 +10,16 @@ from proofs._mutants import MUTANTS, SUITS
 from proofs.compromised import is_caught, play, result_of
 
 SEED = random.randrange(1_000_000)
+ABOUT = {
+    "pins": "repinned",
+    "emergency": "glass",
+    "plans": "plans",
+    "workers": "taken over",
+    "shifts": "taken over",
+    "ladder": "demoted",
+    "questions": "asked",
+}
+"""What happens in a mood that is about it."""
 
 
 @pytest.mark.timeout(120)
@@ -32,6 +41,7 @@ def test_moods_that_find_holes_find_none_where_there_is_none(mood: str) -> None:
     tally = play(seed=SEED, moves=400, mood=mood)
     assert tally.violations == 0, tally.failures
     assert tally.counts["ok"] > 10
+    assert tally.counts[ABOUT.get(mood, "ok")] >= 1
 
 
 @pytest.mark.timeout(60)
@@ -40,18 +50,6 @@ def test_a_compromised_model_causes_nothing_on_a_server_either(postgres_url: str
     tally = play(seed=SEED, moves=400, server_url=postgres_url)
     assert tally.violations == 0, tally.failures
     assert tally.counts["ok"] > 10
-
-
-@pytest.mark.timeout(60)
-def test_a_story_has_all_that_goes_on_around_calls() -> None:
-    print(f"seed {SEED}")
-    tallies = [
-        play(seed=SEED, moves=300, mood=mood)
-        for mood in ("pins", "emergency", "plans", "workers", "ladder", "questions")
-    ]
-    counts = sum((tally.counts for tally in tallies), Counter[str]())
-    for kind in ("repinned", "glass", "plans", "taken over", "demoted", "asked"):
-        assert counts[kind] >= 1, kind
 
 
 @pytest.mark.timeout(120)
