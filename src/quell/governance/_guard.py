@@ -153,7 +153,7 @@ class Guard:
         entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
         asked = AskedCall(
             call=request.call,
-            tool_class=request.tool.tool_class,
+            tool_class=effective_class(request.tool),
             diff=request.diff,
             revert_plan=_plan_of(request),
             facts=(*request.facts, *_words_of_server(request)),
@@ -437,7 +437,7 @@ def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
         policies=(SERVER_ASKS, *verdict.policies),
         reason="the server asks people before it goes on",
         approver_roles=("approver", "admin"),
-        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
+        quorum=2 if effective_class(request.tool) is ToolClass.IRREVERSIBLE else 1,
     )
 
 
