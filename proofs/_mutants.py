@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from proofs import _mutants_around
 from quell.domain import (
     Approval,
     CallRequest,
@@ -401,6 +402,7 @@ MUTANTS: Mapping[str, Callable[[], list[Patch]]] = {
     "grants of agents are not read": _no_grants,
     "taint is not told to policies": _tainted_alone,
     "effects are not audited": _untold,
+    **_mutants_around.MUTANTS,
 }
 """What each leaves out, and the patches that do it."""
 
@@ -428,6 +430,7 @@ SUITS: Mapping[str, str] = {
     "blind tools go by themselves": "asks",
     "blind effects are sent again": "asks",
     "effects are not audited": "storm",
+    **_mutants_around.SUITS,
 }
 """The mood in which a hole shows soon; the others show in any."""
 
@@ -437,5 +440,6 @@ def holed(name: str) -> Iterator[None]:
     """Have a hole in the guard for a while."""
     with ExitStack() as stack:
         for target, attribute, replacement in MUTANTS[name]():
-            stack.enter_context(patch.object(target, attribute, replacement))
+            is_new = not hasattr(target, attribute)
+            stack.enter_context(patch.object(target, attribute, replacement, create=is_new))
         yield

@@ -240,3 +240,17 @@ def test_a_pin_that_is_taken_back_is_gone_also_where_the_policies_name_it(tmp_pa
         assert (await _call(room, "huge")).handle
 
     _told(tmp_path, story)
+
+
+@pytest.mark.parametrize("call", ["q", "q\x00"])
+def test_a_server_that_asks_what_people_can_not_be_asked_is_a_refusal_and_no_error(call: str, tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "park")
+        asked = await room.call("park", call="p", n=1)
+        assert isinstance(asked, Parked)
+        room.decide(asked, person("bob", "approver"), verdict="reject", reason="no")
+        again = await _call(room, "park", call=call)
+        assert again.kind is OutcomeKind.DENIED
+        assert ("rejected" if call == "q" else "id of the call") in again.detail
+
+    _told(tmp_path, story)

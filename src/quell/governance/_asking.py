@@ -29,6 +29,7 @@ from quell.domain import (
 from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
 from quell.governance._policy import EDITED, PLANNED, SERVER_ASKS
+from quell.governance._policy_schema import effective_class
 from quell.runs import Connection, Database
 
 _ANYWAY_ROLES = ("approver", "admin")
@@ -179,7 +180,7 @@ def asked_anyway(request: CallRequest, verdict: Verdict) -> Verdict:
         policies=(policy, *verdict.policies),
         reason=reason,
         approver_roles=_ANYWAY_ROLES,
-        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
+        quorum=2 if effective_class(request.tool) is ToolClass.IRREVERSIBLE else 1,
     )
 
 
@@ -229,7 +230,7 @@ def _wish(requests: Sequence[CallRequest], *, verdict: Verdict) -> ApprovalReque
     asked = tuple(
         AskedCall(
             call=request.call,
-            tool_class=request.tool.tool_class,
+            tool_class=effective_class(request.tool),
             diff=request.diff,
             revert_plan=plan_of(request),
             facts=(*request.facts, *_words_of_server(request)),
