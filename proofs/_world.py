@@ -487,7 +487,7 @@ class World:
         policy = _policy_over(self.authority, tuple(sorted(self.pins.items())), served)
         for authority in self.authorities:
             authority.guard.policy = policy
-            authority.registry.serve(served)
+            authority.registry.serve(served, turn=authority.registry.turn)
         self.oracle.see(told.Pinned(tool=name, pin=pin, asked=asked, number=self.course.number))
 
     def caller(self, actor: told.Actor) -> ToolCaller:

@@ -22,7 +22,7 @@ def _serve_without_a_way_back(room: Room) -> None:
     authority.guard.policy = PolicySet.load(
         policy_sources(authority.settings), tools=authority.registry.tools_with(served)
     )
-    authority.registry.serve(served)
+    authority.registry.serve(served, turn=authority.registry.turn)
 
 
 def _demote(room: Room, action_class: ToolClass) -> None:
