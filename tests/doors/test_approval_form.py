@@ -22,7 +22,6 @@ from quell.domain import (
     ToolTerms,
     UsageError,
 )
-from quell.tools import Pins
 from tests import _mcp_rogue
 from tests._mcp_rogue import Rogue, rogue
 from tests.doors._hand_bench import Room, hand_room, person
@@ -59,7 +58,7 @@ async def asked(room: Room, tool_class: ToolClass = ToolClass.READ) -> Parked | 
     terms = ToolTerms(tool_class=tool_class, timeout_s=5.0, reason="said so")
     offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
     with room.runs.database.writing() as connection:
-        Pins(clock=room.clock).accept(connection, offers["park"], terms, by=person("ann", "operator"))
+        room.authority.pins.accept(connection, offers["park"], terms, by=person("ann", "operator"))
     await room.authority.reload()
     ended = await room.call("park", call="p", n=1)
     if tool_class.is_effect:
@@ -123,7 +122,7 @@ def test_a_server_that_asks_about_an_edited_call_goes_on_with_the_edited_argumen
         terms = ToolTerms(tool_class=ToolClass.REVERSIBLE, recovery=Recovery.NATURAL, timeout_s=5.0, reason="x")
         offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
         with room.runs.database.writing() as connection:
-            Pins(clock=room.clock).accept(connection, offers["park"], terms, by=person("ann", "operator"))
+            room.authority.pins.accept(connection, offers["park"], terms, by=person("ann", "operator"))
         await room.authority.reload()
         first = await room.call("park", call="e", n=1)
         assert isinstance(first, Parked)

@@ -656,7 +656,7 @@ def test_doctor_finds_a_pin_that_somebody_wrote_into_the_database(desk: Desk) ->
             " '\"tool_class\":\"read\"') WHERE original = 'drop_lost'"
         )
     database.close()
-    assert (told()["status"], told()["detail"].partition(": ")[2]) == ("bad", "drop_lost of small")
+    assert (told()["status"], told()["detail"].partition(": ")[2]) == ("bad", "small: drop_lost")
 
 
 def test_a_listing_of_the_log_says_when_it_was_cut(desk: Desk) -> None:

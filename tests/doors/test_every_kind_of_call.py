@@ -27,7 +27,7 @@ from quell.domain import (
     ToolOutcome,
     ToolTerms,
 )
-from quell.tools import Pins, Registry
+from quell.tools import Registry
 from tests._mcp_rogue import rogue
 from tests.doors._hand_bench import Room, hand_room, person
 
@@ -105,7 +105,7 @@ class House:
 
 def pin(room: Room, seat: Registry.Seat, terms: ToolTerms | None = None) -> None:
     with room.runs.database.writing() as connection:
-        pins = Pins(clock=room.clock)
+        pins = room.authority.pins
         pins.accept(connection, seat.offers[0], terms or ToolTerms(timeout_s=5.0), by=person("ann", "operator"))
 
 
@@ -137,7 +137,7 @@ async def _pin_echo(room: Room) -> None:
     (offer,) = [each for each in await room.authority.servers.offers("bad") if each.original == "echo"]
     terms = ToolTerms(tool_class=ToolClass.READ, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
     with room.runs.database.writing() as connection:
-        Pins(clock=room.clock).accept(connection, offer, terms, by=person("ann", "operator"))
+        room.authority.pins.accept(connection, offer, terms, by=person("ann", "operator"))
 
 
 def _denied(ended: ToolOutcome | Parked) -> str:
@@ -323,7 +323,7 @@ def test_progress_of_a_server_reaches_the_caller_without_our_secrets(tmp_path: P
             offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
             terms = ToolTerms(tool_class=ToolClass.READ, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
             with room.runs.database.writing() as connection:
-                Pins(clock=room.clock).accept(connection, offers["flood"], terms, by=person("ann", "operator"))
+                room.authority.pins.accept(connection, offers["flood"], terms, by=person("ann", "operator"))
             room.authority.redactor.text = lambda text: text.replace("half way", "[taken out]")  # type: ignore[method-assign]
             ended = await room.call("flood", caller=house.caller("ann", on_progress=heard.append), n=1)
             assert isinstance(ended, ToolOutcome)

@@ -30,7 +30,6 @@ from quell.domain import (
 )
 from quell.governance import Approvals
 from quell.runs import _effect_table
-from quell.tools import Pins
 from tests._postgres import fresh_database
 from tests.doors._authority_house import KEYS, RUN, House, frozen_with, in_a_house, settings_of
 
@@ -172,7 +171,7 @@ async def pin(house: House) -> None:
     )
     terms = ToolTerms(tool_class=ToolClass.REVERSIBLE, recovery=Recovery.NATURAL)
     with house.app.runs.database.writing() as connection:
-        Pins(clock=house.clock).accept(connection, offer, terms, by=Principal(user="ana", roles=("operator",)))
+        house.authority.pins.accept(connection, offer, terms, by=Principal(user="ana", roles=("operator",)))
     await house.authority.reload()
 
 

@@ -24,7 +24,6 @@ from quell.domain import (
     ToolOutcome,
     ToolTerms,
 )
-from quell.tools import Pins
 from tests._mcp_rogue import Rogue, rogue
 from tests._postgres import fresh_database
 from tests.doors._hand_bench import Room, hand_room, person
@@ -213,7 +212,7 @@ def _asked(tmp_path: Path, tool_class: ToolClass, story: Callable[[Room, Rogue],
                 terms = ToolTerms(tool_class=tool_class, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
                 offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
                 with room.runs.database.writing() as connection:
-                    Pins(clock=room.clock).accept(connection, offers["park"], terms, by=person("ann", "operator"))
+                    room.authority.pins.accept(connection, offers["park"], terms, by=person("ann", "operator"))
                 await story(room, server)
                 assert room.authority.guard.audit.verify().is_intact
 

@@ -33,7 +33,7 @@ def _told(tmp_path: Path, story: Callable[[Room, Rogue], Awaitable[None]]) -> No
 
 
 async def _pin(room: Room, *names: str, terms: ToolTerms = READ) -> None:
-    pins = Pins(clock=room.clock)
+    pins = room.authority.pins
     offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
     with room.runs.database.writing() as connection:
         for name in names:
@@ -251,6 +251,6 @@ def test_a_server_that_asks_what_people_can_not_be_asked_is_a_refusal_and_no_err
         room.decide(asked, person("bob", "approver"), verdict="reject", reason="no")
         again = await _call(room, "park", call=call)
         assert again.kind is OutcomeKind.DENIED
-        assert ("rejected" if call == "q" else "id of the call") in again.detail
+        assert ("rejected" if call == "q" else "id of a call") in again.detail
 
     _told(tmp_path, story)

@@ -27,7 +27,6 @@ from quell.domain import (
     ToolServer,
     ToolTerms,
 )
-from quell.tools import Pins
 from quell.tools._pins import terms_for
 from tests._mcp_bench import call, client, play, until
 from tests.doors._hand_bench import hand_room, person
@@ -190,7 +189,7 @@ def test_people_fill_in_the_form_of_a_server_and_it_goes_on_with_that(node_serve
             offers = {offer.original: offer for offer in await room.authority.servers.offers("everything")}
             terms = ToolTerms(tool_class=ToolClass.READ, reason="it only asks")
             with room.runs.database.writing() as connection:
-                pins = Pins(clock=room.clock)
+                pins = room.authority.pins
                 pins.accept(connection, offers["trigger-elicitation-request"], terms, by=person("ann", "operator"))
             await room.authority.reload()
             parked = await room.call("trigger-elicitation-request", call="c")

@@ -16,7 +16,7 @@ from quell.config import Settings
 from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
 from quell.governance import Audit, Guard, PolicySet, Redactor
 from quell.runs import Runs
-from quell.tools import CodeTool, LocalHand, Registry, Resilience, Scratchpad, Servers, Toolbox
+from quell.tools import LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 
 _TOLD_MAX = 20
 Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
@@ -31,13 +31,26 @@ class Authority:
     settings: Settings
     guard: Guard
     registry: Registry
-    servers: Servers
-    scratchpad: Scratchpad
-    code: CodeTool | None
+    toolset: Toolset
     redactor: Redactor
     toolbox: Toolbox
     texts: list[PolicySource]
     """The policies as they were read; a change of pins judges them anew for the tools that there are then."""
+
+    @property
+    def pins(self) -> Pins:
+        """Return the definitions that people accepted."""
+        return self.toolset.pins
+
+    @property
+    def servers(self) -> Servers:
+        """Return the connections to servers of tools."""
+        return self.toolset.servers
+
+    @property
+    def scratchpad(self) -> Scratchpad:
+        """Return where large results are kept."""
+        return self.toolset.scratchpad
 
     async def reload(self) -> None:
         """Take the policies as they are written now, whole or not at all; pins are taken at the next call anyway.
@@ -50,11 +63,8 @@ class Authority:
 
     async def close(self) -> None:
         """Let go of servers, programs and files, and write what still waits to be recorded, signed."""
-        await self.servers.close()
-        if self.code is not None:
-            await self.code.close()
+        await self.toolset.close()
         await asyncio.to_thread(self.guard.audit.finish)
-        self.scratchpad.close()
 
 
 async def open_authority(
@@ -96,9 +106,7 @@ async def open_authority(
         settings=settings,
         guard=guard,
         registry=registry,
-        servers=toolset.servers,
-        scratchpad=toolset.scratchpad,
-        code=toolset.code,
+        toolset=toolset,
         redactor=office.redactor,
         toolbox=toolbox,
         texts=sources,

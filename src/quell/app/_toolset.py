@@ -108,7 +108,7 @@ class Toolset:
         toolset = cls(
             settings=settings,
             database=database,
-            pins=Pins(clock=office.clock),
+            pins=Pins(clock=office.clock, signer=office.signer),
             registry=Registry(builtin, scratchpad=scratchpad, code=code),
             servers=servers,
             scratchpad=scratchpad,
@@ -141,6 +141,8 @@ class Toolset:
             if turn == self.registry.turn:
                 return
             pins = self.pins.listed(connection)
+            for name in self.pins.broken(connection):
+                telemetry.event("tool.pin_broken", tool=name)
             served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
             try:
                 ready(self.registry.tools_with(served))

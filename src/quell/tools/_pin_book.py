@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from quell.domain import Clock, Offer, Principal, RefusedError, ToolPin, ToolServer, ToolTerms
+from quell.domain import Clock, Offer, Principal, RefusedError, Signer, ToolPin, ToolServer, ToolTerms
 from quell.runs import Connection
 from quell.tools import _pins as pins
 
@@ -24,8 +24,10 @@ class Pins:
     judge = staticmethod(pins.judge_offer)
     """Says what an offer is to the pin of that name: pinned, changed or unknown."""
 
-    def __init__(self, *, clock: Clock) -> None:
+    def __init__(self, *, clock: Clock, signer: Signer) -> None:
+        """Seal what people accept with a key that does not lie in the database."""
         self._clock = clock
+        self._signer = signer
 
     def accept(self, connection: Connection, offer: Offer, terms: ToolTerms, *, by: Principal) -> ToolPin:
         """Pin an offer in a person's name. Raises RefusedError for anybody else, and for what no call can use."""
@@ -33,7 +35,7 @@ class Pins:
             raise RefusedError("only a person with the role operator or admin pins tools", hint="do it yourself")
         _refuse_unusable(offer, terms, pinned_by=by.user, at=self._clock())
         pin = pins.pin_offer(offer, terms, pinned_by=by.user, at=self._clock())
-        pins.keep_pin(connection, pin)
+        pins.keep_pin(connection, pin, signer=self._signer)
         return pin
 
     @staticmethod
@@ -41,15 +43,17 @@ class Pins:
         """Take a pin back; False when there was none."""
         return pins.drop_pin(connection, server, original)
 
-    @staticmethod
-    def find(connection: Connection, server: str, original: str) -> ToolPin | None:
-        """Return the pin of a tool, if there is one."""
-        return pins.find_pin(connection, server, original)
+    def find(self, connection: Connection, server: str, original: str) -> ToolPin | None:
+        """Return the pin of a tool, if there is one and it is what a person accepted."""
+        return next((pin for pin in self.listed(connection) if (pin.server, pin.original) == (server, original)), None)
 
-    @staticmethod
-    def listed(connection: Connection) -> tuple[ToolPin, ...]:
-        """Return every pin, by server and name."""
-        return pins.list_pins(connection)
+    def listed(self, connection: Connection) -> tuple[ToolPin, ...]:
+        """Return every pin that is what a person accepted, by server and name."""
+        return pins.list_pins(connection, signer=self._signer)[0]
+
+    def broken(self, connection: Connection) -> tuple[str, ...]:
+        """Return the names of rows that look like pins and are not what a person accepted: they serve nothing."""
+        return pins.list_pins(connection, signer=self._signer)[1]
 
     @staticmethod
     def turn(connection: Connection) -> int:

@@ -26,6 +26,7 @@ from quell.domain import (
     RefusedError,
     ResourceRule,
     ServerIdentity,
+    Signer,
     ToolClass,
     ToolPin,
     ToolServer,
@@ -50,6 +51,10 @@ TABLES: tuple[str, ...] = (
         PRIMARY KEY (server, original)
     )
     """,
+    (
+        "CREATE TABLE IF NOT EXISTS quell_pin_seals (server TEXT NOT NULL, original TEXT NOT NULL,"
+        " signature TEXT NOT NULL, PRIMARY KEY (server, original))"
+    ),
     "CREATE TABLE IF NOT EXISTS quell_pin_turns (one INTEGER PRIMARY KEY, turn BIGINT NOT NULL)",
 )
 _NEXT_TURN = (
@@ -104,8 +109,15 @@ def pin_offer(offer: Offer, terms: ToolTerms, *, pinned_by: str, at: datetime) -
     )
 
 
-def keep_pin(connection: Connection, pin: ToolPin) -> None:
-    """Write a pin, in the place of any that the tool had."""
+def keep_pin(connection: Connection, pin: ToolPin, *, signer: Signer) -> None:
+    """Write a pin with its seal, in the place of any that the tool had."""
+    connection.run(
+        "INSERT INTO quell_pin_seals (server, original, signature) VALUES (:server, :original, :signature)"
+        " ON CONFLICT (server, original) DO UPDATE SET signature = excluded.signature",
+        server=pin.server,
+        original=pin.original,
+        signature=signer.sign(_sealed(pin)),
+    )
     connection.run(
         "INSERT INTO quell_pins (server, original, digest, definition, identity, tool_class, recovery, terms, pinned_by,"
         " pinned_at) VALUES (:server, :original, :digest, :definition, :identity, :tool_class, :recovery, :terms,"
@@ -131,6 +143,8 @@ def drop_pin(connection: Connection, server: str, original: str) -> bool:
     """Take a pin back; tell whether there was one."""
     where = "DELETE FROM quell_pins WHERE server = :server AND original = :original"
     is_gone = connection.run(where, server=server, original=original) > 0
+    seal = "DELETE FROM quell_pin_seals WHERE server = :server AND original = :original"
+    connection.run(seal, server=server, original=original)
     if is_gone:
         connection.run(_NEXT_TURN)
     return is_gone
@@ -142,17 +156,23 @@ def turn_of(connection: Connection) -> int:
     return int(row.turn) if row is not None else 0
 
 
-def find_pin(connection: Connection, server: str, original: str) -> ToolPin | None:
-    """Return the pin of a tool, if it has one."""
-    where = "SELECT * FROM quell_pins WHERE server = :server AND original = :original"
-    row = connection.first(where, server=server, original=original)
-    return None if row is None else _pin_of_row(vars(row))
+def list_pins(connection: Connection, *, signer: Signer) -> tuple[tuple[ToolPin, ...], tuple[str, ...]]:
+    """Return every pin by server and name, and the names of those that are not what a person sealed.
 
-
-def list_pins(connection: Connection) -> tuple[ToolPin, ...]:
-    """Return every pin, by server and name."""
-    rows = connection.all("SELECT * FROM quell_pins ORDER BY server, original")
-    return tuple(_pin_of_row(vars(row)) for row in rows)
+    Who writes the database writes rows, and not the seal of what a person accepted: the class of a tool decides
+    whether anybody is asked.
+    """
+    seals = {(row.server, row.original): row.signature for row in connection.all("SELECT * FROM quell_pin_seals")}
+    whole: list[ToolPin] = []
+    broken: list[str] = []
+    for row in connection.all("SELECT * FROM quell_pins ORDER BY server, original"):
+        pin = _read(vars(row))
+        signature = seals.get((row.server, row.original), "")
+        if pin is not None and signature and signer.verify(_sealed(pin), signature=signature):
+            whole.append(pin)
+        else:
+            broken.append(f"{row.server}: {row.original}")
+    return tuple(whole), tuple(broken)
 
 
 def terms_for(offer: Offer, *, server: ToolServer, operator: ToolTerms | None = None) -> ToolTerms:
@@ -244,6 +264,20 @@ def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:
         if {word.lower() for word in _WORDS.findall(own)} & _URL_WORDS:
             return str(own)
     return next(filter(None, (_destination(part, name=key, depth=depth + 1) for key, part in schema.items())), "")
+
+
+def _sealed(pin: ToolPin) -> bytes:
+    """Return what a seal is over: everything that a person accepted, and said."""
+    whole = {**asdict(pin), "pinned_at": pin.pinned_at.isoformat()}
+    return b"quell pin 1\n" + canonical(whole).encode()
+
+
+def _read(row: Mapping[str, str]) -> ToolPin | None:
+    """Return the pin of a row; None for a row that is none."""
+    try:
+        return _pin_of_row(row)
+    except (ValueError, TypeError, KeyError, AssertionError):
+        return None
 
 
 def _pin_of_row(row: Mapping[str, str]) -> ToolPin:
