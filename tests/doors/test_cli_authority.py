@@ -643,6 +643,19 @@ def test_doctor_tells_of_records_that_nobody_signed(desk: Desk) -> None:
     assert "quell audit checkpoint" in late["hint"]
 
 
+def test_doctor_tells_of_a_key_of_the_log_that_was_made_anew(desk: Desk) -> None:
+    def told() -> list[tuple[str, str]]:
+        checks = desk.quell("doctor", "--json").document["checks"]
+        return [(each["status"], each["detail"]) for each in checks if each["name"] == "audit key"]
+
+    assert [status for status, _ in told()] == ["ok"]
+    (desk.at / ".quell" / "audit" / "audit.key").unlink()
+    desk.done("audit", "checkpoint")
+    (status, detail) = told()[-1]
+    assert status == "warn"
+    assert "is number 2" in detail
+
+
 def test_doctor_finds_a_pin_that_somebody_wrote_into_the_database(desk: Desk) -> None:
     def told() -> dict[str, Any]:
         (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "pins"]

@@ -49,7 +49,23 @@ def _keys(settings: Settings) -> list[Check]:
             found.append(Check(name=name, status="bad", detail=f"{path} can be read by others", hint=hint))
         else:
             found.append(Check(name=name, status="ok", detail=f"{path} is readable by its owner only"))
-    return found
+    return [*found, *_replaced(settings)]
+
+
+def _replaced(settings: Settings) -> list[Check]:
+    """Tell of a key of the log that went away and was made anew: nobody else would notice."""
+    path = settings.state_dir / "audit" / "audit.pub"
+    try:
+        keys = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except OSError:
+        return []
+    if len(keys) < 2:
+        return []
+    detail = f"the key that signs the audit log is number {len(keys)}: an earlier one was lost or taken away"
+    hint = (
+        f"if nobody knows why, find out who could write {path.parent}; older signatures are checked by the older keys"
+    )
+    return [Check(name="audit key", status="warn", detail=detail, hint=hint)]
 
 
 def _signed(office: Office) -> Check:

@@ -26,6 +26,7 @@ from quell.domain import (
     UsageError,
     Verdict,
 )
+from quell.governance import _approval_rows as rows
 from quell.governance._approvals import Approvals
 from quell.governance._audit import Audit
 from quell.governance._policy import EDITED, PLANNED, SERVER_ASKS
@@ -75,8 +76,11 @@ class Asking:
         entry = self._entry(AuditKind.DECISION, request, reasons(ruling))
         wish = _wish([request], verdict=ruling.verdict)
         with self._database.writing() as connection:
+            known = rows.find_of_call(connection, run=request.call.run, call=request.call.id)
             approval = self._approvals.ask(connection, wish)
-            self._audit.append(connection, entry, self._told(approval, request, {"call": request.call.digest}))
+            if approval.id != known:
+                # Who looks again whether people have decided asks nothing new.
+                self._audit.append(connection, entry, self._told(approval, request, {"call": request.call.digest}))
         return parked(approval, call=request.call.id)
 
     def propose(self, requests: Sequence[CallRequest]) -> Parked:
