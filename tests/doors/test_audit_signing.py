@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from quell.audit import Audit, Redactor
 from quell.domain import AuditKind, ConfigError, Tampering, UsageError, WorldError
-from quell.governance import Audit, Redactor
 from tests.conftest import FakeClock
 from tests.doors._audit_bench import audited, entry, fill
 
@@ -261,7 +261,7 @@ import os, sys
 from pathlib import Path
 from tests.doors._audit_bench import audited, entry
 from quell.domain import AuditKind
-from quell.governance import Audit
+from quell.audit import Audit
 from quell.runs import system_clock
 
 directory = Path(sys.argv[1])

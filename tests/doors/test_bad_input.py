@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from quell.audit import Audit
 from quell.cli import ExitCode
 from quell.config import ApprovalSettings, IdentitySettings, OidcSettings, Secret
 from quell.domain import (
@@ -25,7 +26,7 @@ from quell.domain import (
     ToolCall,
     ToolOutcome,
 )
-from quell.governance import Approvals, Audit
+from quell.governance import Approvals
 from tests.doors import _identity_bench as bench
 from tests.doors._authority_house import KEYS, House, Service, a_house, in_a_house, settings_of
 from tests.doors._cli_bench import Desk

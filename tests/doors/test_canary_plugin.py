@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from quell.audit import Redactor
 from quell.config import Secret
-from quell.governance import Redactor
 from tests import _canaries
 
 _TESTS = """

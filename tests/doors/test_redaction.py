@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quell.audit import Redactor
 from quell.config import Secret
 from quell.domain import BoundExceededError
-from quell.governance import Redactor
 
 SECRET = "k9/Zq+4w=\"x&y' ü"
 HELD = Redactor({"db.password": Secret(SECRET), "token": Secret("tok-7f3a9b2c")})

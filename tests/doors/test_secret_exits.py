@@ -16,6 +16,8 @@ import pytest
 from quell import telemetry
 from quell.app import open_app
 from quell.app._sources import CleanReader
+from quell.audit import Redactor
+from quell.audit._redact import LATE_MAX
 from quell.cli._session import Session
 from quell.config import McpServerSettings, McpSettings, Secret, Settings
 from quell.domain import (
@@ -32,8 +34,6 @@ from quell.domain import (
     ToolOutcome,
     Window,
 )
-from quell.governance import Redactor
-from quell.governance._redact import LATE_MAX
 from quell.incidents import Request
 from quell.runs import system_clock
 from tests._canaries import ENVIRONMENT, IN_ENVIRONMENT, IN_SETTINGS

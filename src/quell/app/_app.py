@@ -38,7 +38,7 @@ from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._authority import Authority
-    from quell.governance import Redactor
+    from quell.audit import Redactor
 
 Role = Literal["serve", "command"]
 

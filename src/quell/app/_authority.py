@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
+from quell.audit import Audit, Redactor
 from quell.config import Settings
 from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
-from quell.governance import Audit, Guard, PolicySet, Redactor
+from quell.governance import Guard, PolicySet
 from quell.runs import Runs
 from quell.tools import LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from quell.app._key_file import key_of
+from quell.audit import Audit, Redactor
 from quell.config import CapSettings, GovernanceSettings, Secret, Settings
 from quell.domain import (
     AuditAnchor,
@@ -33,7 +34,7 @@ from quell.domain import (
     UsageError,
     WorldError,
 )
-from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Redactor, Switches
+from quell.governance import Approvals, Autonomy, Budgets, Identities, Switches
 from quell.runs import Connection, Ledger, Runs
 
 _MICRO = 1_000_000

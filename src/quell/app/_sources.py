@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from quell.audit import Redactor
 from quell.domain import Answer, Gap, Question
-from quell.governance import Redactor
 from quell.signals import Reader
 
 _NAMES = frozenset(

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from quell.app._authority import Authority
+from quell.audit import Redactor
 from quell.domain import Approval, AskedCall, AuditKind, Decided, Principal, RefusedError
-from quell.governance import Redactor
 
 Way: TypeAlias = Literal["api", "wire", "webhook"]
 """How an answer came: by our API, by a posted decision of the approver's service, or as its reply to our webhook."""

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from quell.app._herald import Herald
     from quell.app._in_force import InForce
     from quell.app._votes import Way
-    from quell.governance import Identities, Redactor
+    from quell.audit import Redactor
+    from quell.governance import Identities
 
 _BUSY = timedelta(minutes=10)
 """How long a worker may still be busy with an effect whose run has ended."""

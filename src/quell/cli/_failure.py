@@ -63,7 +63,7 @@ def tell_failure(error: BaseException, session: Session) -> int:
 
 def _clean_of(session: Session) -> Callable[[str], str]:
     """Return what takes secrets out of what an error says: a library may quote whatever it was given."""
-    from quell.governance import Redactor
+    from quell.audit import Redactor
 
     return Redactor.of(session.known_settings, environment=session.env).text
 

@@ -96,9 +96,9 @@ class Session:
 
         from quell import __version__
         from quell.app import Office
+        from quell.audit import Redactor
         from quell.cli._loop import run_until_done
         from quell.config import version_of
-        from quell.governance import Redactor
         from quell.runs import Runs, system_clock
         from quell.telemetry import open_telemetry
 

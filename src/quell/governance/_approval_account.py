@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from quell.audit import Audit
 from quell.domain import Approval, ApprovalStatus, AuditEntry, AuditKind, AuditRecord, Consumption, RefusedError
-from quell.governance._audit import Audit
-from quell.governance._audit_tables import read_naming
 from quell.runs import Connection
 
 _VOID = frozenset({ApprovalStatus.REJECTED.value, ApprovalStatus.SUPERSEDED.value})
@@ -52,7 +51,7 @@ def check(connection: Connection, approval: Approval, *, position: int) -> None:
 
 
 def _said(connection: Connection, approval: Approval) -> Iterator[tuple[str, dict[str, object]]]:
-    found: list[AuditRecord] = read_naming(connection, approval.id, run=approval.terms.run)
+    found: list[AuditRecord] = Audit.naming(connection, approval.id, run=approval.terms.run)
     for record in found:
         body = json.loads(record.body)
         if isinstance(body, dict) and body.get("approval") == approval.id:

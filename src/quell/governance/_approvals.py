@@ -43,7 +43,7 @@ from quell.governance._break_glass import BreakGlassRows, check_person, given_re
 from quell.runs import Connection, Database
 
 if TYPE_CHECKING:
-    from quell.governance._audit import Audit
+    from quell.audit import Audit
 
 _ASK_LOCK = 0x5155454C4C44
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Literal, Protocol
 
+from quell.audit import Audit
 from quell.domain import (
     Approval,
     ApprovalRequest,
@@ -28,7 +29,6 @@ from quell.domain import (
 )
 from quell.governance import _approval_rows as rows
 from quell.governance._approvals import Approvals
-from quell.governance._audit import Audit
 from quell.governance._policy import EDITED, PLANNED, SERVER_ASKS
 from quell.governance._policy_schema import effective_class
 from quell.runs import Connection, Database

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import msgspec
 
+from quell.audit import Audit
 from quell.domain import (
     AuditKind,
     AuditRecord,
@@ -29,7 +30,6 @@ from quell.domain import (
     may_do,
 )
 from quell.governance import _ladder
-from quell.governance._audit import Audit
 from quell.governance._plan import person
 from quell.runs import Connection, Database
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
+from quell.audit import Audit
 from quell.domain import (
     AskedCall,
     AuditEntry,
@@ -54,7 +55,6 @@ from quell.governance._asking import (
     presented_of,
     reasons,
 )
-from quell.governance._audit import Audit
 from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
 from quell.governance._policy import PolicySet

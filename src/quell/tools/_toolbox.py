@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal
 
 from quell import telemetry
+from quell.audit import Redactor
 from quell.domain import (
     Approval,
     AskedCall,
@@ -43,7 +44,7 @@ from quell.domain import (
     UsageError,
     Verdict,
 )
-from quell.governance import Guard, Passage, Redactor, freeze
+from quell.governance import Guard, Passage, freeze
 from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, base_of, is_round, next_round
 from quell.tools._beside import Inventory, diff_of, facts_of, no_dry_run

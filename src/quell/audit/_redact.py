@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+from quell.audit._redact_forms import FORM_MIN_BYTES, credentials_of, forms_of, secrets_inside, unquoted
+from quell.audit._redact_rules import RULE_MAX_BYTES, RULE_NAMES, Span, looks_random, rule_of_key, spans_by_rule
 from quell.config import Secret
 from quell.domain import BoundExceededError
-from quell.governance._redact_forms import FORM_MIN_BYTES, credentials_of, forms_of, secrets_inside, unquoted
-from quell.governance._redact_rules import RULE_MAX_BYTES, RULE_NAMES, Span, looks_random, rule_of_key, spans_by_rule
 
 if TYPE_CHECKING:
     import numpy as np

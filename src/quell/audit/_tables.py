@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from quell.audit._checkpoint import read_note
+from quell.audit._merkle import GENESIS, Frontier, chain_hash, leaf_hash
 from quell.domain import AuditCheckpoint, AuditKind, AuditRecord, JournalError
-from quell.governance._checkpoint import read_note
-from quell.governance._merkle import GENESIS, Frontier, chain_hash, leaf_hash
 from quell.runs import Connection, Database
 
 TABLES = (

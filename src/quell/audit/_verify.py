@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering
-from quell.governance._audit_order import Stretch, judge_order
-from quell.governance._audit_tables import (
+from quell.audit._blobs import Blobs
+from quell.audit._checkpoint import Verifier, read_note
+from quell.audit._merkle import GENESIS, Frontier, chain_hash
+from quell.audit._order import Stretch, judge_order
+from quell.audit._tables import (
     Watch,
     digests_in,
     leaf_at,
@@ -17,9 +19,7 @@ from quell.governance._audit_tables import (
     read_checkpoints,
     read_records,
 )
-from quell.governance._blobs import Blobs
-from quell.governance._checkpoint import Verifier, read_note
-from quell.governance._merkle import GENESIS, Frontier, chain_hash
+from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering
 from quell.runs import Database
 
 _SEARCH_MAX = 5_000

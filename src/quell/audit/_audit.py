@@ -10,6 +10,31 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from quell.audit._anchor import FileAnchor
+from quell.audit._blobs import Blobs
+from quell.audit._checkpoint import Signer, make_signer, public_keys
+from quell.audit._export import export_records, prove_consistency, verify_export
+from quell.audit._merkle import is_consistent
+from quell.audit._redact import DEPTH_MAX, Redactor
+from quell.audit._tables import (
+    TABLES,
+    Head,
+    Watch,
+    canonical,
+    follow,
+    lock_head,
+    make_tables,
+    newest_checkpoint,
+    next_record,
+    note_digest,
+    read_naming,
+    read_newest,
+    read_records,
+    write_checkpoint,
+    write_head,
+    write_record,
+)
+from quell.audit._verify import verify_log
 from quell.domain import (
     AuditAnchor,
     AuditCheckpoint,
@@ -23,30 +48,6 @@ from quell.domain import (
     OverloadError,
     WorldError,
 )
-from quell.governance._anchor import FileAnchor
-from quell.governance._audit_tables import (
-    TABLES,
-    Head,
-    Watch,
-    canonical,
-    follow,
-    lock_head,
-    make_tables,
-    newest_checkpoint,
-    next_record,
-    note_digest,
-    read_newest,
-    read_records,
-    write_checkpoint,
-    write_head,
-    write_record,
-)
-from quell.governance._audit_verify import verify_log
-from quell.governance._blobs import Blobs
-from quell.governance._checkpoint import Signer, make_signer, public_keys
-from quell.governance._export import export_records, prove_consistency, verify_export
-from quell.governance._merkle import is_consistent
-from quell.governance._redact import DEPTH_MAX, Redactor
 from quell.runs import Connection, Database
 
 INLINE_MAX_BYTES = 2_048
@@ -320,6 +321,11 @@ class Audit:
         """
         with self._database.reading() as connection:
             return read_newest(connection, run=run, kinds=tuple(kinds), since=since, items_max=items_max)
+
+    @staticmethod
+    def naming(connection: Connection, text: str, *, run: str) -> list[AuditRecord]:
+        """Return the records of a run whose body holds a plain text, in order, as this transaction sees them."""
+        return read_naming(connection, text, run=run)
 
     def body(self, digest: str) -> str | None:
         """Return a long text by its digest; None when it is no longer kept.

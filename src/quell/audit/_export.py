@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from quell.audit._blobs import PREFIX, Blobs
+from quell.audit._checkpoint import Verifier, read_note
+from quell.audit._merkle import Tree, chain_hash, is_included
+from quell.audit._tables import Watch, digests_in, leaf_at, leaf_tail, read_records
 from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering, UsageError
-from quell.governance._audit_tables import Watch, digests_in, leaf_at, leaf_tail, read_records
-from quell.governance._blobs import PREFIX, Blobs
-from quell.governance._checkpoint import Verifier, read_note
-from quell.governance._merkle import Tree, chain_hash, is_included
 from quell.runs import Database
 
 FORMAT = "quell-audit-export-1"
