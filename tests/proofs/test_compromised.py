@@ -10,6 +10,8 @@ from proofs._mutants import MUTANTS, SUITS
 from proofs.compromised import is_caught, play, result_of
 
 SEED = random.randrange(1_000_000)
+SAMPLED = 12
+"""Of the guards with a hole, in each run of the suite; `.ci/run` and `make prove` try all of them."""
 ABOUT = {
     "pins": "repinned",
     "emergency": "glass",
@@ -38,7 +40,7 @@ def test_a_compromised_model_causes_nothing_that_was_not_authorised() -> None:
 @pytest.mark.parametrize("mood", sorted(MOODS))
 def test_moods_that_find_holes_find_none_where_there_is_none(mood: str) -> None:
     print(f"seed {SEED}")
-    tally = play(seed=SEED, moves=400, mood=mood)
+    tally = play(seed=SEED, moves=300, mood=mood)
     assert tally.violations == 0, tally.failures
     assert tally.counts["ok"] > 10
     assert tally.counts[ABOUT.get(mood, "ok")] >= 1
@@ -53,9 +55,10 @@ def test_a_compromised_model_causes_nothing_on_a_server_either(postgres_url: str
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", sorted(MUTANTS))
-def test_a_guard_with_a_hole_is_caught(name: str) -> None:
-    print(f"seed {SEED}")
+@pytest.mark.parametrize("place", range(SAMPLED))
+def test_a_guard_with_a_hole_is_caught(place: int) -> None:
+    name = random.Random(SEED).sample(sorted(MUTANTS), SAMPLED)[place]
+    print(f"seed {SEED}: {name}")
     assert is_caught(name, seed=SEED, moves=12_000)
 
 
