@@ -378,6 +378,9 @@ class Story:
 
     def _decide(self, shown: Approval, by: Principal, *, verdict: str, seen: str) -> None:
         world, calls = self.world, [asked.call for asked in shown.terms.calls]
+        # Some leave the form empty, and some write something else than who approved before them.
+        wanted = any('"why"' in asked.form for asked in shown.terms.calls)
+        words = self.rng.choice(("broken",) * 8 + ("slow", "")) if wanted else ""
         with suppress(QuellError), world.database.writing() as connection:
             world.authority.guard.approvals.decide(
                 connection,
@@ -386,6 +389,7 @@ class Story:
                 verdict="approve" if verdict == "approve" else "reject",
                 digest_seen=seen,
                 reason="as it pleases me",
+                answers={"why": words} if words else None,
             )
         if verdict != "approve" or seen != shown.digest:
             return
@@ -406,6 +410,7 @@ class Story:
                     arguments=asked.arguments,
                     asked_at_s=asked_at_s,
                     plan=tuple(call.id for call in calls) if len(calls) > 1 else (),
+                    words=words,
                 )
             )
 

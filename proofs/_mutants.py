@@ -60,9 +60,9 @@ def _lax_schema() -> list[Patch]:
 def _unknown_tools() -> list[Patch]:
     find, admit = Registry.find, PolicySet.admit
 
-    def found(self: Registry, name: str) -> Entry:
+    def found(self: Registry, name: str, **rest: Any) -> Entry:
         try:
-            return find(self, name)
+            return find(self, name, **rest)
         except RefusedError:
             like = find(self, "restart")
             return replace(like, tool=replace(like.tool, name=name, original=name))

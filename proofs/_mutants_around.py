@@ -9,18 +9,20 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from quell.domain import AutonomyScope, BreakGlass, FrozenCall, Level, Principal, Spender, StepState, Tool
+from quell.domain import AutonomyScope, BreakGlass, FrozenCall, Level, Principal, Reply, Spender, StepState, Tool
 from quell.governance import Budgets, Guard, PolicySet
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
 from quell.governance import _break_glass as glass
+from quell.governance import _form as form
 from quell.governance import _guard as guard
 from quell.governance import _plan as plan
 from quell.governance import _policy as policy
 from quell.governance._autonomy import Autonomy
 from quell.runs import Connection
 from quell.runs import _effect_table as table
-from quell.tools import _toolbox as toolbox
+from quell.tools import _asks as asking
+from quell.tools import _registry as registry
 
 Patch = tuple[object, str, object]
 
@@ -88,8 +90,8 @@ def _after_a_failure() -> list[Patch]:
 
     ended = approvals.Approvals.step_ended
 
-    def went_well(self: Any, connection: Connection, used: Any, **_named: Any) -> None:
-        ended(self, connection, used, ended="done")
+    def went_well(self: Any, connection: Connection, used: Any, **_named: Any) -> Any:
+        return ended(self, connection, used, ended="done")
 
     return [(plan, "check_turn", easy), (approvals.Approvals, "step_ended", went_well)]
 
@@ -103,11 +105,19 @@ def _any_holder() -> list[Patch]:
 
 
 def _answered_by_policy() -> list[Patch]:
-    return [(guard, "_asked_by_server", lambda _request, verdict: verdict)]
+    return [(guard, "needs_people", lambda _request: False)]
 
 
 def _yes_to_words() -> list[Patch]:
-    return [(toolbox, "replies_of", lambda _asks: {})]
+    filled = form.filled
+
+    def easy(calls: Any, answers: Mapping[str, object]) -> str:
+        return filled(calls, answers) if answers else "{}"
+
+    def replies(asks: Any, **_named: Any) -> Any:
+        return {ask.key: Reply(action="accept", content="{}") for ask in asks}
+
+    return [(form, "filled", easy), (registry, "replies_of", replies), (asking, "replies_of", replies)]
 
 
 def _level_by_word() -> list[Patch]:

@@ -72,8 +72,10 @@ class Use:
     """The definition under which it was called."""
     token: str
     """The right under which its worker acted for the run; empty: none was shown."""
-    answer: Literal["", "yes", "words"]
-    """What it carries to a server that asked: nothing, a yes, or a yes to a form that wants words."""
+    form: Literal["", "yes", "words"]
+    """What its server had asked before: nothing, for a yes, or for words of people."""
+    words: str
+    """The words that it carries to a server that asked for some."""
     is_done: bool
     """Whether the tool did it; otherwise it was lost on its way."""
     audited: int
@@ -97,6 +99,8 @@ class Yes:
     asked_at_s: float
     plan: tuple[str, ...] = ()
     """The calls that were approved together, in their order; empty for one call alone."""
+    words: str = ""
+    """What this person wrote for the server that asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -500,9 +504,9 @@ class Oracle:
         replicas = arguments.get("replicas")
         if arguments.get("environment") == "production" and isinstance(replicas, int) and replicas < 2:
             self._wrong("forbidden", "production is never scaled below two", use)
-        if use.answer == "words":
+        if use.form == "words" and not use.words:
             self._wrong("answer", "a form that wants words was answered by a yes", use)
-        if not use.answer and (self._is_automatic(actor, means, level=level) or self._is_emergency(use)):
+        if not use.form and (self._is_automatic(actor, means, level=level) or self._is_emergency(use)):
             return
         needed = 2 if means.kind == "irreversible" else 1
         people = self._people(use, actor)
@@ -533,6 +537,7 @@ class Oracle:
             and yes.tenant == actor.tenant
             and yes.by.strip().casefold() != actor.user.strip().casefold()
             and {"approver", "admin"} & set(yes.roles)
+            and (use.form != "words" or yes.words == use.words)
             and yes.at_s < yes.asked_at_s + APPROVAL_S
             and use.begun_at_s < yes.asked_at_s + APPROVAL_S
             and self._is_its_turn(yes, use)

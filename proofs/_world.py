@@ -46,7 +46,7 @@ from quell.governance._autonomy import _text
 from quell.runs import Connection, Done, Next, RunContext, Runs
 from quell.runs._database import SQLITE_FILE, Database, Durability, PostgresDatabase, SqliteDatabase, _Raw
 from quell.runs._schema import create_tables
-from quell.tools import LocalHand
+from quell.tools import LocalHand, _asks
 from quell.tools._asks import NeedsPeopleError
 from quell.tools._registry import Entry
 
@@ -286,6 +286,16 @@ _FORMS = {
 }
 
 
+def _carried(request: CallRequest) -> tuple[Literal["", "yes", "words"], str]:
+    """Return what the server of a call had asked, and the words that the call takes to it, as its hand sends them."""
+    if request.needs is None:
+        return "", ""
+    if all(ask.schema == _FORMS["yes"] for ask in request.needs.asks):
+        return "yes", ""
+    replies = _asks.replies_of(request.needs.asks, answers=request.answers) or {}
+    return "words", "".join(str(json.loads(reply.content).get("why", "")) for reply in replies.values())
+
+
 @dataclass(slots=True)
 class World:
     """What the tools saw, in its order, with the oracle beside it."""
@@ -363,7 +373,7 @@ class World:
         begun, begun_at_s = self.course.last[asked]
         with self.database.reading() as connection:
             audited = connection.one("SELECT size FROM quell_audit_head").size
-        asks = request.needs.asks if request.needs is not None else ()
+        form, words = _carried(request)
         return told.Use(
             at_s=now_s,
             tool=call.tool,
@@ -377,7 +387,8 @@ class World:
             begun_at_s=begun_at_s,
             pin=call.pin,
             token=fence.token if fence is not None else "",
-            answer="" if not asks else "words" if any(ask.schema == _FORMS["words"] for ask in asks) else "yes",
+            form=form,
+            words=words,
             is_done=is_done,
             audited=int(audited),
         )

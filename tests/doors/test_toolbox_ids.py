@@ -34,7 +34,7 @@ def test_an_id_that_no_journal_can_keep_is_a_refusal_on_record(
                 )
                 assert isinstance(ended, ToolOutcome)
                 assert ended.kind is OutcomeKind.DENIED, (odd[:9], ended)
-                assert "id of the call" in ended.detail
+                assert "id of a call" in ended.detail
             assert not room.world.done
             assert not room.world.reads
             room.authority.guard.audit.flush()

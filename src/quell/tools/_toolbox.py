@@ -249,6 +249,8 @@ class Toolbox:
     async def _decided(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
         """Have it decided, and done if it may be; whatever is refused on the way is on record."""
         try:
+            if is_round(request.call.id) or not self._guard.is_plain(request):
+                request = await asyncio.to_thread(self._taken_up, request)
             while True:
                 try:
                     return await self._on_its_way(request, entry)
@@ -263,8 +265,6 @@ class Toolbox:
             return self._outcome(request, OutcomeKind.TRANSPORT_ERROR, shed)
 
     async def _on_its_way(self, request: CallRequest, entry: Entry) -> ToolOutcome | Parked:
-        if request.needs is None and (is_round(request.call.id) or not self._guard.is_plain(request)):
-            request = await asyncio.to_thread(self._taken_up, request)
         request = await self._prepared(request)
         way = await self._entered(request)
         match way:
