@@ -50,6 +50,7 @@ from quell.domain import (
 )
 from quell.runs import Connection, Database
 
+_LEAVES = frozenset({str, int, bool, type(None)})
 INLINE_MAX_BYTES = 2_048
 """A longer text goes to the blob store; its record keeps digest and size."""
 CHECKPOINT_S = 60
@@ -157,13 +158,16 @@ class Audit:
             BoundExceededError: the body is nested too deeply.
             WorldError: a long text cannot be kept.
         """
-        kept = self._kept(self._redactor.value(_checked(body, depth=0)))
+        # Looked through together: every look costs, and every decision is recorded.
+        whole = [run, principal, _checked(body, depth=0)]
+        clean = self._redactor.value(whole)
+        assert isinstance(clean, list), "a list stays a list"
         return AuditEntry(
             at=_written(self._clock()),
             kind=kind,
-            run=_printable(self._redactor.text(run)),
-            principal=_printable(self._redactor.text(principal)),
-            body=canonical(kept),
+            run=_printable(str(clean[0])),
+            principal=_printable(str(clean[1])),
+            body=self._body_of(clean[2]),
         )
 
     def append(self, connection: Connection, *entries: AuditEntry) -> list[AuditRecord]:
@@ -411,6 +415,12 @@ class Audit:
         write_record(connection, record)
         return replace(follow(head, record, leaf), signed=checkpoint.size, signed_at=at), checkpoint
 
+    def _body_of(self, clean: object) -> str:
+        text = canonical(clean)
+        # No text in it is longer than the whole: most bodies are short, and need not be gone through.
+        is_short = len(text) <= INLINE_MAX_BYTES and len(text.encode("utf-8", "surrogatepass")) <= INLINE_MAX_BYTES
+        return text if is_short else canonical(self._kept(clean))
+
     def _kept(self, value: object) -> object:
         if isinstance(value, str) and len(value) > INLINE_MAX_BYTES // 4:
             content = value.encode("utf-8", "surrogatepass")
@@ -425,17 +435,25 @@ class Audit:
 
 def _checked(value: object, *, depth: int) -> object:
     """Return a JSON value with plain containers; floats have no canonical form."""
-    if isinstance(value, bool | int | str) or value is None:
+    if value is None or isinstance(value, (str, int)):
         return value
     if depth > DEPTH_MAX:
         return value  # The redactor says so.
-    if isinstance(value, Mapping):
-        if any(not isinstance(key, str) for key in value):
-            raise TypeError("the keys of an audit body are texts")
-        return {key: _checked(under, depth=depth + 1) for key, under in value.items()}
+    # Plain dicts first: asking for the abstract class is what costs.
+    if type(value) is dict or isinstance(value, Mapping):
+        return _checked_table(value, depth=depth)
     if isinstance(value, list | tuple):
-        return [_checked(part, depth=depth + 1) for part in value]
+        return [part if type(part) in _LEAVES else _checked(part, depth=depth + 1) for part in value]
     raise TypeError(f"an audit body holds no {type(value).__name__}: write numbers as integers of a named unit")
+
+
+def _checked_table(value: Mapping[object, object], *, depth: int) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for key, under in value.items():
+        if not isinstance(key, str):
+            raise TypeError("the keys of an audit body are texts")
+        table[key] = under if type(under) in _LEAVES else _checked(under, depth=depth + 1)
+    return table
 
 
 def _written(at: datetime) -> str:
@@ -447,4 +465,4 @@ def _read_at(text: str) -> datetime:
 
 
 def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 DEPTH_MAX = 64
 _GRAM = FORM_MIN_BYTES
-_WIDE_MIN_BYTES = 256
+_WIDE_MIN_BYTES = 128
 _LOAD_MIN_BYTES = 16_384
+_LOAD_AFTER_BYTES = 65_536
+"""Who looks through that much will look through more: then the faster way is worth loading."""
 """Loading numpy takes as long as looking through a megabyte without it."""
 _PIECE = 65_536
 _TORN_MIN_BYTES = 8
@@ -59,6 +61,7 @@ class Redactor:
     ) -> None:
         """Hold secrets by name, and what looks like credentials in an environment; `rules` are the second net."""
         self._lock = threading.Lock()
+        self._looked_bytes = 0
         self._rules = rules
         self._forms: dict[bytes, tuple[tuple[bytes, str], ...]] = {}
         self._names: set[str] = set(RULE_NAMES)
@@ -140,6 +143,8 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return a text without secrets; the very same one when it had none."""
+        if not text:
+            return text
         data = text.encode("utf-8", "surrogatepass")
         spans = self.spans(data)
         return _replaced(data, spans).decode("utf-8", "surrogatepass") if spans else text
@@ -203,7 +208,9 @@ class Redactor:
                 yield at, at + many, name, at
 
     def _candidates(self, data: bytes) -> Iterable[int]:
-        is_wide = len(data) >= (_WIDE_MIN_BYTES if "numpy" in sys.modules else _LOAD_MIN_BYTES)
+        self._looked_bytes += len(data)
+        is_loaded = "numpy" in sys.modules or self._looked_bytes >= _LOAD_AFTER_BYTES
+        is_wide = len(data) >= (_WIDE_MIN_BYTES if is_loaded else _LOAD_MIN_BYTES)
         if not is_wide:
             forms = self._forms
             return [at for at in range(len(data) - _GRAM + 1) if data[at : at + _GRAM] in forms]
@@ -390,21 +397,33 @@ def _gather(value: object, texts: list[str], *, depth: int) -> bool:
     if isinstance(value, str):
         texts.append(value)
         return False
-    if isinstance(value, Mapping):
-        is_suspect = False
-        for key, under in value.items():
-            texts.append(str(key))
-            is_suspect |= isinstance(under, str) and bool(rule_of_key(str(key), under))
-            is_suspect |= _gather(under, texts, depth=depth + 1)
-        return is_suspect
+    if value is None or isinstance(value, bool):
+        return False
+    if isinstance(value, (int, float)):
+        texts.append(str(value))
+        return False
+    # Plain containers first: asking for the abstract classes is what costs.
+    if type(value) is dict or isinstance(value, Mapping):
+        return _gather_table(value, texts, depth=depth)
+    is_suspect = False
     if isinstance(value, Sequence):
-        is_suspect = False
         for part in value:
             is_suspect |= _gather(part, texts, depth=depth + 1)
-        return is_suspect
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        texts.append(str(value))
-    return False
+    return is_suspect
+
+
+def _gather_table(value: Mapping[object, object], texts: list[str], *, depth: int) -> bool:
+    is_suspect = False
+    for key, under in value.items():
+        texts.append(str(key))
+        if isinstance(under, str):
+            texts.append(under)
+            is_suspect |= bool(rule_of_key(str(key), under))
+        elif type(under) is int:
+            texts.append(str(under))
+        elif under is not None and type(under) is not bool:
+            is_suspect |= _gather(under, texts, depth=depth + 1)
+    return is_suspect
 
 
 def _secrets_of(value: object, path: str) -> Iterator[tuple[str, Secret]]:

@@ -371,7 +371,7 @@ def _unbound(call: FrozenCall, tool: Tool, known: Tool | None) -> tuple[str, str
     if not (known.name == tool.name == call.tool and known.pin == tool.pin == call.pin):
         return "quell.pin", f"`{known.name}` is not the tool that was pinned; a person pins it again"
     arguments = parse(call.arguments)
-    if not isinstance(arguments, dict) or compiled(known.input_schema).mistakes(arguments):
+    if not isinstance(arguments, dict) or not compiled(known.input_schema).fits(call.arguments, arguments):
         return "quell.arguments", f"the arguments of `{known.name}` are not what its schema asks for"
     if call.resource != resource_of(known, arguments, environment=call.resource.environment):
         return "quell.binding", "the resource of the call is not what its arguments name"

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from quell import telemetry
 from quell.audit import Redactor
@@ -53,6 +53,8 @@ from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _TOLD_MAX_CHARS = 4_000
 _ID_MAX_CHARS = 256
 _OURS, _OWN_MAX_CHARS = frozenset({CallOrigin.PROBE, CallOrigin.DRY_RUN}), 16
@@ -278,9 +280,7 @@ class Toolbox:
 
     async def _entered(self, request: CallRequest) -> Passage | Parked | Verdict:
         """Enter the guard. A read that is given up meanwhile leaves its account whole: it holds nothing of a budget."""
-        # As `asyncio.to_thread` does it, without a task around it: every read pays for this.
-        enter = partial(copy_context().run, self._guard.enter, request)
-        entering = asyncio.get_running_loop().run_in_executor(None, enter)
+        entering = _in_thread(self._guard.enter, request)
         try:
             return await asyncio.shield(entering)
         except asyncio.CancelledError:
@@ -390,7 +390,7 @@ class Toolbox:
             outcome = self._outcome(request, OutcomeKind.DENIED, None, detail=str(asked))
             raise
         finally:
-            await asyncio.shield(asyncio.to_thread(self._guard.end_read, request, passage, outcome))
+            await asyncio.shield(_in_thread(self._guard.end_read, request, passage, outcome))
         return replace(outcome, evidence={**outcome.evidence, **passage.ids})
 
     async def _sent(self, request: CallRequest, entry: Entry, *, key: str, retryable: str) -> ToolOutcome:
@@ -539,12 +539,11 @@ class Toolbox:
 
     def _refuse_secrets(self, *texts: str) -> None:
         """Refuse a call that holds a secret of ours: its bytes are kept, shown and sent as they are."""
-        for text in texts:
-            if name := self._redactor.held_in(text):
-                raise RefusedError(
-                    f"the call itself holds a secret ({name})",
-                    hint="leave it out: tools have their credentials from the settings",
-                )
+        if name := self._redactor.held_in("\0".join(texts)):
+            raise RefusedError(
+                f"the call itself holds a secret ({name})",
+                hint="leave it out: tools have their credentials from the settings",
+            )
 
     def _outcome(
         self, request: CallRequest, kind: OutcomeKind, error: QuellError | None, *, detail: str = ""
@@ -552,6 +551,11 @@ class Toolbox:
         told = detail if error is None else f"{error}; {error.hint}" if error.hint else str(error)
         told = self._redactor.text(told)[:_TOLD_MAX_CHARS]
         return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=kind, detail=told, attempts=0)
+
+
+def _in_thread(work: Callable[P, T], /, *args: P.args, **named: P.kwargs) -> asyncio.Future[T]:
+    """Do as `asyncio.to_thread` does, without a task around it: every read pays for this twice."""
+    return asyncio.get_running_loop().run_in_executor(None, partial(copy_context().run, partial(work, *args, **named)))
 
 
 def _refuse_odd_id(identifier: str, *, chars_max: int) -> None:
