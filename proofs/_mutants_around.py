@@ -5,11 +5,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from quell.domain import AutonomyScope, BreakGlass, FrozenCall, Level, Principal, Reply, Spender, StepState, Tool
+from quell.domain import (
+    AutonomyScope,
+    BreakGlass,
+    FrozenCall,
+    Level,
+    Principal,
+    RefusedError,
+    Reply,
+    Spender,
+    StepState,
+    Tool,
+)
 from quell.governance import Budgets, Guard, PolicySet
 from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
@@ -107,7 +119,14 @@ def _any_holder() -> list[Patch]:
 
 
 def _answered_by_policy() -> list[Patch]:
-    return [(guard, "needs_people", lambda _request: False)]
+    answers = approvals.Approvals.answers
+
+    def said(self: Any, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
+        with suppress(RefusedError):
+            return answers(self, connection, call, tenant=tenant)
+        return ""
+
+    return [(guard, "needs_people", lambda _request: False), (approvals.Approvals, "answers", said)]
 
 
 def _yes_to_words() -> list[Patch]:
@@ -175,7 +194,7 @@ MUTANTS: Mapping[str, Callable[[], list[Patch]]] = {
     "plans go on after a failure": _after_a_failure,
     "plans that were left go on": _left_behind,
     "whoever held a run may go on": _any_holder,
-    "policy answers what servers ask": _answered_by_policy,
+    "policy answers what servers ask + nobody has to have": _answered_by_policy,
     "a yes answers every form": _yes_to_words,
     "levels are what callers say": _level_by_word,
     "levels are read once": _levels_kept,
@@ -195,7 +214,7 @@ SUITS: Mapping[str, str] = {
     "plans go on after a failure": "plans",
     "plans that were left go on": "plans",
     "whoever held a run may go on": "workers",
-    "policy answers what servers ask": "questions",
+    "policy answers what servers ask + nobody has to have": "questions",
     "a yes answers every form": "questions",
     "levels are what callers say": "ladder",
     "levels are read once": "ladder",
