@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from quell.audit import Audit, Redactor
 from quell.config import JournalSettings, Secret
 from quell.domain import AuditEntry, AuditKind
-from quell.governance import Audit, Redactor
 from quell.runs import Database, Runs, system_clock
 
 FLUSHED = 600

@@ -16,12 +16,16 @@ from pathlib import Path
 from tests.doors._hand_bench import Room, hand_room
 
 from quell.config import BudgetSettings
-from quell.domain import CallRequest, Facts, ToolCall
+from quell.domain import CallRequest, Facts, OutcomeKind, ToolCall, ToolOutcome
 from quell.governance import freeze
 
 ROUNDS = 5
 CALLS = 200
 ARGUMENTS = json.dumps({"service": "web", "query": "timeout"})
+CONTENT = json.dumps({"ok": True, "lines": ["checkout answered in 12 ms", "checkout answered in 14 ms"]})
+PLAIN = ToolOutcome(
+    call="one", tool="logs_search", kind=OutcomeKind.OK, content=CONTENT, is_json=True, size_bytes=len(CONTENT)
+)
 
 
 async def take(room: Room, *, round_number: int) -> tuple[list[float], list[float]]:
@@ -31,6 +35,8 @@ async def take(room: Room, *, round_number: int) -> tuple[list[float], list[floa
     guarded, bare = [], []
     for number in range(CALLS):
         wanted = ToolCall(id=f"r{round_number}.{number}", tool=tool.name, arguments=ARGUMENTS)
+        # The tools of the suite plant secrets in what they say; an ordinary answer holds none.
+        room.world.says += [PLAIN, PLAIN]
         began_s = time.process_time()
         outcome = await toolbox.call(wanted, caller=room.caller())
         guarded.append((time.process_time() - began_s) * 1000)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from quell.audit import Redactor
 from quell.config import Secret
-from quell.governance import Redactor
 
 LINES = 20_000
 SECRETS = 200

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import pkgutil
 import secrets
 import sys
-import time
 
-import proofs
 from proofs._document import DOCUMENT, keep, write
-from proofs._proof import Promise, Scale
-
-
-def promises() -> list[Promise]:
-    """Return every promise of the modules beside this one, in the order of their names."""
-    found: list[Promise] = []
-    for module in pkgutil.iter_modules(proofs.__path__):
-        if not module.name.startswith("_"):
-            found += importlib.import_module(f"proofs.{module.name}").PROMISES
-    return found
+from proofs._proof import Scale
+from proofs._run import Tried, promises, try_all
 
 
 def main(arguments: list[str]) -> int:
-    """Try the promises that were named, or all; exit 1 when one was broken."""
+    """Try the promises that were named, or all; exit 1 when one was broken, 130 when it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m proofs", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--full", action="store_true", help="the sizes that PROMISES.md states; CI tries fewer")
@@ -47,21 +35,30 @@ def main(arguments: list[str]) -> int:
     scale: Scale = "full" if told.full else "ci"
     print(f"seed {told.seed}, scale {scale}")
     print(f"{'promise':24} {'cases':>9} {'violations':>10}  {'kind':10} {'seconds':>7}  note")
-    broken = 0
-    for name in told.names or known:
-        began = time.monotonic()
-        result = known[name].try_it(scale, told.seed)
-        kind = "exhaustive" if result.is_exhaustive else "sampled"
-        spent_s = time.monotonic() - began
-        print(
-            f"{name:24} {result.cases:>9,} {result.violations:>10,}  {kind:10} {spent_s:>7.1f}  {result.note}",
-            flush=True,
-        )
-        for failure in result.failures:
-            print(f"{'':24} violated: {failure}")
-        broken += result.violations
-        keep(name, result, scale=scale, seed=told.seed)
+    names, broken, tried = list(told.names or known), 0, set[str]()
+    try:
+        for each in try_all(names, scale=scale, seed=told.seed):
+            tried.add(each.name)
+            broken += each.result.violations
+            _print(each)
+            keep(each.name, each.result, scale=scale, seed=told.seed)
+    except KeyboardInterrupt:
+        left = [name for name in names if name not in tried]
+        print(f"interrupted; not tried to the end: {', '.join(left)}", flush=True)
+        return 130
     return 1 if broken else 0
+
+
+def _print(tried: Tried) -> None:
+    """Print the line of a promise, and what reproduces the first violations."""
+    result = tried.result
+    kind = "exhaustive" if result.is_exhaustive else "sampled"
+    print(
+        f"{tried.name:24} {result.cases:>9,} {result.violations:>10,}  {kind:10} {tried.spent_s:>7.1f}  {result.note}",
+        flush=True,
+    )
+    for failure in result.failures:
+        print(f"{'':24} violated: {failure}", flush=True)
 
 
 if __name__ == "__main__":

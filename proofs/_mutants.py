@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from proofs import _mutants_around
 from quell.domain import (
     Approval,
     CallRequest,
@@ -32,6 +33,7 @@ from quell.domain import (
     Verdict,
 )
 from quell.governance import Budgets, Guard, PolicySet, Switches
+from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
 from quell.governance import _approvals as approvals
 from quell.governance import _arguments as arguments
@@ -58,9 +60,9 @@ def _lax_schema() -> list[Patch]:
 def _unknown_tools() -> list[Patch]:
     find, admit = Registry.find, PolicySet.admit
 
-    def found(self: Registry, name: str) -> Entry:
+    def found(self: Registry, name: str, **rest: Any) -> Entry:
         try:
-            return find(self, name)
+            return find(self, name, **rest)
         except RefusedError:
             like = find(self, "restart")
             return replace(like, tool=replace(like.tool, name=name, original=name))
@@ -140,7 +142,12 @@ def _reusable() -> list[Patch]:
         if to != "consumed":
             settle(self, connection, approval, to=to, by=by, reason=reason)
 
-    return [(rows, "use_step", used), (approvals.Approvals, "_settle", settled)]
+    # The account in the audit log would tell by itself.
+    return [
+        (rows, "use_step", used),
+        (approvals.Approvals, "_settle", settled),
+        (account, "check", lambda *_rest, **_more: None),
+    ]
 
 
 def _timeless() -> list[Patch]:
@@ -202,7 +209,7 @@ def _unstopped_reads() -> list[Patch]:
 
 
 def _egress_by_memory() -> list[Patch]:
-    return [(guard, "_is_plain_read", lambda request: not request.tool.tool_class.is_effect)]
+    return [(guard, "is_plain_read", lambda request: not request.tool.tool_class.is_effect)]
 
 
 def _budget_in_flight() -> list[Patch]:
@@ -244,11 +251,16 @@ def _key_by_id() -> list[Patch]:
     def key_of(call: FrozenCall) -> str:
         return f"{call.run} {call.id}"
 
+    def is_known(self: Guard, connection: Connection, request: CallRequest) -> bool:
+        found = self.ledger.find_call(connection, run=request.call.run, call=request.call.id)
+        return request.tool.tool_class.is_effect and found is not None
+
     return [
         (ledger, "key_of", key_of),
         (table, "key_of", key_of),
         (Ledger, "key_of", staticmethod(key_of)),
         (table, "refuse_another", lambda _effect, _intent: None),
+        (Guard, "_is_known", is_known),
     ]
 
 
@@ -390,6 +402,7 @@ MUTANTS: Mapping[str, Callable[[], list[Patch]]] = {
     "grants of agents are not read": _no_grants,
     "taint is not told to policies": _tainted_alone,
     "effects are not audited": _untold,
+    **_mutants_around.MUTANTS,
 }
 """What each leaves out, and the patches that do it."""
 
@@ -417,6 +430,7 @@ SUITS: Mapping[str, str] = {
     "blind tools go by themselves": "asks",
     "blind effects are sent again": "asks",
     "effects are not audited": "storm",
+    **_mutants_around.SUITS,
 }
 """The mood in which a hole shows soon; the others show in any."""
 
@@ -426,5 +440,6 @@ def holed(name: str) -> Iterator[None]:
     """Have a hole in the guard for a while."""
     with ExitStack() as stack:
         for target, attribute, replacement in MUTANTS[name]():
-            stack.enter_context(patch.object(target, attribute, replacement))
+            is_new = not hasattr(target, attribute)
+            stack.enter_context(patch.object(target, attribute, replacement, create=is_new))
         yield

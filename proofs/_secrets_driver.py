@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from quell import telemetry
 from quell.app import Authority, open_authority
 from quell.app._office import redactor_of
+from quell.audit import Redactor
 from quell.config import Secret, Settings
 from quell.domain import (
     ApprovalStatus,
@@ -37,7 +38,7 @@ from quell.domain import (
     ToolClass,
     ToolOutcome,
 )
-from quell.governance import Approvals, Redactor
+from quell.governance import Approvals
 from quell.runs import Done, Next, RunContext, Runs, system_clock
 from quell.tools import LocalHand
 
@@ -70,8 +71,8 @@ def broken(mutant: str) -> Iterator[None]:
     flaws: dict[str, list[Any]] = {
         "": [],
         "redactor off": [patch.object(Redactor, name, same) for name in ("text", "value", "raw")],
-        "rules off": [patch("quell.governance._redact.spans_by_rule", lambda _data: [])],
-        "only plain forms": [patch("quell.governance._redact.forms_of", lambda secret: frozenset({secret.encode()}))],
+        "rules off": [patch("quell.audit._redact.spans_by_rule", lambda _data: [])],
+        "only plain forms": [patch("quell.audit._redact.forms_of", lambda secret: frozenset({secret.encode()}))],
         "log unclean": [patch("quell.telemetry._text.Redactor.text", same)],
     }
     for flaw in flaws[mutant]:

@@ -12,36 +12,45 @@ import json
 import random
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from proofs import _oracle as told
 from quell.app import Authority, open_authority
+from quell.app._toolset import policy_sources
 from quell.config import BudgetSettings, GovernanceSettings, JournalSettings, Secret, Settings
 from quell.domain import (
+    Ask,
     CallRequest,
     Fence,
     Level,
+    NeedsPeople,
     OutcomeKind,
     Principal,
     Recovery,
     ResourceRule,
+    Standing,
     Tool,
     ToolCaller,
     ToolClass,
     ToolOutcome,
 )
+from quell.governance import PolicySet
+from quell.governance._autonomy import _text
 from quell.runs import Connection, Done, Next, RunContext, Runs
-from quell.runs._database import SQLITE_FILE, Durability, SqliteDatabase, _Raw
+from quell.runs._database import SQLITE_FILE, Database, Durability, PostgresDatabase, SqliteDatabase, _Raw
 from quell.runs._schema import create_tables
-from quell.tools import LocalHand
+from quell.tools import LocalHand, _asks
+from quell.tools._asks import NeedsPeopleError
+from quell.tools._registry import Entry
 
+Stopping = Literal["kill here", "kill elsewhere", "freeze"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -72,6 +81,9 @@ when { resource.environment == "production" && context.args.replicas < 2 };
 @id("own.nudge")
 permit (principal, action == Quell::Action::"nudge", resource)
 when { principal.level >= 3 && principal.stage == "stable" && !principal.tainted && principal.roles.contains("operator") };
+@id("own.emergency") @break_glass
+permit (principal, action == Quell::Action::"drain", resource)
+when { context.break_glass && principal.level >= 2 && principal.roles.containsAny(["operator", "admin"]) };
 """
 """The operator's own policies beside the pack `reversible-auto`; `_oracle` says the same in its own words."""
 
@@ -84,7 +96,8 @@ class TimeOfWorld:
 
     @property
     def now_s(self) -> float:
-        return asyncio.get_running_loop().time() + self._skipped_s
+        # Whole microseconds, as times of day are: sums of floats would lie a hair beside the end of a stop.
+        return round(asyncio.get_running_loop().time() + self._skipped_s, 6)
 
     def __call__(self) -> datetime:
         return START + timedelta(seconds=self.now_s)
@@ -112,30 +125,73 @@ class Inline(ThreadPoolExecutor):
         return future
 
 
-class WatchedDatabase(SqliteDatabase):
-    """The embedded journal; before each write transaction the world may go on. The proof kills no machine: no flush."""
+@dataclass(slots=True, kw_only=True)
+class Course:
+    """The order of things: which transaction was committed as which, by whom, and what happens in between."""
 
-    def __init__(self, path: Path) -> None:
+    clock: TimeOfWorld
+    between: Callable[[], None] = lambda: None
+    """How the world goes on before each transaction that writes."""
+    on_its_way: Callable[[], None] = lambda: None
+    """How it goes on while a call is between the hand and the tool."""
+    number: int = 0
+    """Transactions that were committed."""
+    last: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Number and time of the last one that was committed for each wish of a model."""
+    is_inside: bool = False
+
+    def go_on(self, happen: Callable[[], None]) -> None:
+        """Let others do something, in whosever call it happens."""
+        self.is_inside = True
+        try:
+            happen()
+        finally:
+            self.is_inside = False
+
+    @contextmanager
+    def kept(self, transaction: AbstractContextManager[Connection]) -> Iterator[Connection]:
+        """Let the world go on, then write; what others do meanwhile is not what the wish does."""
+        is_own = not self.is_inside
+        if is_own:
+            self.go_on(self.between)
+        with transaction as connection:
+            yield connection
+        self.number += 1
+        if is_own:
+            self.last[ASKED.get()[0]] = (self.number, self.clock.now_s)
+
+
+class WatchedSqlite(SqliteDatabase):
+    """The embedded journal as one process sees it. The proof kills no machine: no flush."""
+
+    def __init__(self, path: Path, *, course: Course) -> None:
         super().__init__(path)
-        self.between: Callable[[], None] = lambda: None
-        self._is_inside = False
+        self._course = course
 
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
         del durability
-        if not self._is_inside:
-            self._is_inside = True
-            try:
-                self.between()
-            finally:
-                self._is_inside = False
-        with super().writing(durability="written") as connection:
+        with self._course.kept(super().writing(durability="written")) as connection:
             yield connection
 
     def connect(self, durability: Durability) -> _Raw:
         raw = super().connect(durability)
         raw.execute("PRAGMA synchronous=OFF", {})
         return raw
+
+
+class WatchedPostgres(PostgresDatabase):
+    """The journal on a server as one process sees it."""
+
+    def __init__(self, url: str, *, course: Course) -> None:
+        super().__init__(Secret(url))
+        self._course = course
+
+    @contextmanager
+    def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
+        del durability
+        with self._course.kept(super().writing(durability="written")) as connection:
+            yield connection
 
 
 @functools.cache
@@ -220,30 +276,57 @@ TOOLS: tuple[Tool, ...] = (
     ),
 )
 BY_NAME = {tool.name: tool for tool in TOOLS}
+SERVED = ("restart", "set_config", "flip_flag", "read_url", "fetch_page")
+"""Tools whose pins change while calls are under way; the others are built in."""
+ASKERS = ("restart", "scale", "flip_flag")
+"""Tools whose server sometimes asks before it does something."""
+_FORMS = {
+    "yes": '{"type":"object","properties":{"sure":{"type":"boolean"}},"required":["sure"]}',
+    "words": '{"type":"object","properties":{"why":{"type":"string"}},"required":["why"]}',
+}
+
+
+def _carried(request: CallRequest) -> tuple[Literal["", "yes", "words"], str]:
+    """Return what the server of a call had asked, and the words that the call takes to it, as its hand sends them."""
+    if request.needs is None:
+        return "", ""
+    if all(ask.schema == _FORMS["yes"] for ask in request.needs.asks):
+        return "yes", ""
+    replies = _asks.replies_of(request.needs.asks, answers=request.answers) or {}
+    return "words", "".join(str(json.loads(reply.content).get("why", "")) for reply in replies.values())
 
 
 @dataclass(slots=True)
 class World:
     """What the tools saw, in its order, with the oracle beside it."""
 
-    authority: Authority
-    runs: Runs
+    authorities: list[Authority]
+    """One per process; a run is at home in one of them."""
+    course: Course
     clock: TimeOfWorld
     rng: random.Random
     oracle: told.Oracle
-    actors: list[told.Actor] = field(default_factory=list)
     fences: dict[str, Fence] = field(default_factory=dict)
+    homes: dict[str, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     deleted: set[str] = field(default_factory=set)
-    seen: set[str] = field(default_factory=set)
+    pins: dict[str, str] = field(default_factory=dict)
+    """What is pinned otherwise than at first; empty: not any more."""
     fates: tuple[float, ...] = (100, 0, 0, 0)
     """How often the tools answer well, get nothing, do it and say nothing, or fail."""
+    asking: float = 0.0
+    """How often a tool that may ask people does so before it does anything."""
+    is_earned: bool = False
+    """Whether levels are those that workflows have earned here, and not all that there are."""
 
     @property
-    def database(self) -> WatchedDatabase:
-        found = self.runs.database
-        assert isinstance(found, WatchedDatabase)
-        return found
+    def authority(self) -> Authority:
+        """The process in which people work."""
+        return self.authorities[0]
+
+    @property
+    def database(self) -> Database:
+        return self.authority.runs.database
 
     # -- the tools ----------------------------------------------------------------------------------------------------
 
@@ -252,8 +335,14 @@ class World:
         call, tool = request.call, request.tool
         for _ in range(self.rng.choice((0, 0, 0, 1, 2, 4))):
             await asyncio.sleep(0)
-        fate = self.rng.choices(_FATES, self.fates)[0]
-        is_done = fate not in {"lost", "fails"} and bool(key)
+        self.course.go_on(self.course.on_its_way)
+        begun_at_s = self.course.last[ASKED.get()[0]][1]
+        if self.clock.now_s > begun_at_s + told.READ_S:
+            # It was on its way for longer than anybody waits: the connection is gone, and nothing arrives.
+            return ToolOutcome(call=call.id, tool=tool.name, kind=OutcomeKind.TIMEOUT, detail="no answer in time")
+        asks = key and request.needs is None and tool.name in ASKERS and self.rng.random() < self.asking
+        fate = "asks" if asks else self.rng.choices(_FATES, self.fates)[0]
+        is_done = fate not in {"lost", "fails", "asks"} and bool(key)
         self.oracle.see(self._seen_as(request, key, is_done=is_done))
         if is_done and call.tool == "delete_volume":
             self.deleted.add(call.arguments)
@@ -265,6 +354,10 @@ class World:
         finally:
             # A call that is cut off has left too: what it did is done, and the ledger leaves it to people.
             self.oracle.see(told.Left(key=key, run=call.run, asked=ASKED.get()[0], size_bytes=len(content)))
+        if asks:
+            self.counts["asked"] += 1
+            form = self.rng.choice(("yes", "yes", "words"))
+            raise NeedsPeopleError(NeedsPeople(asks=(Ask(key="q", message=f"{form}?", schema=_FORMS[form]),)))
         kind = {
             "lost": OutcomeKind.TRANSPORT_ERROR,
             "silent": OutcomeKind.TIMEOUT,
@@ -275,12 +368,12 @@ class World:
         )
 
     def _seen_as(self, request: CallRequest, key: str, *, is_done: bool) -> told.Use:
-        call, now_s = request.call, self.clock.now_s
+        call, now_s, fence = request.call, self.clock.now_s, request.caller.fence
         asked, asked_at_s = ASKED.get()
+        begun, begun_at_s = self.course.last[asked]
         with self.database.reading() as connection:
             audited = connection.one("SELECT size FROM quell_audit_head").size
-            begun = connection.first("SELECT sent_at FROM quell_effects WHERE key = :key", key=key) if key else None
-        begun_s = TimeOfWorld.of(datetime.fromisoformat(begun.sent_at)) if begun and begun.sent_at else asked_at_s
+        form, words = _carried(request)
         return told.Use(
             at_s=now_s,
             tool=call.tool,
@@ -290,7 +383,12 @@ class World:
             key=key,
             asked=asked,
             asked_at_s=asked_at_s,
-            begun_at_s=begun_s,
+            begun=begun,
+            begun_at_s=begun_at_s,
+            pin=call.pin,
+            token=fence.token if fence is not None else "",
+            form=form,
+            words=words,
             is_done=is_done,
             audited=int(audited),
         )
@@ -315,9 +413,93 @@ class World:
                 run=run,
             )
         self.fences[run] = Fence(run=run, dispatch=1, token="slot")
+        self.homes[run] = self.rng.randrange(len(self.authorities))
         begun = replace(actor, run=run)
         self.oracle.see(begun)
+        self.oracle.see(told.Held(run=run, token="slot", number=self.course.number))
         return begun
+
+    def earn(self, tenant: str, digest: str) -> None:
+        """Let a workflow version have earned some level for each of its scopes, or all that there are."""
+        for kind in (ToolClass.REVERSIBLE, ToolClass.IRREVERSIBLE):
+            for place in ("staging", "production"):
+                level = Level(self.rng.choice((1, 2, 3, 4, 5, 5)))
+                with self.database.writing() as connection:
+                    connection.run(
+                        "INSERT INTO quell_autonomy (tenant, workflow_digest, action_class, environment, level, body)"
+                        " VALUES (:tenant, :digest, :kind, :place, :level, :body) ON CONFLICT DO NOTHING",
+                        tenant=tenant,
+                        digest=digest,
+                        kind=kind.value,
+                        place=place,
+                        level=int(level),
+                        body=_text(Standing(level=level)),
+                    )
+                self.oracle.see(
+                    told.Earned(
+                        digest=digest, kind=kind.value, environment=place, level=level, number=self.course.number
+                    )
+                )
+
+    def take_over(self, run: str) -> tuple[Fence, Authority]:
+        """Give a run to another worker; return what the one before went by, and where it was."""
+        before = self.fences[run], self.authorities[self.homes[run]]
+        token = f"slot-{self.rng.getrandbits(32):08x}"
+        with self.database.writing() as connection:
+            connection.run(
+                "UPDATE quell_runs SET token = :token, dispatch = dispatch + 1 WHERE id = :run", run=run, token=token
+            )
+        self.fences[run] = Fence(run=run, dispatch=before[0].dispatch + 1, token=token)
+        self.homes[run] = self.rng.randrange(len(self.authorities))
+        self.oracle.see(told.Held(run=run, token=token, number=self.course.number))
+        return before
+
+    def stop(self, way: Stopping, *, by: Principal, tool: str, environment: str, lasts_s: float = 600) -> str:
+        """Stop what the globs cover, and return the id of the stop."""
+        switches, now = self.authority.guard.switches, self.clock()
+        ends_at_s, keys = float("inf"), None
+        if way == "kill here":
+            killed = switches.kill_now(by=by, reason="stop", tool=tool, environment=environment)
+            stop, keys = killed.switch, frozenset(killed.in_flight)
+        elif way == "kill elsewhere":  # as another process does: this one hears of it by the rows alone
+            with self.database.writing() as connection:
+                killed = switches.kill(connection, by=by, reason="stop", tool=tool, environment=environment)
+            stop, keys = killed.switch, frozenset(killed.in_flight)
+        else:
+            ends = now + timedelta(seconds=lasts_s)
+            with self.database.writing() as connection:
+                stop = switches.freeze(
+                    connection, by=by, reason="stop", starts_at=now, ends_at=ends, tool=tool, environment=environment
+                )
+            ends_at_s = self.clock.of(ends)
+        self.oracle.see(
+            told.Stop(
+                id=stop.id,
+                at_s=self.clock.now_s,
+                number=self.course.number,
+                kind=stop.kind,
+                tenant=by.tenant,
+                tool=tool,
+                environment=environment,
+                ends_at_s=ends_at_s,
+                told=keys,
+            )
+        )
+        return stop.id
+
+    def repin(self, name: str, pin: str, *, asked: int) -> None:
+        """Take another definition of a tool, or none, as a reload does: policies first, then the registry."""
+        self.pins[name] = pin
+        served = {
+            each: Entry(tool=replace(BY_NAME[each], pin=kept), hand=LocalHand(each, self.use))
+            for each, kept in self.pins.items()
+            if kept
+        }
+        policy = _policy_over(self.authority, tuple(sorted(self.pins.items())), served)
+        for authority in self.authorities:
+            authority.guard.policy = policy
+            authority.registry.serve(served, turn=authority.registry.turn)
+        self.oracle.see(told.Pinned(tool=name, pin=pin, asked=asked, number=self.course.number))
 
     def caller(self, actor: told.Actor) -> ToolCaller:
         principal = Principal(
@@ -335,22 +517,19 @@ class World:
         )
         return ToolCaller(principal=principal, run=actor.run, fence=self.fences[actor.run])
 
-    def begun(self) -> frozenset[str]:
-        """Return the keys of what was let go and has not ended, as the journal has it."""
-        with self.database.reading() as connection:
-            rows = connection.all("SELECT key FROM quell_effects WHERE state = 'started'")
-        return frozenset(str(row.key) for row in rows)
-
     def check_audit(self) -> None:
         """Let the oracle compare what happened with what is on record."""
-        audit = self.authority.guard.audit
-        audit.flush()
+        for authority in self.authorities:
+            authority.guard.audit.flush()
         records: dict[tuple[str, str, str], list[tuple[int, str]]] = defaultdict(list)
-        for record in audit.records():
-            if record.kind in {"effect", "decision"}:
-                body = json.loads(record.body)
-                records[record.kind, record.run, body["call"]].append((record.number, body["arguments"]))
-        self.oracle.check_audit(records, is_intact=audit.verify().is_intact)
+        with self.database.reading() as connection:
+            rows = connection.all(
+                "SELECT number, kind, run, body FROM quell_audit WHERE kind IN ('effect', 'decision') ORDER BY number"
+            )
+        for row in rows:
+            body = json.loads(row.body)
+            records[row.kind, row.run, body["call"]].append((row.number, body["arguments"]))
+        self.oracle.check_audit(records, is_intact=self.authority.guard.audit.verify().is_intact)
 
 
 _FATES = ("well", "lost", "silent", "fails")
@@ -360,46 +539,79 @@ async def _nothing(_context: RunContext) -> Next:
     return Done(result={})
 
 
+_LOADED: dict[tuple[tuple[str, str], ...], PolicySet] = {}
+
+
+def _policy_over(authority: Authority, pins: tuple[tuple[str, str], ...], served: Mapping[str, Entry]) -> PolicySet:
+    """Return the policies over what is pinned so; loaded once per process, as a set never changes."""
+    if pins not in _LOADED:
+        _LOADED[pins] = PolicySet.load(policy_sources(authority.settings), tools=authority.registry.tools_with(served))
+    return _LOADED[pins]
+
+
 @asynccontextmanager
-async def small_world(rng: random.Random) -> AsyncIterator[World]:
-    """Open the real thing over a fresh journal, in memory where the machine has such a place."""
+async def small_world(
+    rng: random.Random, *, url: str = "", is_earned: bool | None = None, processes: int = 0
+) -> AsyncIterator[World]:
+    """Open the real thing over a fresh journal: on that server, or in memory where the machine has such a place."""
     asyncio.get_running_loop().set_default_executor(Inline(max_workers=1))
     shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="quell-proof-", dir=shared if shared.is_dir() else None) as directory:
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="quell-proof-", dir=shared if shared.is_dir() else None)
+        )
         state_dir, clock = Path(directory), TimeOfWorld()
-        (state_dir / "own.cedar").write_text(POLICY, encoding="utf-8")
-        settings = Settings(
-            state_dir=state_dir,
-            journal=JournalSettings(url=Secret("")),
-            governance=GovernanceSettings(pack="reversible-auto", policies=(str(state_dir / "own.cedar"),)),
-            budgets=BudgetSettings(
-                run_calls=told.RUN_CALLS, run_units=told.RUN_UNITS, day_calls=told.DAY_CALLS, run_minutes=100_000.0
-            ),
-        )
-        database = WatchedDatabase(state_dir / SQLITE_FILE)
-        runs = Runs(database, settings=settings.journal, clock=clock, entropy=rng.randbytes, version="v1")
-        create_tables(database)
-        runs.register("heal", _nothing)
-        hands: dict[str, World] = {}
-
-        async def use(request: CallRequest, key: str) -> ToolOutcome:
-            return await hands["world"].use(request, key)
-
-        authority = await open_authority(
-            runs,
-            settings,
+        course = Course(clock=clock)
+        settings = _settings(state_dir)
+        world = World(
+            authorities=[],
+            course=course,
             clock=clock,
-            entropy=rng.randbytes,
-            env={},
-            builtin=[(tool, LocalHand(tool.name, use)) for tool in TOOLS],
-            monotonic=clock.monotonic,
+            rng=rng,
+            oracle=told.Oracle(),
+            is_earned=rng.random() < 0.4 if is_earned is None else is_earned,
+            asking=rng.choice((0, 0, 0.1, 0.4)),
         )
-        # How levels are earned has a proof of its own; here each workflow has earned all, so that what is said counts.
-        authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
-        hands["world"] = world = World(authority=authority, runs=runs, clock=clock, rng=rng, oracle=told.Oracle())
+        for _ in range(processes or rng.choice((1, 2))):
+            database: Database = (
+                WatchedPostgres(url, course=course) if url else WatchedSqlite(state_dir / SQLITE_FILE, course=course)
+            )
+            runs = Runs(database, settings=settings.journal, clock=clock, entropy=rng.randbytes, version="v1")
+            create_tables(database)
+            runs.register("heal", _nothing)
+            stack.push_async_callback(runs.close)
+            authority = await open_authority(
+                runs,
+                settings,
+                clock=clock,
+                entropy=rng.randbytes,
+                env={},
+                builtin=[(tool, LocalHand(tool.name, world.use)) for tool in TOOLS if tool.name not in SERVED],
+                monotonic=clock.monotonic,
+            )
+            stack.push_async_callback(authority.close)
+            if not world.is_earned:
+                # How levels are earned has a proof of its own; here each workflow has earned all there are.
+                authority.guard.autonomy.level = lambda *_all, **_named: Level.CLOSED_LOOP  # type: ignore[method-assign]
+            world.authorities.append(authority)
+        for name in SERVED:
+            world.pins[name] = BY_NAME[name].pin
+        world.repin(SERVED[0], BY_NAME[SERVED[0]].pin, asked=-1)
+        for name in SERVED[1:]:
+            world.oracle.see(told.Pinned(tool=name, pin=BY_NAME[name].pin, asked=-1, number=-1))
         try:
             yield world
         finally:
-            database.between = lambda: None
-            await authority.close()
-            await runs.close()
+            course.between = lambda: None
+
+
+def _settings(state_dir: Path) -> Settings:
+    (state_dir / "own.cedar").write_text(POLICY, encoding="utf-8")
+    return Settings(
+        state_dir=state_dir,
+        journal=JournalSettings(url=Secret("")),
+        governance=GovernanceSettings(pack="reversible-auto", policies=(str(state_dir / "own.cedar"),)),
+        budgets=BudgetSettings(
+            run_calls=told.RUN_CALLS, run_units=told.RUN_UNITS, day_calls=told.DAY_CALLS, run_minutes=100_000.0
+        ),
+    )

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 
 from proofs._proof import Promise, Result, Scale
+from quell.audit import Audit, Redactor
+from quell.audit._checkpoint import Signer
+from quell.audit._merkle import GENESIS, Frontier, chain_hash
+from quell.audit._tables import leaf_at, leaf_tail, note_digest
 from quell.config import JournalSettings
 from quell.domain import AuditAnchor, AuditKind, AuditRecord, AuditReport, Tampering
-from quell.governance import Audit, Redactor
-from quell.governance._audit_tables import leaf_at, leaf_tail, note_digest
-from quell.governance._checkpoint import Signer
-from quell.governance._merkle import GENESIS, Frontier, chain_hash
 from quell.runs import Database, Runs, system_clock
 
 RECORDS = {"ci": 120, "full": 1_000}

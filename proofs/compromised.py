@@ -12,7 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-from proofs._adversary import MOODS, Mood, Story
+from tests._postgres import fresh_database, running_postgres
+
+from proofs._adversary import Story
+from proofs._moods import MOODS, Mood
 from proofs._mutants import MUTANTS, SUITS, holed
 from proofs._oracle import Oracle
 from proofs._proof import Promise, Result, Scale
@@ -24,6 +27,8 @@ BATCH_MOVES = 20_000
 """Moves that one process makes in a row."""
 MUTANT_MOVES: dict[Scale, int] = {"ci": 12_000, "full": 40_000}
 """Moves within which a hole has to show."""
+POSTGRES_SHARE = 25
+"""One move of so many is made against a real PostgreSQL, the others against SQLite."""
 STORY_MOVES = 800
 """Moves against one journal; then another story begins."""
 
@@ -47,26 +52,32 @@ def play(
     mood: str = "",
     hole: Callable[[], AbstractContextManager[object]] = nullcontext,
     stops_at: int = 1 << 62,
+    server_url: str = "",
 ) -> Tally:
-    """Play stories until so many moves were made, or so many violations seen; without a mood each draws its own."""
+    """Play stories until so many moves were made, or so many violations seen; without a mood each draws its own.
+
+    With the URL of a PostgreSQL server each story has a database of its own there, otherwise a file.
+    """
     tally, number = Tally(), 0
     while tally.moves < moves and tally.violations < stops_at:
         name = f"{seed}.{number}"
-        with hole():
-            run_virtually(_story(name, min(STORY_MOVES, moves - tally.moves), tally, mood=mood, stops_at=stops_at))
+        wanted = min(STORY_MOVES, moves - tally.moves)
+        with hole(), fresh_database(server_url) if server_url else nullcontext("") as url:
+            run_virtually(_story(name, wanted, tally, mood=mood, stops_at=stops_at, url=url))
         number += 1
     return tally
 
 
-async def _story(name: str, moves: int, tally: Tally, *, mood: str, stops_at: int) -> None:
+async def _story(name: str, moves: int, tally: Tally, *, mood: str, stops_at: int, url: str = "") -> None:
     rng = random.Random(name)
-    async with small_world(rng) as world:
-        drawn = Mood.drawn(rng)
-        story, oracle = Story(world, rng, MOODS.get(mood, drawn)), world.oracle
+    drawn = Mood.drawn(rng)
+    chosen = MOODS.get(mood, drawn)
+    async with small_world(rng, url=url, is_earned=chosen.is_earned) as world:
+        story, oracle = Story(world, rng, chosen), world.oracle
         story.begin()
         while story.moves < moves and sum(oracle.kinds.values()) < stops_at:
             await story.round()
-        world.database.between = lambda: None
+        world.course.between = lambda: None
         world.check_audit()
         _add(tally, story, oracle, name)
 
@@ -82,11 +93,16 @@ def _add(tally: Tally, story: Story, oracle: Oracle, name: str) -> None:
 
 def play_many(*, seed: int, moves: int) -> Tally:
     """Play stories in as many processes as this one may use; the seed decides them, whoever plays them."""
-    batches = [(f"{seed}.{first}", min(BATCH_MOVES, moves - first)) for first in range(0, moves, BATCH_MOVES)]
-    workers = min(len(batches), len(os.sched_getaffinity(0)))
     total = Tally()
     # Fresh processes: a fork would take over threads in the middle of what they do.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with running_postgres() as server_url, ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=spawn) as pool:
+        served = moves // POSTGRES_SHARE
+        batches = [(f"{seed}.postgres", served, server_url)]
+        batches += [
+            (f"{seed}.{first}", min(BATCH_MOVES, moves - served - first), "")
+            for first in range(0, moves - served, BATCH_MOVES)
+        ]
         for tally in pool.map(_batch, batches):
             total.moves += tally.moves
             total.effects += tally.effects
@@ -97,9 +113,11 @@ def play_many(*, seed: int, moves: int) -> Tally:
     return total
 
 
-def _batch(asked: tuple[str, int]) -> Tally:
-    seed, moves = asked
-    return play(seed=seed, moves=moves)
+def _batch(asked: tuple[str, int, str]) -> Tally:
+    seed, moves, server_url = asked
+    tally = play(seed=seed, moves=moves, server_url=server_url)
+    tally.counts["moves on PostgreSQL"] += tally.moves if server_url else 0
+    return tally
 
 
 def result_of(tally: Tally) -> Result:
@@ -107,7 +125,10 @@ def result_of(tally: Tally) -> Result:
     counts = tally.counts
     told = (
         f"moves of models that are wholly the attacker's: {tally.effects:,} effects, {counts['ok']:,} calls went well,"
-        f" {counts['parked']:,} parked, {counts['denied']:,} denied, {counts['yes']:,} approvals by people"
+        f" {counts['parked']:,} parked, {counts['denied']:,} denied, {counts['yes']:,} approvals by people,"
+        f" {counts['plans']:,} plans, {counts['repinned']:,} pins changed, {counts['glass']:,} emergencies,"
+        f" {counts['taken over']:,} runs taken over, {counts['demoted']:,} demotions, {counts['asked']:,} questions of"
+        f" servers; {counts['moves on PostgreSQL']:,} of the moves on PostgreSQL"
     )
     return Result(
         cases=tally.moves,

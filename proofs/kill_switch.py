@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
+from proofs._kill_steps import stopped_at_every_step
 from proofs._proof import Promise, Result, Scale
 from proofs.approvals import a_postgres
 from quell.config import Secret
@@ -256,6 +257,8 @@ def raced(url: str, *, rounds: int, seed: int, kind: type[Switches] = Switches) 
 def kill_switch(scale: Scale, seed: int, *, kind: type[Switches] = Switches) -> Result:
     """Flip the switch at every step; count what started after its commit, and what started and was not told."""
     cases, failures = interleaved(scale, seed, kind=kind)
+    steps, broken_steps = stopped_at_every_step(scale, seed)
+    cases, failures = cases + steps, failures + broken_steps
     rounds = 60 if scale == "full" else 3
     slowest_ms = 0.0
     with a_postgres() as url:
@@ -269,7 +272,7 @@ def kill_switch(scale: Scale, seed: int, *, kind: type[Switches] = Switches) -> 
         cases=cases,
         violations=len(failures),
         is_exhaustive=True,
-        note=f"every order of two calls and a kill, a sample of three; {rounds} races of 8 threads on {places}, slowest kill {slowest_ms:.0f} ms",
+        note=f"every order of two calls and a kill, a sample of three; a stop at each of {steps} steps of the whole path; {rounds} races of 8 threads on {places}, slowest kill {slowest_ms:.0f} ms",
         failures=tuple(failures[:5]),
     )
 

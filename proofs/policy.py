@@ -21,12 +21,14 @@ from quell.domain import (
     Principal,
     Recovery,
     ResourceRule,
+    ServerIdentity,
     Tool,
     ToolClass,
 )
 from quell.governance import PolicySet, freeze, pin_of
 from quell.governance._policy_engine import Answer, Engine, decided_by
 from quell.governance._policy_load import Examined, examine
+from quell.tools._pins import definition_digest
 
 # --- policy errors deny ---------------------------------------------------------------------------------------------
 
@@ -204,6 +206,7 @@ def _broken_facts(control: PolicySet) -> Iterator[str]:
 # --- definitions are pinned -----------------------------------------------------------------------------------------
 
 Pin = Callable[..., str]
+Digest = Callable[[Mapping[str, object], ServerIdentity], str]
 
 _DEFINITION: Mapping[str, object] = {
     "name": "scale",
@@ -229,6 +232,9 @@ _SERVER: Mapping[str, object] = {
     "url": "",
     "headers": {"X-Team": "sre"},
 }
+_IDENTITY = ServerIdentity(
+    address="https://tools.example/mcp", instructions="Ask before you scale down.", product="k8s-tools", version="1.2.0"
+)
 _TOOL = Tool(
     name="k8s.scale",
     server="k8s",
@@ -246,8 +252,12 @@ _TOOL = Tool(
 )
 
 
-def definition_pinned(_scale: Scale, seed: int, pin: Pin = pin_of) -> Result:
-    """Change every field of a definition, of its server and of what people set, in several ways each."""
+def definition_pinned(_scale: Scale, seed: int, pin: Pin = pin_of, digest: Digest = definition_digest) -> Result:
+    """Change every field of a definition, of its server and of what people set, in several ways each.
+
+    There are two names of a definition, and both have to change: the pin that policies, approvals and the ledger bind,
+    and the digest that a connection compares with what the server offers before each call.
+    """
     first = pin(_DEFINITION, tool=_TOOL, server=_SERVER)
     failures = [f"unchanged, and yet another pin: {what}" for what, again in _unchanged(pin) if again != first]
     cases = 0
@@ -255,13 +265,28 @@ def definition_pinned(_scale: Scale, seed: int, pin: Pin = pin_of) -> Result:
         cases += 1
         if changed == first:
             failures.append(f"changed, and yet the same pin: {what}")
+    offered = digest(_DEFINITION, _IDENTITY)
+    for what, other in _offered(digest):
+        cases += 1
+        if other == offered:
+            failures.append(f"offered otherwise, and yet taken for what was pinned: {what}")
     return Result(
         cases=cases,
         violations=len(failures),
         is_exhaustive=True,
-        note="fields of definition, server, tool and resource rule x changes of each; other orders of keys keep the pin",
+        note="fields of definition, server, tool and resource rule x changes of each, by the pin and by what a connection compares; other orders of keys keep the pin",
         failures=tuple(failures[:5]) if seed >= 0 else (),
     )
+
+
+def _offered(digest: Digest) -> Iterator[tuple[str, str]]:
+    for what, definition in _mutated(_DEFINITION, "definition"):
+        assert isinstance(definition, dict)
+        yield what, digest(definition, _IDENTITY)
+    for part in fields(ServerIdentity):
+        for value in _other_values(getattr(_IDENTITY, part.name)):
+            changed = replace(_IDENTITY, **{part.name: value})  # type: ignore[arg-type]  # one field, by its name
+            yield f"identity.{part.name} = {value!r:.40}", digest(_DEFINITION, changed)
 
 
 def _unchanged(pin: Pin) -> Iterator[tuple[str, str]]:

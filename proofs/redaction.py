@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus, urlencode
 
 from proofs._proof import Promise, Result, Scale
+from quell.audit import Redactor
 from quell.config import Secret
-from quell.governance import Redactor
 
 SECRETS = {"ci": 40, "full": 400}
 ALPHABETS = (

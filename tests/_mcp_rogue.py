@@ -24,7 +24,8 @@ OBJECT: Json = {"type": "object", "properties": {"n": {"type": "integer"}}}
 FORM: Json = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
 TOOLS = (
     "echo structured empty_text empty_list huge half_json drip hang close status_500 status_401 html not_rpc gzip lie "
-    "error_text error_body failed elicit park sample flood twice other_id old denied_form no_content login void die"
+    "error_text error_body failed elicit park sample flood twice other_id old denied_form no_content login void die moved accepted "
+    "asks torn"
 )
 
 
@@ -55,6 +56,15 @@ ANSWERS: dict[str, Json] = {
 }
 
 
+TORN = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff\\ud800"}]}}'
+"""No text that anybody can read."""
+ASKED = 500
+
+
+def _questions(number: int) -> list[Json]:
+    return [{"jsonrpc": "2.0", "id": f"ask{n}", "method": "ping"} for n in range(number)]
+
+
 class Rogue:
     """One bad server on a port of its own."""
 
@@ -62,9 +72,11 @@ class Rogue:
         self.era = era
         self.tools = definitions()
         self.page_size = 10
-        self.listing: Literal["fine", "circle", "endless", "twice", "nonsense", "fails"] = "fine"
+        self.listing: Literal["fine", "circle", "endless", "twice", "nonsense", "fails", "hangs"] = "fine"
         self.instructions = "be good"
         self.discover_hangs = False
+        self.moved_to = ""
+        """Where every request is sent on to, when it is somewhere."""
         self.calls: list[Json] = []
         """What was called: parameters and headers."""
         self.cancelled: list[object] = []
@@ -74,6 +86,8 @@ class Rogue:
         self.handshakes = 0
         self.lists = 0
         self.gets = 0
+        self.ends_streams = False
+        """Whether a stream that is asked for ends at once, with leave to ask again at once."""
         self.replies: asyncio.Queue[Json] = asyncio.Queue()
         self.streams: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
@@ -135,9 +149,15 @@ class Rogue:
         if method == "GET":
             self.gets += 1
             _begin_events(writer)
+            if self.ends_streams:
+                writer.write(b"retry: 0\nid: 1\ndata: \n\n")
+                await writer.drain()
+                return False
             self.streams.append(writer)
             await asyncio.sleep(60)
             return False
+        if self.moved_to:
+            return _send(writer, 308, b"", more=f"location: {self.moved_to}\r\n")
         if "method" not in message:
             self.replies.put_nowait(message)
             return _send(writer, 202, b"")
@@ -151,6 +171,8 @@ class Rogue:
             return _send(writer, 404, b"no such session", kind="text/plain")
         if message["method"] == "tools/call":
             return await self._call(message, headers, reader, writer)
+        if message["method"] == "tools/list" and self.listing == "hangs":
+            return await self._until_gone("tools/list", reader)
         if message["method"] == "subscriptions/listen":
             _begin_events(writer)
             stamp = {"_meta": {"io.modelcontextprotocol/subscriptionId": message["id"]}}
@@ -257,6 +279,10 @@ class Rogue:
                 return _send(writer, 200, b"<!doctype html><form>password</form>", kind="text/html")
             case "not_rpc":
                 return _send(writer, 200, b'{"error": "rate limited"}')
+            case "moved":
+                return _send(writer, 307, b"", more="location: /mcp\r\n")
+            case "accepted":
+                return _send(writer, 202, b"")
             case "gzip":
                 return _send(writer, 200, fine, more="content-encoding: gzip\r\n")
             case "park":
@@ -264,7 +290,9 @@ class Rogue:
             case "sample":
                 ask = {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 1}}
                 return _send(writer, 200, json.dumps(_result(message, _asking(ask))).encode())
-            case "elicit" | "flood" | "twice":
+            case "torn":
+                return _send(writer, 200, TORN % message["id"])
+            case "elicit" | "flood" | "twice" | "asks":
                 return await self._events(message, writer, fine)
             case "other_id":
                 return _send(writer, 200, json.dumps({**json.loads(fine), "id": 999_999}).encode())
@@ -299,18 +327,42 @@ class Rogue:
         if name == "flood":
             token = message["params"]["_meta"]["progressToken"]
             for step in range(3_000):
-                told = {"progressToken": token, "progress": step, "total": 3_000}
+                told = {"progressToken": token, "progress": step, "total": 3_000, "message": "half way"}
                 writer.write(_event({"jsonrpc": "2.0", "method": "notifications/progress", "params": told}))
             await writer.drain()
+        if name == "asks":
+            writer.write(b"".join(map(_event, _questions(ASKED))))
         writer.write(_event(json.loads(fine)) * (2 if name == "twice" else 1))
         await writer.drain()
         return False
 
 
+class OldRogue(Rogue):
+    """The same over the old transport: one stream of events carries every answer."""
+
+    def __init__(self) -> None:
+        super().__init__("legacy")
+        self.page_size = 100
+
+    async def _serve(
+        self, method: str, headers: Json, message: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        if method == "GET":
+            _begin_events(writer)
+            writer.write(b"event: endpoint\ndata: /mcp\n\n")
+            self.streams.append(writer)
+            await asyncio.sleep(60)
+            return False
+        if "id" in message and "method" in message:
+            is_call = message["method"] == "tools/call"
+            self.streams[-1].write(_event(_piped(message) if is_call else self.answer(message)))
+        return _send(writer, 202, b"")
+
+
 @asynccontextmanager
-async def rogue(era: Literal["modern", "legacy"] = "modern") -> AsyncIterator[Rogue]:
+async def rogue(era: Literal["modern", "legacy", "old"] = "modern") -> AsyncIterator[Rogue]:
     """Run a bad server."""
-    server = Rogue(era)
+    server = OldRogue() if era == "old" else Rogue(era)
     await server.start()
     try:
         yield server
@@ -365,7 +417,8 @@ def main(mode: str) -> None:
         if "id" not in message:
             continue
         out = _piped(message) if message["method"] == "tools/call" else server.answer(message)
-        sys.stdout.write(json.dumps(out) + "\n")
+        is_torn = message["method"] == "tools/call" and message["params"]["name"] == "torn"
+        sys.stdout.buffer.write((TORN % message["id"] if is_torn else json.dumps(out).encode()) + b"\n")
         sys.stdout.flush()
     if mode == "deaf":
         time.sleep(60)
@@ -379,6 +432,16 @@ def _piped(message: Json) -> Json:
         os._exit(3)
     if name == "hang":
         time.sleep(60)
+    if name == "asks":
+        # More than the pipes hold answers to, which nobody reads meanwhile.
+        sys.stdout.write("".join(json.dumps(one) + "\n" for one in _questions(20_000)))
+        sys.stdout.flush()
+    if name == "flood":
+        token = message["params"]["_meta"]["progressToken"]
+        told = [{"progressToken": token, "progress": step} for step in range(900)]
+        lines = (json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": one}) for one in told)
+        sys.stdout.write("".join(line + "\n" for line in lines))
+        sys.stdout.flush()
     if name == "huge":
         return {"result": text("y" * 3_000_000), "jsonrpc": "2.0", "id": message["id"]}
     if name == "elicit":

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from tests._canaries import SEARCH
+
 ENVIRONMENT = "QUELL_TEST_POSTGRES"
 
 
@@ -53,8 +55,19 @@ def fresh_database(server_url: str) -> Iterator[str]:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
         try:
             yield url.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+            if SEARCH.is_on:
+                _look_through(url.set(database=name))
         finally:
             with engine.connect() as connection:
                 connection.exec_driver_sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        engine.dispose()
+
+
+def _look_through(url: sa.URL) -> None:
+    engine = sa.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            SEARCH.rows("a PostgreSQL", lambda asked: [row[0] for row in connection.exec_driver_sql(asked)])
     finally:
         engine.dispose()

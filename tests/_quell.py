@@ -15,9 +15,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import _canaries
+
 QUELL = [sys.executable, "-m", "quell"]
 NOWHERE = "http://127.0.0.1:9"
 """Discard's port: nothing listens there."""
+_PLANTED = "QUELL_STORE__PASSWORD"
+UNPLANTED = {_PLANTED: ""}
+"""For tests about settings that nobody wrote."""
 
 
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -26,7 +31,9 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     clean = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     # Bytecode as an installed program has it, in one place for all tests: a process starts twice as fast.
     bytecode = Path(tempfile.gettempdir()) / f"quell-tests-bytecode-{os.getuid()}"
-    return clean | {"HOME": str(home), "PYTHONPYCACHEPREFIX": str(bytecode)} | dict(extra or {})
+    own = {"HOME": str(home), "PYTHONPYCACHEPREFIX": str(bytecode)}
+    wanted = clean | own | {_PLANTED: _canaries.IN_SETTINGS} | dict(extra or {})
+    return {key: value for key, value in wanted.items() if key != _PLANTED or value}
 
 
 def quell(
@@ -104,6 +111,7 @@ def wait_for_line(
         line = source.readline().decode()
         if not line:
             break
+        _canaries.SEARCH.text(f"{stream} of a program", line)
         seen.append(line)
         if words in line:
             return line

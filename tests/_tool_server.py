@@ -1,6 +1,6 @@
 """A small tool server over pipes, whose tools stand in a file that a test may change: `python _tool_server.py FILE`.
 
-A tool whose name ends in `_lost` dies in the middle of a call: nobody sees how it ended.
+It tells everything that it was given. A tool whose name ends in `_lost` dies in the middle of a call: nobody sees how it ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def answer(message: dict[str, Any], tools: list[dict[str, Any]]) -> dict[str, An
         case "tools/call":
             if message["params"]["name"].endswith("_lost"):
                 os._exit(1)
-            told = {"content": [{"type": "text", "text": json.dumps({"ok": True})}]}
+            said = {"ok": True, "environment": dict(os.environ)}
+            told = {"content": [{"type": "text", "text": json.dumps(said)}]}
         case _:
             error = {"code": -32601, "message": "Method not found"}
             return {"jsonrpc": "2.0", "id": message["id"], "error": error}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests import _canaries
 from tests._postgres import running_postgres
 from tests._real_model import RealModel, lacking, running_model
 
@@ -15,6 +16,11 @@ NEEDS = {
     "needs_prometheus": ("prometheus", "prometheus-alertmanager"),
     "needs_chromium": ("chromium",),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Plant canaries in everything, and look for them after every test."""
+    _canaries.pytest_configure(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -195,6 +195,8 @@ def _freeze(process: subprocess.Popen[str], journal: Path) -> None:
     """Stop a process where it holds no lock on the file: nobody could write there until it thaws."""
     while True:
         process.send_signal(signal.SIGSTOP)
+        # Its threads stop one after the other. Until all have, one may still take the lock that another has let go.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         if not journal.exists():
             return
         connection = sqlite3.connect(journal, isolation_level=None, timeout=0.3)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quell.audit import Audit, Redactor
 from quell.config import JournalSettings, Secret
 from quell.domain import AuditAnchor, AuditEntry, AuditKind, AuditRecord, Clock
-from quell.governance import Audit, Redactor
 from quell.runs import Database, Runs, system_clock
 
 

@@ -45,6 +45,7 @@ from quell.domain import (
 )
 from quell.server import serve
 from tests import _authority as a
+from tests._canaries import IN_SETTINGS, SEARCH
 from tests.conftest import FakeClock
 
 OWNER = Principal(user="owner", tenant="local", roles=("viewer", "operator", "approver", "admin"))
@@ -115,7 +116,7 @@ def settings_of(
 ) -> Settings:
     return Settings(
         state_dir=state_dir,
-        store=StoreSettings(url=NOWHERE, query_timeout_s=0.5),
+        store=StoreSettings(url=NOWHERE, query_timeout_s=0.5, password=Secret(IN_SETTINGS)),
         server=server or ServerSettings(port=0),
         identity=identity or IdentitySettings(),
         approvals=approvals or ApprovalSettings(),
@@ -138,12 +139,19 @@ async def a_house(settings: Settings, *, clock: FakeClock | None = None) -> Asyn
                 await serving
             url = up.result()
             local = url.replace("0.0.0.0", "127.0.0.1")
-            async with httpx2.AsyncClient(base_url=local, timeout=10, trust_env=False) as http:
+            hooks = {"response": [_answered]}
+            async with httpx2.AsyncClient(base_url=local, timeout=10, trust_env=False, event_hooks=hooks) as http:
                 authority = await app.open_authority()
                 yield House(app=app, authority=authority, url=local, clock=clock, http=http)
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _answered(response: httpx2.Response) -> None:
+    """Look through an answer; one that never ends is read by who asked for it."""
+    said = b"" if "event-stream" in response.headers.get("content-type", "") else await response.aread()
+    SEARCH.text(f"the answer to {response.request.url.path}", str(response.headers).encode() + said)
 
 
 def in_a_house(work: Callable[[House], Awaitable[None]], settings: Settings, *, clock: FakeClock | None = None) -> None:
@@ -197,6 +205,7 @@ class Service:
             }
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             told = Told(headers=headers, body=body, path=first.split(" ")[1])
+            SEARCH.text("what a service was sent", f"{told.path} {told.headers}".encode() + body)
             self.told.append(told)
             said = self.answer(told)
             if said is None:

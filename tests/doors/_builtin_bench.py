@@ -37,7 +37,8 @@ from quell.domain import (
     ToolSpec,
 )
 from quell.incidents import Desk
-from quell.models import BuiltinModel, ask
+from quell.models import ask
+from quell.models._builtin import BuiltinModel
 from quell.runs import Done, Next, RunContext, Runs, WaitUntil
 from quell.signals import Reader
 from tests._story import NOON, RecordedReader, operation

@@ -32,10 +32,11 @@ from quell.domain import (
     TrialSource,
 )
 from quell.runs import Done, Next, RunContext, Runs, system_clock
+from tests import _canaries
 from tests._tool_server import DEFINITIONS
 
 SERVER = Path(__file__).parents[1] / "_tool_server.py"
-SECRET = "hunter2-correct-horse-battery"
+SECRET = f"hunter2-{_canaries.IN_SETTINGS}"
 AGENT = Principal(
     user="ann",
     roles=("operator",),
@@ -56,7 +57,7 @@ anchor_file = "anchor.jsonl"
 transport = "stdio"
 cmd = [{python}, {server}, "tools.json"]
 sandbox = "off"
-env = {{ TOKEN = "{secret}" }}
+env = {{ TOKEN = {secret} }}
 
 [[tool]]
 server = "small"
@@ -131,7 +132,7 @@ class Desk:
         finally:
             os.environ.clear()
             os.environ.update(kept)
-        assert SECRET not in out.getvalue() + err.getvalue()
+        _canaries.SEARCH.text(f"what `quell {' '.join(arguments)}` said", out.getvalue() + err.getvalue())
         return Told(code=code, out=out.getvalue(), err=err.getvalue())
 
     def done(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -152,7 +153,9 @@ class Desk:
     def configure(self) -> None:
         """Write a quell.toml with a tool server and keys."""
         self.offer()
-        text = SETTINGS.format(python=json.dumps(sys.executable), server=json.dumps(str(SERVER)), secret=SECRET)
+        text = SETTINGS.format(
+            python=json.dumps(sys.executable), server=json.dumps(str(SERVER)), secret=json.dumps(SECRET)
+        )
         (self.at / "quell.toml").write_text(text)
 
     def pin_all(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from quell.config import (
     McpSettings,
     Secret,
     Settings,
+    StoreSettings,
 )
 from quell.domain import (
     CallRequest,
@@ -31,6 +32,7 @@ from quell.domain import (
     Parked,
     Principal,
     Recovery,
+    Resource,
     ResourceRule,
     Tool,
     ToolCall,
@@ -40,6 +42,7 @@ from quell.domain import (
 )
 from quell.runs import Done, Next, RunContext, Runs
 from quell.tools import LocalHand
+from tests import _canaries
 
 
 class MovedClock:
@@ -179,16 +182,16 @@ class SmallWorld:
             if isinstance(said, BaseException):
                 raise said
             return said
-        content = json.dumps({"ok": True, "tool": call.tool})
+        content = json.dumps({"ok": True, "tool": call.tool, "told": _canaries.RESULT})
         if call.tool == "is_volume_deleted":
             gone = [done for done in self.done if done[0] == "delete_volume" and done[1] == arguments]
-            content = json.dumps({"happened": bool(gone)})
+            content = json.dumps({"happened": bool(gone), "result": _canaries.RESULT})
         return ToolOutcome(
             call=call.id, tool=call.tool, kind=OutcomeKind.OK, content=content, is_json=True, size_bytes=len(content)
         )
 
-    def hands(self) -> list[tuple[Tool, LocalHand]]:
-        return [(tool, LocalHand(tool.name, self.use)) for tool in TOOLS]
+    def hands(self, more: Sequence[Tool] = ()) -> list[tuple[Tool, LocalHand]]:
+        return [(tool, LocalHand(tool.name, self.use)) for tool in (*TOOLS, *more)]
 
 
 def person(user: str, *roles: str, tenant: str = "local") -> Principal:
@@ -269,6 +272,8 @@ async def hand_room(
     caps: Sequence[CapSettings] = (),
     servers: Mapping[str, McpServerSettings] | None = None,
     code_tool: bool = True,
+    tools: Sequence[Tool] = (),
+    inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
     """Open runs, start one and hold it, and give the guard and the hand."""
@@ -281,6 +286,7 @@ async def hand_room(
     settings = Settings(
         state_dir=state_dir,
         journal=JournalSettings(url=Secret(url)),
+        store=StoreSettings(password=Secret(_canaries.IN_SETTINGS)),
         governance=GovernanceSettings(pack=pack, services=services, policies=tuple(files), code_tool=code_tool),  # type: ignore[arg-type]  # a pack
         budgets=budgets or BudgetSettings(),
         cap=tuple(caps),
@@ -295,8 +301,9 @@ async def hand_room(
             settings,
             clock=clock,
             entropy=random_bytes.randbytes,
-            env={},
-            builtin=world.hands(),
+            env=_canaries.ENVIRONMENT,
+            builtin=world.hands(tools),
+            inventory=inventory,
             monotonic=clock.monotonic,
         )
         try:

@@ -35,6 +35,35 @@ def test_an_emergency_lasts_half_an_hour_and_covers_what_the_person_named(tmp_pa
             assert glass.covers(connection, GUS, run="run_1") == ""
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "UPDATE quell_break_glass SET expires_at = '2030-01-01T00:00:00.000000+00:00'",
+        "UPDATE quell_break_glass SET user_name = 'eve'",
+        "UPDATE quell_break_glass SET run = 'run_2'",
+        "DELETE FROM quell_break_glass_seals",
+        (
+            "INSERT INTO quell_break_glass SELECT 'brk_x', tenant, 'eve', run, reason, opened_at, expires_at,"
+            " review_due_at, reviewed_at, reviewed_by, review FROM quell_break_glass"
+        ),
+    ],
+)
+def test_a_row_that_somebody_wrote_into_the_database_is_no_emergency(
+    tmp_path: Path, clock: FakeClock, changed: str
+) -> None:
+    with a.desk(tmp_path, clock=clock) as desk, desk.database.writing(durability="written") as connection:
+        glass = desk.approvals.break_glass
+        opened = glass.open(connection, by=GUS, reason="payments are down")
+        assert glass.covers(connection, GUS, run="run_1") == opened.id
+        connection.run(changed)
+        assert glass.covers(connection, replace(GUS, user="eve"), run="run_1") == ""
+        if not changed.startswith("INSERT"):
+            assert glass.covers(connection, GUS, run="run_1") == ""
+            assert glass.covers(connection, GUS, run="run_2") == ""
+        clock.at = opened.expires_at
+        assert glass.covers(connection, GUS, run="run_1") == ""
+
+
 def test_only_a_person_with_the_role_and_a_reason_breaks_the_glass(tmp_path: Path, clock: FakeClock) -> None:
     with a.desk(tmp_path, clock=clock) as desk, desk.database.writing(durability="written") as connection:
         glass = desk.approvals.break_glass

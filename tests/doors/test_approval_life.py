@@ -181,7 +181,7 @@ def test_an_edit_is_a_new_request_that_its_editor_may_not_approve(tmp_path: Path
         old = desk.ask()
         other = a.asked(call=a.frozen(arguments='{"replicas":5}'))
         with desk.database.writing(durability="written") as connection:
-            new = desk.approvals.edit(connection, old.id, a.request(other), by=a.BO)
+            new = desk.approvals.edit(connection, old.id, a.request(other), by=a.BO, digest_seen=old.digest)
         assert (new.terms.supersedes, desk.get(old).status) == (old.id, ApprovalStatus.SUPERSEDED)
         for principal in (a.BO, a.ANA):
             with refusal("forbidden"):
@@ -191,7 +191,7 @@ def test_an_edit_is_a_new_request_that_its_editor_may_not_approve(tmp_path: Path
             desk.use(a.presented(approval=old.id))
         assert desk.use(a.presented(other)) == 0
         with desk.database.writing(durability="written") as connection, refusal("gone"):
-            desk.approvals.edit(connection, old.id, a.request(other), by=a.BO)
+            desk.approvals.edit(connection, old.id, a.request(other), by=a.BO, digest_seen=old.digest)
 
 
 def test_an_edit_does_not_move_to_another_run(tmp_path: Path, clock: FakeClock) -> None:
@@ -199,7 +199,7 @@ def test_an_edit_does_not_move_to_another_run(tmp_path: Path, clock: FakeClock) 
         old = desk.ask()
         elsewhere = a.request(a.asked(call=a.frozen(run="run_2")))
         with desk.database.writing(durability="written") as connection, refusal("forbidden"):
-            desk.approvals.edit(connection, old.id, elsewhere, by=a.BO)
+            desk.approvals.edit(connection, old.id, elsewhere, by=a.BO, digest_seen=old.digest)
 
 
 def test_nobody_is_asked_when_policy_does_not_ask_or_names_nobody(tmp_path: Path, clock: FakeClock) -> None:
@@ -261,7 +261,7 @@ def test_a_vote_is_worth_what_its_key_is_worth_and_keys_rotate(tmp_path: Path, c
             approvals = Approvals(desk.database, clock=clock, entropy=desk.approvals._entropy, signers=signers)  # type: ignore[arg-type]
             return a.Desk(database=desk.database, clock=clock, approvals=approvals)
 
-        with_keys(old).say(desk.ask(), a.BO)
+        with_keys(old).say(with_keys(old).ask(), a.BO)
         assert with_keys(new).valid(a.presented()) == 0
         assert with_keys(new, old).valid(a.presented()) == 1
 

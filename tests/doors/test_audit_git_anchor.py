@@ -61,6 +61,35 @@ def test_a_remote_that_is_away_is_told_and_never_taken_for_empty(tmp_path: Path)
         anchor.publish("one\n")
 
 
+@pytest.mark.parametrize("way", ["cut", "deleted", "emptied"])
+def test_a_remote_whose_branch_was_rewritten_by_force_is_told_and_what_stood_there_counts(
+    tmp_path: Path, clock: FakeClock, way: str
+) -> None:
+    remote = _remote(tmp_path / "remote")
+    anchor = GitAnchor(tmp_path / "own", remote=remote)
+    git = ["git", "--git-dir", remote]
+    with audited(tmp_path, clock=clock, anchors=(anchor,)) as (audit, database):
+        notes = []
+        for _ in range(3):
+            fill(audit, database, count=2)
+            notes.append(audit.anchor().note)
+        if way == "cut":
+            subprocess.run([*git, "update-ref", "refs/heads/quell-audit", "refs/heads/quell-audit~2"], check=True)
+        else:
+            subprocess.run([*git, "update-ref", "-d", "refs/heads/quell-audit"], check=True)
+        if way == "emptied":
+            GitAnchor(tmp_path / "a-strangers", remote=remote).publish("something else\n")
+        assert set(notes) <= set(anchor.published())
+        assert audit.verify().anchored == 8
+        fill(audit, database, count=1)
+        for _ in range(2):
+            with pytest.raises(WorldError, match=r"was not anchored.*rewritten or deleted"):
+                audit.anchor()
+        moved = GitAnchor(tmp_path / "own", remote=_remote(tmp_path / "another"))
+        moved.publish(notes[0])
+        assert moved.published() == notes[:1], "another address is another place"
+
+
 def _in_office(state_dir: Path, governance: GovernanceSettings, work: Callable[[Office], None]) -> None:
     """Do something with the guard's organs as the settings build them."""
 

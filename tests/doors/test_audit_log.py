@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from quell.audit import Audit, Redactor
+from quell.audit._merkle import GENESIS, Frontier
+from quell.audit._tables import Head, next_record, write_record
 from quell.config import Secret
 from quell.domain import AuditKind, BoundExceededError, JournalError, OverloadError, Tampering
-from quell.governance import Audit, Redactor
-from quell.governance._audit_tables import Head, next_record, write_record
-from quell.governance._merkle import GENESIS, Frontier
 from tests._postgres import fresh_database
 from tests.conftest import FakeClock
 from tests.doors._audit_bench import audited, entry, fill

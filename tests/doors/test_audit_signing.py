@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from quell.audit import Audit, Redactor
 from quell.domain import AuditKind, ConfigError, Tampering, UsageError, WorldError
-from quell.governance import Audit, Redactor
 from tests.conftest import FakeClock
 from tests.doors._audit_bench import audited, entry, fill
 
@@ -55,6 +55,49 @@ def test_the_key_is_private_made_once_and_not_needed_to_verify(tmp_path: Path, c
             other = Audit(database, directory=tmp_path / "audit", clock=clock, entropy=os.urandom, redactor=Redactor())
             with pytest.raises(ConfigError, match=told):
                 other.prepare()
+
+
+@pytest.mark.parametrize("kind", sorted(set(AuditKind) - {AuditKind.CHECKPOINT}))
+def test_what_authority_rests_on_is_signed_with_its_record_and_the_rest_is_told(
+    tmp_path: Path, clock: FakeClock, kind: AuditKind
+) -> None:
+    """Whoever writes the database makes the newest record anew: it shows unless nothing signed covers it yet."""
+    is_grave = kind in {"approval", "autonomy", "identity", "pin", "policy", "switch"}
+    with audited(tmp_path, clock=clock) as (audit, database):
+        fill(audit, database, count=2)
+        audit.checkpoint()
+        with database.reading() as connection:
+            head = connection.one("SELECT size, hash, frontier, signed, signed_at FROM quell_audit_head")
+        with database.writing() as connection:
+            audit.append(connection, entry(audit, 7, kind=kind))
+        report = audit.verify()
+        at = "2026-11-20T12:00:00.000000Z"
+        assert (report.unsigned, report.unsigned_since) == ((0, "") if is_grave else (1, at))
+        stranger = Audit(database, directory=tmp_path / "own", clock=clock, entropy=os.urandom, redactor=Redactor())
+        with database.writing() as connection:
+            connection.run("DELETE FROM quell_audit WHERE number > :size", size=head.size)
+            connection.run("DELETE FROM quell_audit_checkpoint WHERE size > :size", size=head.size)
+            connection.run(
+                "UPDATE quell_audit_head SET size = :size, hash = :hash, frontier = :frontier, signed = :signed,"
+                " signed_at = :signed_at",
+                **vars(head),
+            )
+            (tmp_path / "own").mkdir()
+            stranger.append(connection, entry(stranger, 8, kind=kind))
+        assert audit.verify().is_intact is not is_grave
+
+
+def test_who_ends_signs_what_it_added_and_only_that(tmp_path: Path, clock: FakeClock) -> None:
+    with audited(tmp_path, clock=clock) as (audit, database):
+        audit.finish()
+        assert audit.verify().records == 0
+        fill(audit, database, count=2)
+        audit.note(entry(audit, 3))
+        assert audit.verify().unsigned == 2
+        audit.finish()
+        audit.finish()
+        report = audit.verify()
+        assert (report.records, report.checkpoints, report.signed, report.unsigned) == (4, 1, 3, 0)
 
 
 def test_a_new_key_joins_the_old_one_and_a_stranger_is_not_trusted(tmp_path: Path, clock: FakeClock) -> None:
@@ -110,6 +153,42 @@ def test_an_anchor_survives_a_torn_line_and_says_when_it_cannot_be_used(tmp_path
         with pytest.raises(WorldError, match="not anchored"):
             audit.anchor()
         assert len(anchor.published()) == 3
+
+
+class _Counting:
+    """An anchor of one's own that counts how often it is read."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.reads = 0
+
+    def publish(self, note: str) -> None:
+        self.notes.append(note)
+
+    def published(self) -> list[str]:
+        self.reads += 1
+        return list(self.notes)
+
+
+def test_an_anchor_is_read_whole_once_however_long_it_is_written(tmp_path: Path, clock: FakeClock) -> None:
+    anchor = _Counting()
+    with audited(tmp_path, clock=clock, anchors=(anchor,)) as (audit, database):
+        for count in (1, 1, 0, 0, 1):
+            fill(audit, database, count=count)
+            audit.anchor()
+        assert (len(anchor.notes), len(set(anchor.notes)), anchor.reads) == (3, 3, 1)
+        again = Audit(
+            database,
+            directory=tmp_path / "audit",
+            clock=clock,
+            entropy=os.urandom,
+            redactor=Redactor(),
+            anchors=[anchor],
+        )
+        again.anchor()
+        assert len(anchor.notes) == 3, "another process finds it there"
 
 
 def test_a_later_checkpoint_is_proven_to_continue_an_earlier_one(tmp_path: Path, clock: FakeClock) -> None:
@@ -182,7 +261,7 @@ import os, sys
 from pathlib import Path
 from tests.doors._audit_bench import audited, entry
 from quell.domain import AuditKind
-from quell.governance import Audit
+from quell.audit import Audit
 from quell.runs import system_clock
 
 directory = Path(sys.argv[1])
@@ -225,3 +304,26 @@ def test_a_crash_in_the_middle_of_anything_is_not_taken_for_tampering(tmp_path: 
             grown = report.records
             with database.writing() as connection:
                 audit.append(connection, entry(audit, turn))
+
+
+def test_ctrl_c_ends_an_export_between_two_records(tmp_path: Path, clock: FakeClock) -> None:
+    """The reader of the pipe is slow, so the command can not end by itself before the signal."""
+    with audited(tmp_path / "state", clock=clock) as (audit, database):
+        with database.writing() as connection:
+            audit.append(connection, *[audit.entry(AuditKind.DECISION, run="r", principal="ada", body=_LONG)] * 200)
+        audit.finish()
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "quell", "audit", "export", "--out", "pipe"]
+    environment = {**os.environ, "QUELL_STATE_DIR": str(tmp_path / "state"), "HOME": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        with (tmp_path / "pipe").open() as pipe:
+            whole = json.loads(pipe.readline())["records"]
+            process.send_signal(signal.SIGINT)
+            assert "stopped" in process.stderr.readline()
+            left = len(pipe.readlines())
+        assert process.wait() == 130
+        assert left < whole
+
+
+_LONG = {"text": "x" * 1500}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from quell.governance._merkle import Frontier, Tree, is_consistent, is_included, leaf_hash
+from quell.audit._merkle import Frontier, Tree, is_consistent, is_included, leaf_hash
 
 LEAVES = [leaf_hash(bytes([number])) for number in range(33)]
 

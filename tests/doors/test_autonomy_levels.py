@@ -175,6 +175,18 @@ def test_an_owner_alone_promotes_nothing(world: World) -> None:
     assert world.level() is Level.REVERSIBLE
 
 
+def test_one_person_in_two_spellings_is_one_and_an_owner_in_another_is_the_owner(world: World) -> None:
+    world.trials(43)
+    olga = replace(OWNER, user="OLGA")
+    assert world.promote(Level.REVERSIBLE, by=olga).after.level is Level.APPROVE_EACH, "an owner alone promotes nothing"
+    assert world.promote(Level.REVERSIBLE).after.level is Level.REVERSIBLE
+    world.trials(88)
+    for name in ("ann", "Ann", "ANN"):
+        step = world.promote(Level.REVIEWED, by=replace(ANN, user=name))
+        assert (step.after.level, len(step.after.pending)) == (Level.REVERSIBLE, 1)
+    assert world.promote(Level.REVIEWED, by=BEN).after.level is Level.REVIEWED
+
+
 def test_a_confirmation_lapses_after_three_days_and_with_every_failure(world: World) -> None:
     world.raised().trials(250)
     world.promote(Level.REVIEWED, by=ANN)

@@ -25,7 +25,7 @@ from quell.domain import (
     TokenUsage,
     UsageTold,
 )
-from quell.models import BuiltinModel
+from quell.models._builtin import BuiltinModel
 from tests.doors._builtin_bench import SPECS, Answering, conversation, replied, talked
 
 NAMES = {"service": ("checkout", "order-worker", "order-writer", "payment-api"), "database": ("orders-db",)}

@@ -6,10 +6,12 @@ import json
 import os
 import pty
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from quell.domain import OutcomeKind, Parked, ToolOutcome
 from tests._postgres import fresh_database
 from tests._quell import QUELL, environment
 from tests._tool_server import DEFINITIONS, definition
-from tests.doors._cli_bench import Desk
+from tests.doors._cli_bench import SECRET, Desk
 
 pytestmark = pytest.mark.timeout(60)  # a real tool server starts, several times, on machines that do other things too
 
@@ -111,6 +113,42 @@ def test_a_question_is_shown_whole_with_everything_hidden_in_it_named(desk: Desk
     assert json.loads(call["arguments"])["volume"] == "v1\u202e\u0430", "and for a program nothing is changed"
 
 
+def test_an_edit_shows_old_and_new_and_the_call_that_waits_runs_with_the_new(desk: Desk) -> None:
+    id_, digest = desk.ids["restart"], desk.ids["restart_digest"]
+    words = ("approval", "edit", id_, "--digest", digest[:8], "--arguments")
+    assert desk.quell(*words, '{"service":"nowhere"}').code == ExitCode.DENIED
+    assert desk.quell(*words, "@missing.json").code == ExitCode.USAGE
+    stale = desk.quell("approval", "edit", id_, "--digest", "deadbeef", "--arguments", '{"service":"api"}', "--json")
+    assert stale.code == ExitCode.DENIED
+    assert "something else" in stale.error["message"]
+    (desk.at / "new.json").write_text('{"service":"api"}')
+    told = desk.quell(*words, "@new.json")
+    assert told.code == 0, told
+    assert [line.split()[0] for line in told.out.splitlines()] == ["old", "new"]
+    assert '{"service":"web"}' in told.out.splitlines()[0]
+    assert '{"service":"api"}' in told.out.splitlines()[1]
+    new = told.out.splitlines()[1].split()[1]
+    assert new in told.err
+    bodies = [record["body"] for record in records(desk, "approval")]
+    (body,) = [each for each in bodies if isinstance(each, dict) and each.get("verdict") == "edit"]
+    assert (body["approval"], body["edited"], body["way"], body["by"]) == (id_, new, "cli", "owner")
+    shown = desk.quell("approval", "show", new, "--json").document["approval"]
+    assert (shown["supersedes"], shown["status"]) == (id_, "requested")
+    parked = desk.call("c4", "restart", service="web")
+    assert isinstance(parked, Parked)
+    assert parked.approval == new
+    own = desk.quell("approval", "approve", new, "--digest", parked.digest)
+    assert own.code == ExitCode.DENIED, "who edited it may not approve it"
+    bob = desk.key("bob", "approver")
+    for answer in ("a=b", "a"):
+        unasked = desk.quell("approval", "approve", new, "--digest", parked.digest, "--answer", answer, env=bob)
+        assert unasked.code == ExitCode.USAGE, "there is no form"
+    assert desk.quell("approval", "approve", new, "--digest", parked.digest, env=bob).code == 0
+    ended = desk.call("c4", "restart", service="web")
+    assert isinstance(ended, ToolOutcome)
+    assert (ended.kind, ended.evidence["arguments"]) == (OutcomeKind.OK, '{"service":"api"}')
+
+
 def test_an_approval_wants_the_digest_that_was_seen_and_is_on_record_with_the_vote(desk: Desk) -> None:
     id_, digest = desk.ids["restart"], desk.ids["restart_digest"]
     wrong = desk.quell("approval", "approve", id_, "--digest", "deadbeef", "--json")
@@ -182,6 +220,20 @@ def test_what_cannot_be_recorded_does_not_happen(desk: Desk) -> None:
     assert "logs" in desk.done("tool", "list", "--server", "small")
 
 
+def test_a_secret_in_what_people_say_is_kept_nowhere(desk: Desk) -> None:
+    said = f"the password {SECRET.encode().hex()} leaked"
+    killed = desk.quell("switch", "kill", "--tool", "log*", "--reason", said, "--json").document["switch"]
+    desk.done("switch", "lift", killed["id"], "--reason", f"changed: {SECRET}")
+    desk.done("effect", "settle", desk.ids["effect"], "--as", "done", "--reason", said)
+    desk.done("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", said)
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        kept = "\n".join(database.iterdump())
+    database.close()
+    assert SECRET not in kept
+    assert SECRET.encode().hex() not in kept
+    assert kept.count("[redacted:mcp.servers.small.env.TOKEN]") >= 4
+
+
 # -- switches ----------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +303,18 @@ def test_a_budget_shows_what_is_spent_and_says_when_a_cap_is_reached(desk: Desk)
     assert desk.quell("budget", "show", "run_none").code == ExitCode.USAGE
 
 
+def test_a_cap_that_counts_by_agent_is_shown_for_the_agent_that_is_named_and_never_as_empty(desk: Desk) -> None:
+    cap = ("--set", 'cap=[{kind="calls", limit=4, per=["agent"]}, {kind="calls", limit=3, per=["run"], feature="x*"}]')
+    show = ("budget", "show", desk.ids["run"], *cap)
+    some = desk.quell(*show)
+    assert (some.code, "agent" in some.out) == (ExitCode.DONE, False)
+    assert "caps that count by agent or feature are not shown (2)" in some.err
+    named = desk.quell(*show, "--agent", "sre", "--feature", "xy", "--json")
+    found = {each["account"]: each for each in named.document["balances"] if each["limit"] in {3, 4}}
+    assert set(found) == {"agent sre", f"run {desk.ids['run']}"}
+    assert "not shown" not in named.err
+
+
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +328,8 @@ def test_the_text_of_a_key_is_shown_once_and_kept_nowhere(desk: Desk) -> None:
     assert secret not in desk.done("key", "list", "--json") + desk.done("audit", "list", "--json")
     body = newest(desk, "identity")
     assert (body["verb"], body["user"], body["scopes"]) == ("key.new", "ci", ["tool:logs"])
+    assert "no role of Quell's own" not in told.err
+    assert "'aprover' is no role of Quell's own" in desk.quell("key", "new", "bob", "--role", "aprover").err
 
 
 def test_a_key_holds_until_it_is_revoked_and_gives_no_more_than_its_giver_has(desk: Desk) -> None:
@@ -334,6 +400,52 @@ def test_a_level_is_given_only_for_evidence_and_taken_at_once(desk: Desk) -> Non
     )
 
 
+def test_a_level_is_computed_again_from_the_audit_log_and_a_forged_one_is_found(desk: Desk) -> None:
+    show = ("autonomy", "show", "--audited")
+    assert "audit:   the audit log adds up to the same" in desk.done(*show)
+    desk.done("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", "proved")
+    (told,) = json.loads(desk.done(*show, "--json"))["scopes"]
+    assert (told["level"], told["audited"]) == (3, "the audit log adds up to the same")
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as journal:
+        (body,) = journal.execute("SELECT body FROM quell_autonomy").fetchone()
+        forged = json.dumps(json.loads(body) | {"level": 5}, separators=(",", ":"))
+        journal.execute("UPDATE quell_autonomy SET level = 5, body = ?", (forged,))
+    found = desk.quell(*show)
+    assert found.code == ExitCode.BAD
+    assert "level:   level 5" in found.out
+    assert "audit:   level 3, acts by itself where it can be undone, by 61 records: not what is here" in found.out
+    assert desk.quell(*show, "--json").document["ok"] is False
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as journal:
+        journal.execute(
+            "DELETE FROM quell_audit WHERE number IN (SELECT min(number) FROM quell_audit WHERE kind = 'autonomy')"
+        )
+    lost = desk.quell(*show)
+    assert lost.code == ExitCode.BAD
+    assert "records of autonomy are missing: 2 follows 0" in lost.out
+
+
+def test_who_owns_the_agents_promotes_none_alone(desk: Desk) -> None:
+    settings = desk.at / "quell.toml"
+    settings.write_text(settings.read_text().replace("[governance]", '[governance]\nowners = ["owner"]', 1))
+    words = ("autonomy", "promote", "w1", "--class", "reversible", "--to", "3", "--reason", "proved")
+    assert desk.quell(*words).code == ExitCode.WAITING
+    assert "level:   level 2" in desk.done("autonomy", "show")
+    assert "level 3" in desk.done(*words, env=desk.key("bob", "approver"))
+
+
+def test_a_tool_of_a_client_is_pinned_from_what_it_declares(desk: Desk) -> None:
+    declared = desk.at / "declared.json"
+    declared.write_text(json.dumps([{"name": "open_ticket", "inputSchema": {"type": "object", "properties": {}}}]))
+    words = ("tool", "pin", "client", "open_ticket", "--yes", "--from", str(declared))
+    assert "is pinned as irreversible" in desk.done(*words)
+    assert "open_ticket" in desk.done("tool", "list", "--server", "client")
+    assert desk.quell("tool", "pin", "client", "other", "--yes", "--from", str(declared)).code == ExitCode.USAGE
+    assert desk.quell("tool", "pin", "small", "open_ticket", "--yes", "--from", str(declared)).code == ExitCode.USAGE
+    declared.write_text("{")
+    assert desk.quell(*words).code == ExitCode.DENIED
+    assert "is pinned no more" in desk.done("tool", "unpin", "client", "open_ticket")
+
+
 # -- tools -------------------------------------------------------------------------------------------------------------
 
 
@@ -391,6 +503,25 @@ def test_a_person_at_a_terminal_types_the_name_of_what_they_accept(tmp_path: Pat
         assert "Type restart to go on:" in asked
 
 
+def test_a_person_who_is_asked_can_leave_by_ctrl_c(tmp_path: Path) -> None:
+    desk = Desk(at=tmp_path)
+    desk.configure()
+    person, terminal = pty.openpty()
+    asked = b""
+    command = [*QUELL, "tool", "pin", "small", "restart"]
+    env, quiet = environment(tmp_path), subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=terminal, stderr=terminal, stdout=quiet) as told:
+        try:
+            while b"to go on: " not in asked:
+                asked += os.read(person, 65536)
+            told.send_signal(signal.SIGINT)
+            assert told.wait(timeout=30) == ExitCode.INTERRUPTED
+        finally:
+            told.kill()
+            os.close(person)
+            os.close(terminal)
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 NO_WEB = """
@@ -445,6 +576,9 @@ def test_a_verdict_is_explained_for_a_call_of_the_past_and_for_one_that_nobody_m
     flags = ("--arguments", '{"service": "web"}', "--role", "operator")
     thought = desk.quell("policy", "explain", "restart", *flags, "--json").document
     assert (thought["verdict"]["decision"], thought["was"]) == ("ask", None)
+    nobody = desk.quell("policy", "explain", "restart", "--arguments", '{"service": "web"}')
+    assert "verdict:   deny" in nobody.out
+    assert "--role operator" in nobody.err, "why nothing is permitted to somebody without a role"
     off = desk.quell("policy", "explain", "restart", "--arguments", '{"service": "nowhere"}')
     assert off.code == ExitCode.DENIED
     assert desk.quell("policy", "explain", "c99").code == ExitCode.USAGE
@@ -462,13 +596,80 @@ def test_the_audit_log_is_intact_signed_and_tells_where_somebody_changed_it(desk
     assert desk.done("audit", "verify", "--export", "pack.jsonl", "--key", "key.pub").startswith("intact")
     for line in desk.done("audit", "export", "--run", desk.ids["run"]).splitlines():
         assert isinstance(json.loads(line), dict)
-    assert json.loads(desk.done("audit", "show", "4", "--json"))["record"]["body"]["tool"] == "logs"
+    number = records(desk, "pin")[-1]["number"]
+    assert json.loads(desk.done("audit", "show", str(number), "--json"))["record"]["body"]["verb"] == "tool.pin"
     with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
-        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = 4")
+        database.execute("UPDATE quell_audit SET principal = 'bob' WHERE number = ?", (number,))
     database.close()
     told = desk.quell("audit", "verify", "--key", "key.pub")
     assert told.code == ExitCode.BAD
-    assert "record 4: edited" in told.out
+    assert f"record {number}: edited" in told.out
+
+
+def test_doctor_tells_of_effects_that_wait_for_people_and_of_those_that_nobody_ends(desk: Desk) -> None:
+    def said() -> tuple[str, str]:
+        checks = desk.quell("doctor", "--json").document["checks"]
+        (found,) = [each for each in checks if each["name"] == "effects"]
+        return found["status"], found["detail"]
+
+    status, detail = said()
+    assert (status, desk.ids["effect"][:16] in detail) == ("warn", True)
+    desk.done("effect", "settle", desk.ids["effect"], "--as", "failed", "--reason", "seen")
+    assert said()[0] == "ok"
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute(
+            "UPDATE quell_effects SET state = 'started', sent_at = '2026-01-01T00:00:00.000000+00:00' WHERE key = ?",
+            (desk.ids["effect"],),
+        )
+    database.close()
+    assert said() == ("warn", "1 effects were sent more than 15 minutes ago and are open: whoever sent them is gone")
+
+
+def test_doctor_tells_of_records_that_nobody_signed(desk: Desk) -> None:
+    def told() -> dict[str, Any]:
+        (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "audit log"]
+        assert isinstance(found, dict)
+        return found
+
+    desk.done("audit", "checkpoint")
+    assert (told()["status"], told()["detail"]) == ("ok", "every record is signed")
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute("UPDATE quell_audit SET kind = 'decision' WHERE kind = 'checkpoint'")
+        database.execute("UPDATE quell_audit SET at = '2026-01-02T03:04:05.000000Z' WHERE number = 1")
+    database.close()
+    late = told()
+    assert late["status"] == "warn"
+    assert "records since 2026-01-02T03:04:05Z are not signed" in late["detail"]
+    assert "quell audit checkpoint" in late["hint"]
+
+
+def test_doctor_tells_of_a_key_of_the_log_that_was_made_anew(desk: Desk) -> None:
+    def told() -> list[tuple[str, str]]:
+        checks = desk.quell("doctor", "--json").document["checks"]
+        return [(each["status"], each["detail"]) for each in checks if each["name"] == "audit key"]
+
+    assert [status for status, _ in told()] == ["ok"]
+    (desk.at / ".quell" / "audit" / "audit.key").unlink()
+    desk.done("audit", "checkpoint")
+    (status, detail) = told()[-1]
+    assert status == "warn"
+    assert "is number 2" in detail
+
+
+def test_doctor_finds_a_pin_that_somebody_wrote_into_the_database(desk: Desk) -> None:
+    def told() -> dict[str, Any]:
+        (found,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "pins"]
+        assert isinstance(found, dict)
+        return found
+
+    assert told()["status"] == "ok"
+    with sqlite3.connect(desk.at / ".quell" / "quell.db") as database:
+        database.execute(
+            "UPDATE quell_pins SET tool_class = 'read', terms = replace(terms, '\"tool_class\":\"irreversible\"',"
+            " '\"tool_class\":\"read\"') WHERE original = 'drop_lost'"
+        )
+    database.close()
+    assert (told()["status"], told()["detail"].partition(": ")[2]) == ("bad", "small: drop_lost")
 
 
 def test_a_listing_of_the_log_says_when_it_was_cut(desk: Desk) -> None:

@@ -142,7 +142,10 @@ def test_what_cannot_be_recorded_is_not_taken(empty: Desk) -> None:
 def test_while_a_review_is_late_nothing_is_promoted_and_doctor_warns(desk: Desk) -> None:
     id_ = opened(desk)
     (well,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "break-glass"]
-    assert (well["status"], well["detail"]) == ("ok", "1 wait for review, none past its time")
+    assert (well["status"], well["detail"]) == (
+        "ok",
+        "1 wait for review, none past its time; `quell break-glass list` shows them",
+    )
     make_late(desk)
     (late,) = [each for each in desk.quell("doctor", "--json").document["checks"] if each["name"] == "break-glass"]
     assert late["status"] == "warn"

@@ -23,7 +23,7 @@ from quell.cli import ExitCode, main
 from quell.cli._root import COMMANDS, QuellCommand, root
 from quell.cli._session import Session
 from quell_lab.cli import lab
-from tests._quell import QUELL, environment, error_of, quell
+from tests._quell import QUELL, UNPLANTED, environment, error_of, quell
 
 pytestmark = pytest.mark.timeout(60)  # whole processes, several per test, on machines that do other things as well
 
@@ -39,6 +39,16 @@ NOT_IN_HELP = {
     "msgspec",
     "chdb",
 }
+
+
+def test_an_error_shows_what_hides_in_it_to_people_and_stays_whole_for_programs(tmp_path: Path) -> None:
+    evil = "a\u202e\U000e0041b"
+    for words in ((), ("--json",)):
+        told = quell("--set", f"{evil}=1", "run", "list", *words, cwd=tmp_path)
+        shown = told.stdout + told.stderr
+        assert "\\u202e" in shown, shown
+        assert not set("\u202e\U000e0041") & set(shown)
+    assert evil in json.dumps(error_of(told), ensure_ascii=False)
 
 
 def test_help_loads_nothing_heavy_and_none_of_the_commands(tmp_path: Path) -> None:
@@ -206,15 +216,15 @@ def test_a_broken_configuration_stops_every_other_command_with_2(tmp_path: Path)
 
 
 def test_no_configuration_is_fine_and_everything_is_a_default(tmp_path: Path) -> None:
-    assert quell("config", "check", cwd=tmp_path).returncode == 0
-    document = json.loads(quell("config", "show", "--json", cwd=tmp_path).stdout)
+    assert quell("config", "check", cwd=tmp_path, env=UNPLANTED).returncode == 0
+    document = json.loads(quell("config", "show", "--json", cwd=tmp_path, env=UNPLANTED).stdout)
     assert {entry["origin"] for entry in document["settings"]} == {"default"}
-    assert len(quell("config", "show", "--changed", cwd=tmp_path).stdout.splitlines()) == 1
+    assert len(quell("config", "show", "--changed", cwd=tmp_path, env=UNPLANTED).stdout.splitlines()) == 1
 
 
 def test_config_show_proves_where_each_value_came_from_and_shows_no_secret(tmp_path: Path) -> None:
     (tmp_path / "quell.toml").write_text('[server]\nport = 1\n[store]\npassword = "{{ env.PW }}"\n')
-    env = {"QUELL_SERVER__PORT": "2", "PW": "hunter2-correct-horse"}
+    env = {"QUELL_SERVER__PORT": "2", "PW": "hunter2-correct-horse", **UNPLANTED}
     assert re.search(
         r"server\.port +3 +flag", quell("--set", "server.port=3", "config", "show", cwd=tmp_path, env=env).stdout
     )

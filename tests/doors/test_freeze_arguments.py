@@ -208,6 +208,36 @@ def test_a_schema_that_is_a_trap_is_refused(what: str) -> None:
     assert refusal(tool("trap", more=BOMBS[what]), '{"a": 1}')
 
 
+_SLOW = {"patternProperties": {"^(a|a)*$": {"type": "string"}}}
+ASTRAY: Mapping[str, Mapping[str, object]] = {
+    "a keyword that nobody knows": {"properties": {"a": {"$ref": "#/x/slow"}}, "x": {"slow": _SLOW}},
+    "a value of an enumeration": {"properties": {"a": {"$ref": "#/enum/0"}}, "enum": [_SLOW]},
+    "an example": {"properties": {"a": {"$ref": "#/properties/b/examples/0"}, "b": {"examples": [_SLOW]}}},
+    "an anchor where nothing is judged": {
+        "properties": {"a": {"$ref": "#slow"}},
+        "contentSchema": {"$anchor": "slow", **_SLOW},
+    },
+    "a place written in percent signs": {"properties": {"a": {"$ref": "#/%78/slow"}}, "x": {"slow": _SLOW}},
+}
+
+
+@pytest.mark.parametrize("what", ASTRAY)
+def test_a_reference_leads_only_to_what_was_judged_as_a_schema(what: str) -> None:
+    told = refusal(tool("astray", more=ASTRAY[what]), json.dumps({"a": {"a" * 22 + "!": 1}}))
+    assert "is no schema of it" in told
+
+
+def test_a_reference_finds_a_schema_by_every_way_to_write_its_place() -> None:
+    word = {"type": "string", "minLength": 2}
+    for place in ("#/$defs/a~1b%20c", "#/%24defs/a~1b%20c", "#/properties/b", "#/properties/c/prefixItems/0"):
+        more = {
+            "properties": {"a": {"$ref": place}, "b": word, "c": {"type": "array", "prefixItems": [word]}},
+            "$defs": {"a/b c": word},
+        }
+        assert frozen(tool("found", more=more), '{"a":"xy"}')
+        assert "/a: " in refusal(tool("found", more=more), '{"a":"x"}')
+
+
 def test_a_pattern_that_would_take_for_ever_elsewhere_takes_no_time() -> None:
     slow = tool("slow", properties={"a": {"type": "string", "pattern": "^(a+)+$"}})
     assert "does not match" in refusal(slow, json.dumps({"a": "a" * 100_000 + "b"}))

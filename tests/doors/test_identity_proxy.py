@@ -154,6 +154,8 @@ def test_a_server_listens_elsewhere_only_with_identities(host: str) -> None:
         (IdentityPlan(proxies=(replace(PROXY, user_header="Authorization"),)), "identity.proxies.0.user_header"),
         (IdentityPlan(proxies=(replace(PROXY, roles_header="x y"),)), "identity.proxies.0.roles_header"),
         (IdentityPlan(tenants=()), "identity.tenants"),
+        (IdentityPlan(tenants=("local", "[a]")), "identity.tenants"),
+        (IdentityPlan(tenants=("local", "team*")), "identity.tenants"),
         (IdentityPlan(owner=LocalOwner(user="")), "identity.owner.user"),
     ],
 )

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from quell.domain import Effect, EffectState, Happened, NotHappened, Recovery, RefusedError, Unclear, UsageError
+from quell.domain import (
+    Effect,
+    EffectFacts,
+    EffectState,
+    Happened,
+    NotHappened,
+    Recovery,
+    RefusedError,
+    Unclear,
+    UsageError,
+)
 from tests._postgres import fresh_database
 from tests.conftest import FakeClock
 from tests.doors._ledger_bench import Bench, bench
@@ -290,8 +300,13 @@ def test_the_facts_count_what_may_have_been_touched_and_what_is_in_flight(told: 
             mine = replace(b.intent(call=call).call, resource=replace(b.intent().call.resource, name=name, units=5))
             with b.database.reading() as connection:
                 since = b.clock() - timedelta(hours=1)
-                got = b.ledger.facts(connection, call=mine, workflow_digest="w1", since=since)
-                assert b.ledger.facts(connection, call=mine, workflow_digest="w2", since=since).calls == 0
+
+                def past(workflow: str, tenant: str) -> EffectFacts:
+                    return b.ledger.facts(connection, call=mine, workflow_digest=workflow, tenant=tenant, since=since)
+
+                got = past("w1", "local")
+                for others in (past("w2", "local"), past("w1", "acme")):
+                    assert (others.calls, others.failures, others.in_flight) == (0, 0, 0)
             return (got.calls, got.resources, got.units, got.failures, got.in_flight)
 
         assert facts("cart") == (4, 3, 3 * 2 + 5, 2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from quell.config import Settings
 from quell.domain import Effect, EffectState, Fence, Happened, JournalError, Recovery, RefusedError, Unclear
-from quell.runs import Connection, Continue, Done, Next, RunContext, Runs
+from quell.runs import Connection, Continue, Done, Ledger, Next, RunContext, Runs
+from quell.telemetry import open_telemetry
 from tests._postgres import fresh_database
 from tests.conftest import FakeClock
 from tests.doors._ledger_bench import Bench, bench
@@ -272,6 +275,32 @@ def test_a_database_that_blinks_at_the_end_does_not_lose_what_is_known(told: Tel
     told(story)
 
 
+def test_an_end_whose_commit_was_kept_and_not_confirmed_is_the_end(told: Tell) -> None:
+    """A connection that is lost in COMMIT: the caller must not hear of a refusal about an effect that is done."""
+
+    async def story(b: Bench) -> None:
+        lost = [1, 2]
+
+        async def losing(work: Callable[..., object], /, *arguments: object, **named: object) -> object:
+            written = await asyncio.to_thread(work, *arguments, **named)
+            if lost and isinstance(written, Effect) and written.state is EffectState.DONE:
+                lost.pop()
+                raise JournalError("the server closed the connection unexpectedly")
+            return written
+
+        async def at_once(_seconds: float) -> None:
+            pass
+
+        ledger = Ledger(b.database, clock=b.clock, call=losing, pause=at_once)  # type: ignore[arg-type]  # it returns what `work` does
+        effect = await b.perform(b.intent(Recovery.BLIND), fence=b.hold(), ledger=ledger)
+        assert (effect.state, lost, len(b.world.keys)) == (EffectState.DONE, [], 1)
+        assert b.notes() == ["intent intent 0", "start started 1", "end done 1"]
+        names = [event.name for event in await b.runs.events(run=b.run)]
+        assert names.count("effect.ended") == 1
+
+    told(story)
+
+
 def test_an_attempt_has_a_deadline(told: Tell) -> None:
     async def story(b: Bench) -> None:
         b.world.hang = asyncio.Event()
@@ -349,6 +378,55 @@ def test_effects_of_runs_that_ended_without_them_come_before_people(told: Tell) 
         assert [effect.call.id for effect in b.ledger_entries(EffectState.UNKNOWN)] == ["call-1"]
         names = [event.name for event in await b.runs.events(run=b.run)]
         assert names[-2:] == ["effect.unknown", "effect.ended"]
+
+    told(story)
+
+
+def test_a_verdict_that_is_not_committed_yet_holds_up_nobodys_effect(postgres_url: str, tmp_path: Path) -> None:
+    """Whoever settles goes on to the audit log, whose lock others hold while they come to the event log."""
+
+    async def story(b: Bench) -> None:
+        b.world.ends = [Unclear(detail="who knows"), Happened()]
+        left = await b.perform(b.intent(Recovery.BLIND), fence=b.hold())
+        with b.database.writing() as connection:
+            b.ledger.settle(connection, left.key, by="bob", verdict="done", reason="seen")
+            async with asyncio.timeout(20):
+                other = await b.perform(b.intent(call="call-2"), fence=b.hold())
+        assert other.state is EffectState.DONE
+
+    with fresh_database(postgres_url) as url:
+
+        async def whole() -> None:
+            async with bench(tmp_path, FakeClock(), url=url) as made:
+                await story(made)
+
+        asyncio.run(whole())
+
+
+def test_what_comes_before_people_and_what_they_find_is_told_to_telemetry(told: Tell, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "quell.log"
+
+    def heard() -> list[tuple[str, str]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [(line["event"], line["call"]) for line in lines if line["event"].startswith("effect.")]
+
+    async def story(b: Bench) -> None:
+        b.world.ends = [asyncio.CancelledError()]
+        with pytest.raises(asyncio.CancelledError):
+            await b.perform(b.intent(), fence=b.hold())
+        await b.runs.cancel(b.run)
+        opened = open_telemetry(
+            Settings(state_dir=tmp_path), role="serve", service_version="1", instance="i", clock=b.clock, env={}
+        )
+        try:
+            with b.database.writing() as connection:
+                (closed,) = b.ledger.close_abandoned(connection, before=b.clock() + timedelta(seconds=1))
+                assert heard() == [], "not before it is kept"
+            with b.database.writing() as connection:
+                b.ledger.settle(connection, closed.key, by="bob", verdict="done", reason="seen")
+        finally:
+            opened.close_now()
+        assert heard() == [("effect.unknown", "call-1"), ("effect.settled", "call-1")]
 
     told(story)
 

@@ -9,6 +9,7 @@ import pytest
 
 from quell.domain import OutcomeKind, OverloadError, Reply, ServerUnavailable, UsageError
 from tests._mcp_bench import ERAS, Era, bad, call, client, piped_server, play, until
+from tests._mcp_rogue import ANSWERS, text
 
 K = OutcomeKind
 ENDS = {
@@ -31,6 +32,9 @@ ENDS = {
     "denied_form": K.SUSPICIOUS,
     "twice": K.OK,
     "sample": K.TOOL_ERROR,
+    "torn": K.SUSPICIOUS,
+    "moved": K.SUSPICIOUS,
+    "accepted": K.SUSPICIOUS,
 }
 
 
@@ -46,6 +50,16 @@ def test_every_misdeed_over_http_has_its_own_kind_of_outcome_and_harms_no_later_
                 assert bool(answer.detail) is (kind is not K.OK), tool
                 assert (await call(servers, "echo")).kind is K.OK, f"after {tool}"
             assert server.handshakes == 1
+
+    play(story)
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_a_call_that_is_redirected_is_not_sent_again_to_anybody(era: Era) -> None:
+    async def story() -> None:
+        async with bad(era) as (server, servers):
+            assert "nobody knows" in (await call(servers, "moved")).detail
+            assert [one["name"] for one in server.calls] == ["moved"]
 
     play(story)
 
@@ -84,6 +98,67 @@ def test_an_output_schema_that_cannot_be_used_is_suspicious_and_nothing_is_fetch
             tool["outputSchema"] = kinds[schema]
             assert (await call(servers, "structured")).kind is K.SUSPICIOUS
             assert server.gets == 0
+
+    play(story)
+
+
+DOUBLING = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(60)} | {"d60": {"type": "object"}}
+BOMBS: dict[str, tuple[dict[str, object], dict[str, object], K]] = {
+    "pattern": ({"properties": {"n": {"pattern": "^(a+)+$"}}}, {"n": "a" * 60 + "!"}, K.SUSPICIOUS),
+    "pattern that fits": ({"properties": {"n": {"pattern": "^(a+)+$"}}}, {"n": "a" * 60}, K.OK),
+    "look-around": ({"properties": {"n": {"pattern": "(?=a)"}}}, {"n": "a"}, K.SUSPICIOUS),
+    "names": ({"patternProperties": {"^(a+)+$": False}}, {"a" * 60 + "!": 1}, K.OK),
+    "names refused": ({"patternProperties": {"^(a+)+$": False}}, {"a" * 60: 1}, K.SUSPICIOUS),
+    "names left over": (
+        {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False},
+        {"a" * 60 + "!": 1},
+        K.SUSPICIOUS,
+    ),
+    "names nowhere evaluated": (
+        {"patternProperties": {"^(a+)+$": {}}, "unevaluatedProperties": False},
+        {"a" * 60 + "!": 1},
+        K.SUSPICIOUS,
+    ),
+    "unique": ({"properties": {"n": {"uniqueItems": True}}}, {"n": [{"a": n} for n in range(20_000)]}, K.OK),
+    "not unique": ({"properties": {"n": {"uniqueItems": True}}}, {"n": [{"a": 1}, {"a": 1}]}, K.SUSPICIOUS),
+    "doubling": ({"$defs": DOUBLING, "$ref": "#/$defs/d0"}, {"n": 1}, K.SUSPICIOUS),
+    "itself": ({"$ref": "#"}, {"n": 1}, K.SUSPICIOUS),
+    "wide": ({"properties": {f"p{n}": {"type": "string"} for n in range(9_000)}}, {"n": 1}, K.SUSPICIOUS),
+    "a large answer": (
+        {"properties": {"n": {"items": {"properties": {"a": {"type": "integer"}, "b": {"pattern": "^x*$"}}}}}},
+        {"n": [{"a": n, "b": "x" * 40} for n in range(10_000)]},
+        K.OK,
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_no_output_schema_of_a_server_makes_judging_its_answer_endless(
+    bomb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with bad() as (server, servers):
+            schema, answer, kind = BOMBS[bomb]
+            tool = next(tool for tool in server.tools if tool["name"] == "structured")
+            tool["outputSchema"] = {"type": "object", **schema}
+            monkeypatch.setitem(ANSWERS, "structured", text("", structuredContent=answer))
+            told = await call(servers, "structured")
+            assert told.kind is kind, told.detail
+
+    play(story)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_no_json(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with bad() as (_, servers):
+            monkeypatch.setitem(ANSWERS, "old", text("", structuredContent={"n": float(number)}))
+            assert (await call(servers, "old")).kind is K.SUSPICIOUS
+            monkeypatch.setitem(ANSWERS, "old", text("", structuredContent={"n": f"{number}"}))
+            assert (await call(servers, "old")).is_json, "the word is a text like any other"
+            monkeypatch.setitem(ANSWERS, "old", text(f'{{"n": {number}}}'))
+            answer = await call(servers, "old")
+            assert (answer.kind, answer.is_json) == (K.OK, False)
 
     play(story)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,26 @@ def test_a_server_that_never_finishes_the_handshake_is_given_up_in_time() -> Non
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("to", "told"),
+    [
+        ("/elsewhere?token=hush", "/elsewhere, which is not followed; write that address"),
+        ("http://x:port/", "what is no address"),
+    ],
+)
+def test_a_server_that_moved_is_not_followed_and_its_new_address_is_told(to: str, told: str) -> None:
+    async def story() -> None:
+        async with bad() as (server, servers):
+            server.moved_to = to
+            with pytest.raises(ServerUnavailable) as caught:
+                await servers.offers("bad")
+            assert told in str(caught.value)
+            assert "hush" not in str(caught.value)
+            assert server.handshakes == 0
+
+    play(story)
+
+
 def test_a_program_that_dies_in_a_call_is_told_of_with_its_last_words_and_started_again() -> None:
     async def story() -> None:
         async with client(piped_server()) as servers:
@@ -143,14 +164,109 @@ def test_a_program_that_dies_in_a_call_is_told_of_with_its_last_words_and_starte
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("wall", "hint"),
+    [((), "check mcp.servers.bad.cmd"), (("env",), "it runs confined and begins in /: what it may read")],
+    ids=["free", "confined"],
+)
+def test_a_program_that_cannot_start_is_told_of_by_its_error_and_where_to_let_it_read(
+    wall: tuple[str, ...], hint: str
+) -> None:
+    trace = (
+        "loader:1210\n  throw err;\n  ^\n\nError: Cannot find module 'x.js'\n"
+        + "    at f (l:1)\n" * 9
+        + "{\n}\n\nNode v20\n"
+    )
+    code = f"import sys; sys.stderr.write({trace!r}); sys.exit(1)"
+
+    async def story() -> None:
+        server = ToolServer(name="bad", transport="stdio", command=sys.executable, args=("-c", code))
+        async with Servers(
+            [server], clock=lambda: NOON, prepare=lambda one: (*wall, one.command, *one.args)
+        ) as servers:
+            with pytest.raises(ServerUnavailable) as told:
+                await servers.offers("bad")
+            assert "Error: Cannot find module 'x.js'" in str(told.value)
+            assert "exit code 1" in str(told.value)
+            assert hint in told.value.hint
+
+    play(story)
+
+
 def test_every_misdeed_over_pipes_has_its_own_kind_of_outcome() -> None:
     async def story() -> None:
         async with client(piped_server("chatty")) as servers:
             pids = set()
-            for tool, kind in (("huge", K.TRUNCATED), ("lie", K.SUSPICIOUS), ("failed", K.TOOL_ERROR)):
+            kinds = {"huge": K.TRUNCATED, "lie": K.SUSPICIOUS, "torn": K.SUSPICIOUS, "failed": K.TOOL_ERROR}
+            for tool, kind in kinds.items():
                 assert (await call(servers, tool)).kind is kind
                 pids.add(json.loads((await call(servers, "echo")).content)["pid"])
             assert len(pids) == 1, "none of it cost the connection"
+
+    play(story)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("over", ["pipes", "http"])
+def test_a_server_that_asks_without_end_is_given_up_and_the_next_call_is_as_any(over: str) -> None:
+    async def story() -> None:
+        async with (
+            rogue("legacy") as server,
+            client(piped_server() if over == "pipes" else http_server(server.url)) as us,
+        ):
+            with pytest.raises(ServerUnavailable, match="asks more than 64 things at once"):
+                await call(us, "asks")
+            assert (await call(us, "echo")).kind is K.OK
+
+    play(story)
+
+
+@pytest.mark.timeout(20)
+def test_a_server_that_talks_without_end_leaves_others_their_turn() -> None:
+    async def story() -> None:
+        turns = 0
+        heard: Counter[int] = Counter()
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with client(piped_server()) as servers:
+            await servers.offers("bad")
+            other = asyncio.create_task(take_turns())
+            await call(servers, "flood", on_progress=lambda _: heard.update([turns]))
+            other.cancel()
+            await asyncio.wait({other})
+        assert heard.total() == 900
+        assert max(heard.values()) <= 64, "so many of them between two turns of another"
+
+    play(story)
+
+
+def test_an_answer_too_long_for_a_stream_of_events_fails_its_own_call_alone() -> None:
+    async def story() -> None:
+        async with rogue("old") as server, client(http_server(server.url, transport="sse")) as servers:
+            await servers.offers("bad")
+            huge, *others = await asyncio.gather(*(call(servers, tool) for tool in ("huge", "echo", "structured")))
+            assert huge.kind is K.TRUNCATED
+            assert "an event of this server carries 1048576" in huge.detail
+            assert {one.kind for one in others} == {K.OK}
+            assert (await call(servers, "echo")).kind is K.OK
+            assert server.handshakes == 1, "none of it cost the connection"
+
+    play(story)
+
+
+def test_a_stream_that_ends_at_once_is_opened_again_at_leisure() -> None:
+    async def story() -> None:
+        async with bad("legacy") as (server, servers):
+            server.ends_streams = True
+            began_s = time.monotonic()
+            await call(servers, "echo")
+            await asyncio.sleep(0.4)
+            assert 1 <= server.gets <= 2 + time.monotonic() - began_s
 
     play(story)
 

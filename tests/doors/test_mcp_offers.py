@@ -23,7 +23,7 @@ def test_every_page_is_read_and_definitions_are_kept_as_they_came(era: Era) -> N
         async with bad(era) as (server, servers):
             server.tools[0]["x-of-a-later-protocol"] = {"kept": [1, None, "\u200b"]}
             offers = await servers.offers("bad")
-            assert server.lists == 3
+            assert server.lists == -(-len(server.tools) // server.page_size)
             assert [json.loads(offer.definition) for offer in offers] == server.tools
             assert offers[0].identity.product == "rogue"
             assert offers[0].identity.instructions == "be good"

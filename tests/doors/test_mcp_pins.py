@@ -25,6 +25,7 @@ from quell.domain import (
     ToolServer,
     ToolTerms,
 )
+from quell.governance import Approvals
 from quell.runs import Database
 from quell.runs._database import open_database
 from quell.tools._pins import (
@@ -32,7 +33,6 @@ from quell.tools._pins import (
     check_catalogue,
     definition_digest,
     drop_pin,
-    find_pin,
     judge_offer,
     keep_pin,
     list_pins,
@@ -45,6 +45,7 @@ from quell.tools._pins import (
 from tests._mcp_bench import NOON
 from tests._postgres import fresh_database
 
+SIGNER = Approvals.signer(b"s" * 32)
 IDENTITY = ServerIdentity(address="https://x", instructions="be good", product="p", version="1")
 DEFINITION: dict[str, Any] = {
     "name": "restart",
@@ -201,21 +202,55 @@ def test_a_pin_is_kept_as_it_was_given_replaced_by_the_next_and_taken_back(
         )
         pin = pin_offer(offer_of(DEFINITION), terms, pinned_by="ann", at=NOON)
         with database.writing() as connection:
-            keep_pin(connection, pin)
+            keep_pin(connection, pin, signer=SIGNER)
         with database.reading() as connection:
-            assert find_pin(connection, "ops", "restart") == pin
-            assert find_pin(connection, "ops", "other") is None
+            assert list_pins(connection, signer=SIGNER) == ((pin,), ())
         again = pin_offer(offer_of(changed(("title",), "marked")), ToolTerms(), pinned_by="bob", at=NOON)
         with database.writing() as connection:
-            keep_pin(connection, again)
-            keep_pin(connection, replace(pin, original="another"))
+            keep_pin(connection, again, signer=SIGNER)
+            keep_pin(connection, replace(pin, original="another"), signer=SIGNER)
         with database.reading() as connection:
-            assert [one.original for one in list_pins(connection)] == ["another", "restart"]
-            assert find_pin(connection, "ops", "restart") == again
+            assert list_pins(connection, signer=SIGNER) == ((replace(pin, original="another"), again), ())
         with database.writing() as connection:
             assert drop_pin(connection, "ops", "restart")
             assert not drop_pin(connection, "ops", "restart")
-            assert find_pin(connection, "ops", "restart") is None
+            assert [one.original for one in list_pins(connection, signer=SIGNER)[0]] == ["another"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE quell_pins SET digest = 'sha256:0' WHERE original = 'restart'",
+        "UPDATE quell_pins SET definition = '{}' WHERE original = 'restart'",
+        "UPDATE quell_pins SET identity = replace(identity, 'https://x', 'https://y') WHERE original = 'restart'",
+        "UPDATE quell_pins SET terms = replace(terms, 'irreversible', 'read') WHERE original = 'restart'",
+        "UPDATE quell_pins SET terms = '[]' WHERE original = 'restart'",
+        "UPDATE quell_pins SET pinned_by = 'eve' WHERE original = 'restart'",
+        "UPDATE quell_pins SET pinned_at = '2020-01-01T00:00:00+00:00' WHERE original = 'restart'",
+        "UPDATE quell_pins SET server = 'other' WHERE original = 'restart'",
+        "UPDATE quell_pin_seals SET signature = '' WHERE original = 'restart'",
+        "DELETE FROM quell_pin_seals WHERE original = 'restart'",
+        (
+            "UPDATE quell_pin_seals SET signature = (SELECT signature FROM quell_pin_seals WHERE original = 'another')"
+            " WHERE original = 'restart'"
+        ),
+    ],
+)
+def test_a_row_that_is_not_what_a_person_accepted_is_no_pin(tmp_path: Path, change: str) -> None:
+    pin = pin_offer(offer_of(DEFINITION), ToolTerms(), pinned_by="ann", at=NOON)
+    database = open_database(Secret(""), state_dir=tmp_path)
+    try:
+        with database.writing() as connection:
+            connection.make_tables(TABLES)
+            for name in ("restart", "another"):
+                keep_pin(connection, replace(pin, original=name), signer=SIGNER)
+            assert connection.run(change) == 1
+        with database.reading() as connection:
+            kept, broken = list_pins(connection, signer=SIGNER)
+        assert [one.original for one in kept] == ["another"]
+        assert [name.partition(": ")[2] for name in broken] == ["restart"]
+    finally:
+        database.close()
 
 
 def server_of(catalogue: str) -> ToolServer:

@@ -83,4 +83,13 @@ def test_the_path_is_one_function_that_a_reader_can_hold_in_the_head() -> None:
         for node in toolbox.body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
     ]
-    assert public == ["catalog", "call"]
+    assert public == ["catalog", "call", "retain", "propose", "edit"]
+    named = {
+        node.name: {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+        for node in toolbox.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    only_ask = ("propose", "edit", "_edit", "_rewritten", "_requested")
+    assert not any(named[name] & {"_decided", "_act", "_read", "_sent", "hand"} for name in only_ask), (
+        "they ask people; what people allow goes through `call`"
+    )

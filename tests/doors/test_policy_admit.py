@@ -274,7 +274,11 @@ def test_a_watching_set_never_decides_and_says_what_it_would_have_denied() -> No
 def test_the_next_version_of_a_set_may_watch_under_the_same_ids() -> None:
     policies = load(PolicySet.pack("copilot"), replace(PolicySet.pack("copilot", mode="log"), name="next copilot"))
     assert decide(policies, LOGS).would_deny == ()
-    assert decide(policies, SCALE).would_deny == ("next copilot:no-permit",)
+    assert decide(policies, SCALE).would_deny == (), "the same policies would have asked as these do"
+    assert decide(policies, SCALE, as_role("viewer")).would_deny == ("next copilot:no-permit",)
+    auto = load(PolicySet.pack("reversible-auto"), replace(PolicySet.pack("copilot", mode="log"), name="next copilot"))
+    assert decide(auto, SCALE, L3).would_deny == ("next copilot:ask",), "what goes by itself would have waited"
+    assert decide(auto, SCALE, L3, Facts(calls_1h=30)).would_deny == ("copilot.cap-rate",)
 
 
 def test_who_could_approve_is_asked_of_many_people_at_once() -> None:
@@ -292,6 +296,7 @@ def test_who_could_approve_is_asked_of_many_people_at_once() -> None:
         return [person.user for person in found]
 
     assert names(COPILOT, SCALE, ADA) == ["bob", "eve"]
+    assert names(COPILOT, SCALE, replace(ADA, user="BOB")) == ["ada", "eve"], "one person in two spellings is one"
     assert names(COPILOT, LOGS, ADA) == []
     assert names(COPILOT, SCALE, as_role("viewer")) == []
 

@@ -110,6 +110,18 @@ def test_recorded_decisions_are_decided_again_by_a_candidate() -> None:
     assert all(tool_name != "logs.search" for tool_name, *_ in seen)
 
 
+def test_what_a_server_asked_of_people_is_compared_as_the_permit_that_it_was() -> None:
+    same, stricter = load(PolicySet.pack("copilot")), load('@id("none") forbid (principal, action, resource);')
+    permit = decide(same, LOGS)
+    asked = replace(
+        permit, decision="ask", policies=("quell.server-asks", *permit.policies), approver_roles=("approver",), quorum=1
+    )
+    record = RecordedDecision(call=call(LOGS), principal=ADA, facts=Facts(), verdict=asked)
+    assert same.simulate([record]) == (), "the same policies change nothing"
+    (shift,) = stricter.simulate([record])
+    assert shift.verdict.decision == "deny"
+
+
 def test_a_recorded_call_of_a_tool_that_is_gone_or_changed_shows_as_a_shift() -> None:
     (first, *_) = recorded(COPILOT)
     gone = load(PolicySet.pack("copilot"), tools=(SCALE,))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quell.audit import Redactor
 from quell.config import Secret
 from quell.domain import BoundExceededError
-from quell.governance import Redactor
 
 SECRET = "k9/Zq+4w=\"x&y' ü"
 HELD = Redactor({"db.password": Secret(SECRET), "token": Secret("tok-7f3a9b2c")})
@@ -85,6 +85,17 @@ def test_secrets_that_overlap_leave_nothing_of_either() -> None:
     redactor = Redactor({"one": Secret("abcdefgh"), "two": Secret("fghijklm"), "three": Secret("defg hi")})
     assert redactor.text("xabcdefghijklmy") == "x[redacted:one]y"
     assert redactor.text("abcdefgh" * 2) == "[redacted:one][redacted:one]"
+
+
+def test_of_a_secret_that_was_cut_no_more_than_half_is_left() -> None:
+    redactor = Redactor({"key": Secret("c0rrect-h0rse/battery+st4ple")}, rules="off")
+    for form in (b"c0rrect-h0rse/battery+st4ple", b"c0rrect-h0rse/battery+st4ple".hex().encode()):
+        for many in range(len(form) // 2 + 1, len(form)):
+            for after in ("", "…", " (cut)", '"}'):
+                told = f"refused: {form[:many].decode()}{after}"
+                assert redactor.text(told) == f"refused: [redacted:key]{after}"
+                assert redactor.value([told, "more"]) == [f"refused: [redacted:key]{after}", "more"]
+    assert redactor.text("c0rrect-h0rse was meant") == "c0rrect-h0rse was meant"
 
 
 def test_every_line_of_a_key_of_many_lines_is_held() -> None:

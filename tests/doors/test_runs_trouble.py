@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from quell.domain import ConfigError, JournalError, StateHeldError
-from quell.runs import Done, Next, RunContext
+from quell.runs import Database, Done, Next, RunContext
 from tests._postgres import fresh_database
 from tests.doors._runs_bench import Story, ended, journal, story
 
@@ -54,6 +56,47 @@ def test_a_state_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="cannot make the state directory") as error:
         _open(tmp_path / "file" / "state")
     assert "QUELL_STATE_DIR" in error.value.hint
+
+
+_HOLD = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+os.kill(os.getpid(), signal.SIGSTOP)
+connection.execute("ROLLBACK")
+"""
+
+
+def test_a_process_that_is_frozen_with_the_lock_is_named_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    """Eight writers of one process: each gives up in its own time, not after all the others."""
+
+    async def tell() -> None:
+        async with journal(tmp_path) as runs:
+            runs.database.patience_s = 0.3
+            with subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path / "quell.db")]) as frozen:
+                os.waitid(os.P_PID, frozen.pid, os.WSTOPPED)
+                try:
+                    tries = [asyncio.to_thread(_write, runs.database) for _ in range(8)]
+                    # The reader has the connection that was opened before, with the usual patience.
+                    with runs.database.reading() as connection:
+                        async with asyncio.timeout(20):
+                            ends = await asyncio.gather(*tries, return_exceptions=True)
+                        assert connection.one("SELECT COUNT(*) AS n FROM quell_runs").n == 0, "readers go on"
+                finally:
+                    frozen.send_signal(signal.SIGCONT)
+                assert frozen.wait() == 0
+            assert {type(end) for end in ends} == {JournalError}
+            told = [end for end in ends if isinstance(end, JournalError)]
+            assert all(f"process {frozen.pid}, stopped holds it for too long" in str(end) for end in told), told
+            assert all(f"kill -CONT {frozen.pid}" in end.hint for end in told)
+            _write(runs.database)
+
+    asyncio.run(tell())
+
+
+def _write(database: Database) -> None:
+    with database.writing() as connection:
+        connection.run("CREATE TABLE IF NOT EXISTS notes (note TEXT)")
 
 
 def test_a_journal_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -180,7 +223,7 @@ FULL = """
 import asyncio, json, os, resource, signal, sys
 from pathlib import Path
 from quell.config import JournalSettings
-from quell.runs import Done, Runs, system_clock
+from quell.runs import Database, Done, Runs, system_clock
 
 directory = Path(sys.argv[1])
 calls = []
@@ -233,7 +276,7 @@ def test_the_runtime_is_silent_on_a_good_day(tmp_path: Path) -> None:
 import asyncio, os
 from pathlib import Path
 from quell.config import JournalSettings
-from quell.runs import Done, Runs, system_clock
+from quell.runs import Database, Done, Runs, system_clock
 async def work(context):
     return Done(result={{}})
 async def main():
@@ -256,7 +299,7 @@ def test_a_new_python_on_an_old_sqlite_executes_runs(tmp_path: Path) -> None:
 import asyncio, os, sys
 from pathlib import Path
 from quell.config import JournalSettings
-from quell.runs import Done, Runs, system_clock
+from quell.runs import Database, Done, Runs, system_clock
 import dbos
 async def work(context):
     return Done(result={{}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from quell.domain import ConfigError, RefusedError, SandboxCapabilities, SandboxPolicy
 from quell.tools import Sandbox
-from quell.tools._cgroup import find_delegated, make_group, remove_group
+from quell.tools._cgroup import find_delegated, limits_of
 from tests.doors._sandbox_bench import MACHINE, behind_each_wall, python, run, sandbox
 
 BARE = SandboxCapabilities(bubblewrap="", problem="no bwrap", landlock=0, cgroup="", is_root=False)
@@ -28,19 +29,25 @@ def test_a_sandbox_that_is_required_and_cannot_be_built_is_refused() -> None:
     [
         (
             BARE,
-            ("bubblewrap does not work here", "outlive", "no Landlock either", "no cgroup", "number of its processes"),
+            (
+                "bubblewrap does not work here",
+                "outlive",
+                "no Landlock either",
+                "with memory",
+                "number of its processes",
+            ),
         ),
         (
             replace(BARE, landlock=7),
-            ("bubblewrap does not", "outlive", "UDP and sockets", "no cgroup", "number of its processes"),
+            ("bubblewrap does not", "outlive", "UDP and sockets", "with memory", "number of its processes"),
         ),
         (
             replace(BARE, landlock=3),
-            ("bubblewrap does not", "outlive", "TCP, UDP", "signals", "no cgroup", "number of its"),
+            ("bubblewrap does not", "outlive", "TCP, UDP", "signals", "with memory", "number of its"),
         ),
-        (replace(FULL, landlock=0), ("only wall", "no cgroup")),
-        (replace(FULL, is_root=True), ("no cgroup", "number of its processes")),
-        (FULL, ("no cgroup",)),
+        (replace(FULL, landlock=0), ("only wall", "with memory")),
+        (replace(FULL, is_root=True), ("with memory", "number of its processes")),
+        (FULL, ("with memory",)),
     ],
 )
 def test_everything_that_nothing_holds_is_told(machine: SandboxCapabilities, words: tuple[str, ...]) -> None:
@@ -53,10 +60,11 @@ def test_everything_that_nothing_holds_is_told(machine: SandboxCapabilities, wor
 def test_without_any_wall_the_program_runs_with_its_limits_and_variables_alone() -> None:
     box = Sandbox(SandboxPolicy(need="best_effort", environment=("A",), files_max=64), machine=BARE)
     code = (
-        "import os, resource; print(os.environ['A'], 'PATH' in os.environ, resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "import os, resource; print(os.environ['A'], 'PATH' in os.environ, resource.getrlimit(resource.RLIMIT_NOFILE));"
+        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith(('NoNewPrivs', 'Seccomp:'))])"
     )
     told = run(box, python(code), environment={"A": "1"})
-    assert told.stdout == "1 False (64, 64)\n", told
+    assert told.stdout == "1 False (64, 64)\n['1', '2']\n", told
     assert box.wrap(["/bin/true"], environment={}).layers == ("rlimits",)
 
 
@@ -109,47 +117,108 @@ def test_a_program_that_cannot_be_confined_is_not_started(tmp_path: Path) -> Non
     wrapped = box.wrap(["/bin/echo", "ran"], environment={})
     (tmp_path / "was_a_directory").rmdir()
     (tmp_path / "was_a_directory").symlink_to("was_a_directory")
-    import subprocess  # noqa: PLC0415 - this test alone starts without the bench
-
     told = subprocess.run(wrapped.argv, env={}, capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (126, "")
     assert "cannot be confined" in told.stderr
 
 
-def test_a_delegated_group_is_found_and_gets_the_limits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("landlock", "is_told"), [(0, True), (5, True), (6, False)])
+def test_the_abstract_sockets_of_the_hosts_network_are_told_of_where_nothing_closes_them(
+    landlock: int, is_told: bool
+) -> None:
+    told = {}
+    for network in ("host", "none"):
+        policy = SandboxPolicy(need="best_effort", network=network)
+        box = Sandbox(policy, machine=replace(FULL, landlock=landlock))
+        told[network] = any("abstract" in sentence for sentence in box.wrap(["/bin/true"], environment={}).missing)
+    assert told == {"host": is_told, "none": False}
+
+
+@pytest.mark.parametrize(
+    ("limits", "held", "missing"),
+    [
+        ("cpu memory pids", {"memory.max": "123", "pids.max": "7"}, []),
+        ("pids", {"pids.max": "7"}, ["with memory"]),
+        ("memory", {"memory.max": "123"}, ["with pids"]),
+    ],
+)
+def test_a_delegated_group_is_found_wherever_it_is_mounted_and_gets_what_limits_there_are(
+    limits: str, held: dict[str, str], missing: list[str], tmp_path: Path
+) -> None:
     """A tree that looks like cgroup v2, for machines where nothing is delegated."""
-    mount, own = tmp_path / "cgroup", tmp_path / "own"
+    mount, own, mounts = tmp_path / "unified", tmp_path / "own", tmp_path / "mounts"
     (mount / "service" / "main").mkdir(parents=True)
     own.write_text("3:cpu:/x\n0::/service/main\n")
-    assert find_delegated(mount=mount, own=own) is None
-    (mount / "service" / "cgroup.subtree_control").write_text("cpu memory pids\n")
-    found = find_delegated(mount=mount, own=own)
-    assert found == mount / "service"
+    mounts.write_text(f"proc /proc proc rw 0 0\ncgroup /elsewhere cgroup rw 0 0\ncgroup2 {mount} cgroup2 rw 0 0\n")
+    assert find_delegated(mounts=mounts, own=own) is None
+    (mount / "service" / "cgroup.subtree_control").write_text(f"{limits}\n")
+    place = mount / "service"
+    if not missing:  # a limit that is not on is switched on, which a file that only looks like one does not survive
+        assert find_delegated(mounts=mounts, own=own) == place
     box = Sandbox(
         SandboxPolicy(need="best_effort", memory_max_bytes=123, processes_max=7),
-        machine=replace(BARE, cgroup=str(found)),
+        machine=replace(BARE, cgroup=str(place)),
     )
     wrapped = box.wrap(["/bin/true"], environment={})
     group = Path(wrapped.cgroup)
-    assert group.parent == found
-    assert (group / "memory.max").read_text() == "123"
-    assert (group / "pids.max").read_text() == "7"
+    assert group.parent == place
+    told = {name: (group / name).read_text() for name in ("memory.max", "pids.max") if (group / name).exists()}
+    assert told == held
     assert "cgroup" in wrapped.layers
-    assert not any("no cgroup" in sentence for sentence in wrapped.missing)
+    assert [words for words in ("with memory", "with pids") if any(words in one for one in wrapped.missing)] == missing
+
+
+def test_groups_of_processes_that_are_gone_are_removed_and_no_name_is_taken_twice(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.subtree_control").write_text("pids\n")
+    kept = [f"quell-{os.getpid()}-0", "quell-1-0", "quell-999999999-0x", "other"]
+    for name in (*kept, "quell-999999999-0"):
+        (tmp_path / name).mkdir()
+    box = Sandbox(SandboxPolicy(need="best_effort"), machine=replace(BARE, cgroup=str(tmp_path)))
+    made = Path(box.wrap(["/bin/true"], environment={}).cgroup).name
+    assert made == f"quell-{os.getpid()}-1"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {*kept, made}
 
 
 def test_a_group_that_cannot_be_made_is_told_to_be_missing(tmp_path: Path) -> None:
     box = Sandbox(SandboxPolicy(need="best_effort"), machine=replace(BARE, cgroup=str(tmp_path / "gone")))
     wrapped = box.wrap(["/bin/true"], environment={})
     assert wrapped.cgroup == ""
-    assert any("no cgroup" in sentence for sentence in wrapped.missing)
+    assert any("with memory" in sentence for sentence in wrapped.missing)
 
 
-@pytest.mark.skipif(not MACHINE.cgroup, reason="left out: no cgroup v2 with memory and pids is delegated to us")
+HELD = limits_of(Path(MACHINE.cgroup)) if MACHINE.cgroup else frozenset()
+
+
+@pytest.mark.skipif("memory" not in HELD, reason="left out: no cgroup v2 with memory is delegated to us")
 def test_a_real_group_kills_what_passes_its_memory() -> None:
-    group = make_group(Path(MACHINE.cgroup), f"quell-test-{os.getpid()}", memory_max_bytes=64 << 20, processes_max=8)
-    remove_group(group)
-    assert not group.exists()
     told = run(sandbox("both", memory_max_bytes=64 << 20), python("x = bytearray(128 << 20); print('took')"))
     assert told.stdout == ""
     assert told.returncode != 0
+
+
+BREEDING = """
+import os, signal
+made = 0
+try:
+    while made < 60:
+        if not os.fork():
+            signal.pause()
+        made += 1
+except OSError as error:
+    print(type(error).__name__, made < 20, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif("pids" not in HELD, reason="left out: no cgroup v2 with pids is delegated to us")
+@behind_each_wall
+def test_a_real_group_holds_a_program_that_forks_even_as_root_and_all_of_it_goes_with_its_group(wall: str) -> None:
+    box = sandbox(wall, processes_max=20)
+    wrapped = box.wrap(python(BREEDING), environment={})
+    with subprocess.Popen(wrapped.argv, env={}, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "BlockingIOError True\n"
+        assert len((Path(wrapped.cgroup) / "cgroup.procs").read_text().split()) == 20
+        box.release(wrapped)
+        assert program.stdout.read() == "", "nothing holds the pipe any more"
+    assert not Path(wrapped.cgroup).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -183,6 +184,46 @@ except OSError:
             assert other.poll() is None
         finally:
             other.kill()
+
+
+KEY_CALLS = {"x86_64": (248, 250), "aarch64": (217, 219)}
+KEYS = """
+import ctypes, json, sys
+libc = ctypes.CDLL(None, use_errno=True)
+ADD, CONTROL = json.loads(sys.argv[1])
+SESSION, USER = ctypes.c_int(-3), ctypes.c_int(-4)
+"""
+HOLDER = f"""{KEYS}
+import subprocess
+if libc.syscall(CONTROL, 1, None) < 0:  # a session of its own
+    sys.exit(77)
+for ring in (SESSION, USER):
+    key = libc.syscall(ADD, b"user", b"quell:test", b"{CANARY}", ctypes.c_size_t({len(CANARY)}), ring)
+    libc.syscall(CONTROL, 15, key, 20)  # gone after 20 seconds, whatever happens
+    number = libc.syscall(CONTROL, 0, ring, 0)
+    subprocess.run([*sys.argv[2:], sys.argv[1], str(key), str(number)], env={{}})
+"""
+THIEF = f"""{KEYS}
+key, ring = map(int, sys.argv[2:])
+libc.syscall(CONTROL, 8, ring, SESSION)  # what hangs in one's session may be read
+found = ctypes.create_string_buffer(99)
+print(libc.syscall(CONTROL, 11, key, found, ctypes.c_size_t(99)), found.value)
+"""
+
+
+@behind_each_wall
+def test_it_has_no_key_of_its_starter_from_the_keyrings_of_the_kernel(wall: str) -> None:
+    if platform.machine() not in KEY_CALLS:
+        pytest.skip("left out: knows the numbers of calls on x86-64 and ARM only")
+    numbers = json.dumps(KEY_CALLS[platform.machine()])
+    start = [sys.executable, "-c", HOLDER, numbers]
+    bare = subprocess.run([*start, PYTHON, "-c", THIEF], capture_output=True, text=True, check=False)
+    if bare.returncode == 77:
+        pytest.skip("left out: this machine gives out no keys")
+    assert bare.stdout.count(CANARY) == 2, "without walls both are there: the test can tell"
+    wrapped = sandbox(wall).wrap(python(THIEF), environment={})
+    told = subprocess.run([*start, *wrapped.argv], capture_output=True, text=True, check=False)
+    assert told.stdout == "-1 b''\n-1 b''\n", told
 
 
 @behind_each_wall

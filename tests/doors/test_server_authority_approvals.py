@@ -8,13 +8,26 @@ import hmac
 import json
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from quell.config import ApprovalSettings, Secret
-from quell.domain import Approval, ApprovalStatus, AuditKind, Fence, Intent, Recovery
+from quell.config import ApprovalSettings, McpServerSettings, McpSettings, Secret, Settings
+from quell.domain import (
+    Approval,
+    ApprovalStatus,
+    AuditKind,
+    Fence,
+    Intent,
+    Offer,
+    Principal,
+    Recovery,
+    ServerIdentity,
+    ToolClass,
+    ToolTerms,
+)
 from quell.governance import Approvals
 from quell.runs import _effect_table
 from tests._postgres import fresh_database
@@ -24,6 +37,7 @@ pytestmark = pytest.mark.timeout(30)
 
 SECRET, SECOND, WRONG = (letter * 32 for letter in "abc")
 SIGNED = ApprovalSettings(webhook_secret=Secret(SECRET), webhook_secondary=Secret(SECOND))
+NOWHERE = "http://127.0.0.1:9/"
 UNKNOWN = "01890000-0000-7000-8000-000000000000"
 
 
@@ -133,6 +147,73 @@ def test_each_refusal_has_its_status_and_changes_nothing(tmp_path: Path) -> None
         assert (late.status_code, late.json()["error"]["code"]) == (410, "gone")
 
     in_a_house(story, settings_of(tmp_path, identity=replace(KEYS, tenants=("local", "acme"))))
+
+
+def pinned(settings: Settings) -> Settings:
+    """Return the settings with a tool server that nobody has to reach."""
+    return replace(
+        settings, mcp=McpSettings(servers={"far": McpServerSettings(transport="http_streamable", url=NOWHERE)})
+    )
+
+
+async def pin(house: House) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"replicas": {"type": "integer", "maximum": 10}},
+        "required": ["replicas"],
+    }
+    offer = Offer(
+        server="far",
+        original="scale",
+        definition=json.dumps({"name": "scale", "inputSchema": schema}),
+        digest="sha256:d",
+        identity=ServerIdentity(address=NOWHERE),
+    )
+    terms = ToolTerms(tool_class=ToolClass.REVERSIBLE, recovery=Recovery.NATURAL)
+    with house.app.runs.database.writing() as connection:
+        house.authority.pins.accept(connection, offer, terms, by=Principal(user="ana", roles=("operator",)))
+    await house.authority.reload()
+
+
+def test_a_person_edits_a_request_and_others_decide_about_the_new_one(tmp_path: Path) -> None:
+    async def story(house: House) -> None:
+        await pin(house)
+        bo, cy = await house.key("bo", "approver"), await house.key("cy", "approver")
+        approval = house.ask(principal=replace(RUN, agent_tools=("*",), workflow_tools=("*",)))
+        edit = {"decision": "edit", "digest": approval.digest, "arguments": {"replicas": 5}}
+        path = f"/api/v1/approvals/{approval.id}"
+        ana = await house.key("ana", "approver")
+        for headers, changed, status in (
+            (bo, {"digest": "0" * 64}, 409),
+            (bo, {"arguments": {"replicas": 11}}, 403),
+            (bo, {"arguments": None}, 400),
+            (bo, {"decision": "approve"}, 400),
+            (bo, {"answers": {"a": "b"}}, 400),
+            (ana, {}, 403),
+        ):
+            answer = await house.http.post(path, json=edit | changed, headers=headers)
+            assert answer.status_code == status, (changed, answer.text)
+            assert house.find(approval).status is ApprovalStatus.REQUESTED
+        unasked = await house.http.post(
+            path, json={"decision": "approve", "digest": approval.digest, "answers": {"a": "b"}}, headers=bo
+        )
+        assert unasked.status_code == 400
+        house.clock.at += timedelta(seconds=1)
+        answer = await house.http.post(path, json=edit, headers=bo)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()
+        assert (told["change"], house.find(approval).status) == ("edited", ApprovalStatus.SUPERSEDED)
+        new = told["approval"]["id"]
+        assert told["question"]["supersedes"] == approval.id
+        assert told["question"]["calls"][0]["arguments"] == '{"replicas":5}'
+        vote = {"decision": "approve", "digest": told["approval"]["digest"]}
+        for headers, status in ((bo, 403), (ana, 403), (cy, 200)):
+            said = await house.http.post(f"/api/v1/approvals/{new}", json=vote, headers=headers)
+            assert said.status_code == status
+        late = await house.http.post(path, json=edit, headers=cy)
+        assert late.status_code == 410
+
+    in_a_house(story, pinned(settings_of(tmp_path, identity=KEYS)))
 
 
 def test_what_cannot_be_undone_takes_two_people(tmp_path: Path) -> None:

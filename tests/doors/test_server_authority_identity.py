@@ -226,7 +226,9 @@ def test_telemetry_and_alerts_come_in_on_loopback_as_ever_and_through_a_proxy_wi
         assert (await house.http.get("/health", headers=passed_on)).json() == {"kind": "health", "ok": False}
         assert (await house.http.post("/webhooks/alertmanager", json=ALERTS)).status_code == 200
         assert (await house.http.post("/v1/logs", content=b"{}", headers=JSON)).status_code == 503
-        assert (await house.http.post("/webhooks/alertmanager", json=ALERTS, headers=passed_on)).status_code == 401
+        for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP"):
+            told = await house.http.post("/webhooks/alertmanager", json=ALERTS, headers={header: "10.1.2.3"})
+            assert told.status_code == 401, header
         refused = await house.http.post("/v1/logs", content=b"{}", headers=otlp)
         assert refused.status_code == 401
         assert refused.json()["code"] == 16, "UNAUTHENTICATED, in the way of OTLP"

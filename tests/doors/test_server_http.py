@@ -263,6 +263,28 @@ def test_this_machine_may_ask(tmp_path: Path, host: str) -> None:
     in_a_house(story, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "dest", "status"),
+    [
+        ("cross-site", "no-cors", "image", 403),
+        ("same-site", "no-cors", "script", 403),
+        ("cross-site", "navigate", "iframe", 403),
+        ("cross-site", "", "", 403),
+        ("cross-site", "navigate", "document", 200),
+        ("same-origin", "cors", "empty", 200),
+        ("none", "navigate", "document", 200),
+    ],
+)
+def test_a_page_of_another_site_holds_no_stream_open_and_a_link_in_a_chat_is_followed(
+    tmp_path: Path, site: str, mode: str, dest: str, status: int
+) -> None:
+    async def story(house: House) -> None:
+        head = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+        assert (await house.client.get("/api/v1/incidents", headers=head)).status_code == status
+
+    in_a_house(story, tmp_path)
+
+
 def test_a_page_of_another_site_can_neither_read_nor_write(tmp_path: Path) -> None:
     async def story(house: House) -> None:
         head = {"origin": "http://evil.test", "content-type": "text/plain"}
@@ -403,6 +425,9 @@ def test_a_wrong_method_is_told_which_ones_there_are(tmp_path: Path) -> None:
         answer = await house.client.get("/v1/logs")
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert "POST" in answer.json()["error"]["hint"]
+        of_two = await house.client.delete("/api/v1/approvals/apr_1")
+        assert (of_two.status_code, of_two.headers["allow"]) == (405, "GET, HEAD, POST"), "a path with several verbs"
+        assert "GET, HEAD, POST" in of_two.json()["error"]["hint"]
 
     in_a_house(story, tmp_path)
 

@@ -17,7 +17,8 @@ import pytest
 
 from quell import telemetry
 from quell.config import Secret, Settings, StoreSettings, TelemetrySettings
-from quell.telemetry import EVENTS, Telemetry, open_telemetry, printable
+from quell.domain import printable
+from quell.telemetry import EVENTS, Telemetry, open_telemetry
 
 SRC = Path(__file__).parents[2] / "src" / "quell"
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -140,16 +141,16 @@ def test_colour_is_for_terminals_and_force_color(tmp_path: Path, capsys: pytest.
 def test_control_characters_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], form: Literal["plain", "json"]
 ) -> None:
-    evil = "a\x1b[2Jb\nc\rd\x9be\u202ef\u2028g"
+    evil = "a\x1b[2Jb\nc\rd\x9be\u202ef\u2028g\u061c\U000e0041"
     with opened(tmp_path, said=TelemetrySettings(log_format=form)):
         telemetry.event("run.failed", run="run\x1b[1", error=evil)
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     kept = (tmp_path / "logs" / "quell.log").read_text()
     for text in (shown, kept):
-        assert not set("\x1b\x9b\u202e\u2028\r") & set(text)
+        assert not set("\x1b\x9b\u202e\u2028\r\u061c\U000e0041") & set(text)
     assert json.loads(kept)["error"] == evil, "in JSON nothing is lost"
-    assert printable(evil) == "a\\x1b[2Jb\\nc\\rd\\x9be\\u202ef\\u2028g"
+    assert printable(evil) == "a\\x1b[2Jb\\nc\\rd\\x9be\\u202ef\\u2028g\\u061c\\U000e0041"
 
 
 def test_a_secret_reaches_neither_stderr_nor_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +230,9 @@ def test_the_log_file_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_only_one_telemetry_is_open_at_a_time(tmp_path: Path) -> None:
+    listening = list(logging.getLogger().handlers)
     with opened(tmp_path), pytest.raises(AssertionError), opened(tmp_path):
         pass
     with opened(tmp_path):
         pass
+    assert logging.getLogger().handlers == listening, "one that was refused listens no more"

@@ -66,7 +66,7 @@ def test_an_effect_waits_for_another_person_and_then_happens_once(tmp_path: Path
         repeated = _outcome(await _scale(room, "s1"))
         assert (repeated.kind, repeated.content) == (OutcomeKind.OK, outcome.content)
         assert len(room.world.done) == 1
-        assert _kinds(room) == ["decision", "approval", "decision", "approval", "effect", "outcome"]
+        assert _kinds(room) == ["decision", "approval", "effect", "outcome"]
 
     _told(tmp_path, story)
 

@@ -12,9 +12,9 @@ import pytest
 
 from quell import telemetry
 from quell.app._office import redactor_of
+from quell.audit import Redactor
 from quell.config import JournalSettings, McpServerSettings, Secret, Settings
 from quell.domain import OutcomeKind, Parked, StepError, ToolCall, ToolOutcome
-from quell.governance import Redactor
 from quell.runs import Done, Next, RunContext, Runs, system_clock
 from tests.doors._hand_bench import Room, hand_room, person
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from quell.config import McpServerSettings
-from quell.domain import OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
+from quell.app._toolset import terms_of
+from quell.config import McpServerSettings, ToolSettings
+from quell.domain import ConfigError, OutcomeKind, Parked, Recovery, ToolClass, ToolOutcome, ToolTerms
+from quell.governance import PolicySet
 from quell.tools import Pins
 from tests._mcp_rogue import Rogue, rogue
 from tests.doors._hand_bench import Room, hand_room, person
@@ -31,12 +33,11 @@ def _told(tmp_path: Path, story: Callable[[Room, Rogue], Awaitable[None]]) -> No
 
 
 async def _pin(room: Room, *names: str, terms: ToolTerms = READ) -> None:
-    pins = Pins(clock=room.clock)
+    pins = room.authority.pins
     offers = {offer.original: offer for offer in await room.authority.servers.offers("bad")}
     with room.runs.database.writing() as connection:
         for name in names:
             pins.accept(connection, offers[name], terms, by=person("ann", "operator"))
-    await room.authority.reload()
 
 
 async def _call(room: Room, tool: str, *, call: str = "") -> ToolOutcome:
@@ -74,6 +75,62 @@ def test_whatever_a_server_does_comes_back_typed_and_is_not_cited(tool: str, kin
         assert (outcome.kind, outcome.is_citable) == (kind, False), outcome
         assert outcome.detail or kind is OutcomeKind.EMPTY
         assert (await _call(room, "echo")).kind is OutcomeKind.OK
+
+    _told(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ({"as_of": "/at", "fresh_for_s": 60.0}, OutcomeKind.STALE),
+        ({"as_of": "/when", "fresh_for_s": 1e9}, OutcomeKind.STALE),
+        ({"as_of": "/at", "fresh_for_s": 1e9}, OutcomeKind.OK),
+        ({"as_of": "/at"}, OutcomeKind.OK),
+    ],
+)
+def test_data_older_than_the_operator_allows_is_stale_and_is_not_cited(
+    asked: dict[str, object], kind: OutcomeKind, tmp_path: Path
+) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        settings = ToolSettings(server="bad", name="old", effect="read", recovery="natural", **asked)  # type: ignore[arg-type]  # keys by name
+        await _pin(room, "old", terms=terms_of(settings))
+        outcome = await _call(room, "old")
+        assert (outcome.kind, outcome.is_citable) == (kind, kind is OutcomeKind.OK), outcome
+
+    _told(tmp_path, story)
+
+
+def test_an_effect_that_a_server_took_without_an_answer_is_left_to_people(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        effect = ToolTerms(tool_class=ToolClass.IRREVERSIBLE, timeout_s=5.0, reason="nobody can tell")
+        for tool in ("accepted", "moved"):
+            await _pin(room, tool, terms=effect)
+            parked = await room.call(tool, call=tool, n=1)
+            assert isinstance(parked, Parked)
+            for who in ("bob", "cat"):
+                room.decide(parked, person(who, "approver"))
+            outcome = await _call(room, tool, call=tool)
+            assert "nobody knows whether it happened; a person decides" in outcome.detail
+        assert [one["name"] for one in server.calls] == ["accepted", "moved"]
+
+    _told(tmp_path, story)
+
+
+def test_an_effect_for_a_server_that_hangs_before_it_is_sent_is_known_not_to_have_happened(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await _pin(room, "echo", terms=ToolTerms(tool_class=ToolClass.IRREVERSIBLE, timeout_s=1.0, reason="blind"))
+        parked = await room.call("echo", call="e1", n=1)
+        assert isinstance(parked, Parked)
+        for who in ("bob", "cat"):
+            room.decide(parked, person(who, "approver"))
+        server.listing = "hangs"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await room.authority.servers.offers("bad", max_age_s=0)
+        outcome = await _call(room, "echo", call="e1")
+        assert outcome.kind is OutcomeKind.TRANSPORT_ERROR, outcome
+        assert "nobody knows" not in outcome.detail
+        assert server.calls == []
 
     _told(tmp_path, story)
 
@@ -141,5 +198,59 @@ def test_a_server_that_asks_people_gets_the_answer_of_people(tool_class: ToolCla
         outcome = await _call(room, "park", call="p~1")
         assert outcome.kind is OutcomeKind.OK, outcome
         assert server.calls[-1]["inputResponses"], "the server got its answer"
+
+    _told(tmp_path, story)
+
+
+def test_what_people_pin_and_take_back_elsewhere_counts_at_the_next_call_of_a_running_process(tmp_path: Path) -> None:
+    async def story(room: Room, server: Rogue) -> None:
+        await _pin(room, "echo")
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+        was = room.authority.guard.policy
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+        assert room.authority.guard.policy is was, "nothing is built again while nobody pins"
+        await _pin(room, "echo", terms=replace(READ, tool_class=ToolClass.IRREVERSIBLE, recovery=Recovery.BLIND))
+        assert isinstance(await room.call("echo", n=1), Parked)
+        with room.runs.database.writing() as connection:
+            assert Pins.drop(connection, "bad", "echo")
+        outcome = await _call(room, "echo")
+        assert (outcome.kind, "no such tool" in outcome.detail) == (OutcomeKind.DENIED, True)
+        assert sum("inputResponses" not in call for call in server.calls) == 2
+
+    _told(tmp_path, story)
+
+
+def test_a_pin_that_is_taken_back_is_gone_also_where_the_policies_name_it(tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "echo", "failed")
+        assert (await _call(room, "echo")).kind is OutcomeKind.OK
+
+        def refuses(*_given: object, **_named: object) -> object:
+            raise ConfigError("a policy names a tool that is not there")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PolicySet, "load", refuses)
+            with room.runs.database.writing() as connection:
+                assert Pins.drop(connection, "bad", "failed")
+            await _pin(room, "huge")
+            assert (await _call(room, "failed")).kind is OutcomeKind.DENIED
+            assert (await _call(room, "huge")).kind is OutcomeKind.DENIED
+            assert (await _call(room, "echo")).kind is OutcomeKind.OK, "what stands as it stood goes on"
+        await _pin(room, "huge")
+        assert (await _call(room, "huge")).handle
+
+    _told(tmp_path, story)
+
+
+@pytest.mark.parametrize("call", ["q", "q\x00"])
+def test_a_server_that_asks_what_people_can_not_be_asked_is_a_refusal_and_no_error(call: str, tmp_path: Path) -> None:
+    async def story(room: Room, _server: Rogue) -> None:
+        await _pin(room, "park")
+        asked = await room.call("park", call="p", n=1)
+        assert isinstance(asked, Parked)
+        room.decide(asked, person("bob", "approver"), verdict="reject", reason="no")
+        again = await _call(room, "park", call=call)
+        assert again.kind is OutcomeKind.DENIED
+        assert ("rejected" if call == "q" else "id of a call") in again.detail
 
     _told(tmp_path, story)

@@ -15,9 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from quell.domain import CallProgress, OutcomeKind, Reply, ServerUnavailable, ToolClass, ToolServer
+from quell.config import McpServerSettings
+from quell.domain import (
+    CallProgress,
+    OutcomeKind,
+    Parked,
+    Reply,
+    ServerUnavailable,
+    ToolClass,
+    ToolOutcome,
+    ToolServer,
+    ToolTerms,
+)
 from quell.tools._pins import terms_for
 from tests._mcp_bench import call, client, play, until
+from tests.doors._hand_bench import hand_room, person
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
 K = OutcomeKind
@@ -161,6 +173,38 @@ def test_an_old_server_that_asks_people_is_parked_and_goes_on(node_servers: Path
             assert "name" in wanted
             reply = Reply(action="accept", content='{"name": "Ann"}')
             done = await call(servers, "trigger-elicitation-request", {}, server="everything", replies={ask.key: reply})
+            assert done.kind is K.OK
+            assert "Ann" in done.content
+
+    play(story)
+
+
+def test_people_fill_in_the_form_of_a_server_and_it_goes_on_with_that(node_servers: Path, tmp_path: Path) -> None:
+    async def story() -> None:
+        program = node_server(node_servers, "everything")
+        known = {
+            "everything": McpServerSettings(transport="stdio", cmd=(program.command, *program.args), sandbox="off")
+        }
+        async with hand_room(tmp_path, servers=known) as room:
+            offers = {offer.original: offer for offer in await room.authority.servers.offers("everything")}
+            terms = ToolTerms(tool_class=ToolClass.READ, reason="it only asks")
+            with room.runs.database.writing() as connection:
+                pins = room.authority.pins
+                pins.accept(connection, offers["trigger-elicitation-request"], terms, by=person("ann", "operator"))
+            await room.authority.reload()
+            parked = await room.call("trigger-elicitation-request", call="c")
+            assert isinstance(parked, Parked)
+            with room.runs.database.writing() as connection:
+                room.authority.guard.approvals.decide(
+                    connection,
+                    parked.approval,
+                    by=person("bob", "approver"),
+                    verdict="approve",
+                    digest_seen=parked.digest,
+                    answers={"name": "Ann"},
+                )
+            done = await room.call("trigger-elicitation-request", call=parked.call)
+            assert isinstance(done, ToolOutcome)
             assert done.kind is K.OK
             assert "Ann" in done.content
 

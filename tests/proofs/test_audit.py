@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from proofs.audit import ATTACKS, PROMISES, opened, try_audit, wrong
 
-from quell.governance import _audit_order, _audit_verify, _checkpoint
+from quell.audit import _checkpoint, _order, _verify
 
 SEED = 20261120
 
@@ -26,17 +26,17 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 MUTANTS: dict[str, tuple[object, str, Callable[..., object]]] = {
-    "links between records are not looked at": (_audit_verify._Walk, "_link", _nothing),
+    "links between records are not looked at": (_verify._Walk, "_link", _nothing),
     "signatures are believed": (_checkpoint.Verifier, "is_signed", lambda *_: True),
-    "checkpoints are not compared with the log": (_audit_verify, "_judge_forks", _nothing),
-    "the end is not looked at": (_audit_verify, "_judge_end", _nothing),
-    "checkpoints may vanish": (_audit_verify, "_judge_told", _nothing),
-    "anchors are forgotten": (_audit_verify, "_judge_anchored", lambda *_: []),
-    "bodies are not read": (_audit_verify, "_judge_bodies", lambda *_: 0),
-    "gaps are overlooked": (_audit_order, "_judge_gap", _nothing),
-    "what is out of order is overlooked": (_audit_order, "_judge_displaced", lambda *_: set()),
-    "forged records are taken for real": (_audit_order, "_trim", _nothing),
-    "the hash leaves out the record": (_audit_verify, "chain_hash", lambda previous, _: previous),
+    "checkpoints are not compared with the log": (_verify, "_judge_forks", _nothing),
+    "the end is not looked at": (_verify, "_judge_end", _nothing),
+    "checkpoints may vanish": (_verify, "_judge_told", _nothing),
+    "anchors are forgotten": (_verify, "_judge_anchored", lambda *_: []),
+    "bodies are not read": (_verify, "_judge_bodies", lambda *_: 0),
+    "gaps are overlooked": (_order, "_judge_gap", _nothing),
+    "what is out of order is overlooked": (_order, "_judge_displaced", lambda *_: set()),
+    "forged records are taken for real": (_order, "_trim", _nothing),
+    "the hash leaves out the record": (_verify, "chain_hash", lambda previous, _: previous),
 }
 
 
@@ -51,12 +51,12 @@ def test_a_verification_that_leaves_out_a_check_is_caught(mutant: str, monkeypat
 
 
 def test_a_place_that_is_not_the_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = _audit_order.judge_order
+    judge = _order.judge_order
 
-    def elsewhere(stretches: list[_audit_order.Stretch], *, size: int, bound: int) -> object:
+    def elsewhere(stretches: list[_order.Stretch], *, size: int, bound: int) -> object:
         findings, reach = judge(stretches, size=size, bound=bound)
-        moved = [_audit_order._found(one.what, one.first + 9, one.last + 9, one.detail) for one in findings]
+        moved = [_order._found(one.what, one.first + 9, one.last + 9, one.detail) for one in findings]
         return moved, reach
 
-    monkeypatch.setattr(_audit_verify, "judge_order", elsewhere)
+    monkeypatch.setattr(_verify, "judge_order", elsewhere)
     assert try_audit("ci", SEED, records=15).violations > 100

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
+from proofs._kill_steps import stopped_at_every_step
 from proofs.kill_switch import PROMISES, interleaved, raced
 
-from quell.domain import SwitchState
-from quell.governance import Switches
+from quell.domain import Killed, SwitchState
+from quell.governance import Guard, Switches
 from quell.runs import Connection
 from tests._postgres import ENVIRONMENT, fresh_database
 
@@ -74,3 +76,22 @@ def test_a_start_that_holds_nothing_while_it_commits_is_seen(postgres_url: str) 
     with fresh_database(postgres_url) as url:
         _, failures = raced(url, rounds=15, seed=SEED, kind=HoldsNothing)
     assert any("started and untold ['" in failure for failure in failures)
+
+
+@pytest.mark.timeout(60)
+def test_a_path_that_asks_only_before_the_start_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guard, "on_start", lambda *_all: None)
+    _, failures = stopped_at_every_step("ci", SEED)
+    assert any("let go under a kill" in failure for failure in failures)
+
+
+@pytest.mark.timeout(60)
+def test_a_kill_that_does_not_tell_what_is_under_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = Switches.kill
+
+    def silent(*all_: Any, **named: Any) -> Killed:
+        return replace(kill(*all_, **named), in_flight=())
+
+    monkeypatch.setattr(Switches, "kill", silent)
+    _, failures = stopped_at_every_step("ci", SEED)
+    assert any("untold" in failure for failure in failures)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from proofs import policy
-from quell.domain import ResourceRule, Tool
+from quell.domain import ResourceRule, ServerIdentity, Tool
 from quell.governance import pin_of
+from quell.tools._pins import definition_digest
 
 
 @pytest.mark.timeout(60)
@@ -47,3 +48,14 @@ def test_a_pin_that_leaves_out_one_part_is_caught(part: str) -> None:
         )
 
     assert policy.definition_pinned("ci", 1, forgetful).violations > 0
+
+
+@pytest.mark.parametrize("part", ["annotations", "outputSchema", "address", "instructions", "product", "version"])
+def test_a_connection_that_leaves_out_one_part_when_it_compares_is_caught(part: str) -> None:
+    def forgetful(definition: Mapping[str, object], identity: ServerIdentity) -> str:
+        seen = {key: value for key, value in definition.items() if key != part}
+        known = {field.name for field in fields(ServerIdentity)}
+        return definition_digest(seen, replace(identity, **{part: ""}) if part in known else identity)
+
+    result = policy.definition_pinned("ci", 1, digest=forgetful)
+    assert any("taken for what was pinned" in failure for failure in result.failures)

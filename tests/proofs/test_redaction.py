@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from proofs.redaction import PROMISES, try_redaction
 
-from quell.governance import Redactor, _redact, _redact_forms
-from quell.governance._redact_rules import Span
+from quell.audit import Redactor, _redact, _redact_forms
+from quell.audit._redact_rules import Span
 
 SEED = 20261120
 

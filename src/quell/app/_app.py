@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
 from quell.app._office import redactor_of
+from quell.app._sources import CleanReader
 from quell.app._warden import Warden
 from quell.config import Settings, version_of
 from quell.domain import (
@@ -38,6 +39,7 @@ from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._authority import Authority
+    from quell.audit import Redactor
     from quell.tools import LocalHand
 
 Role = Literal["serve", "command"]
@@ -274,11 +276,11 @@ async def open_app(
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     async with AsyncExitStack() as stack:
-        telling, runs = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
-        warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env)
+        telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
+        warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
-        readers = _readers(settings, vault, stack)
+        readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
         launch = _once(runs.launch)
         desk = await asyncio.to_thread(
@@ -291,9 +293,11 @@ async def open_app(
             curves=_curves_of(vault),
             begins_at=_extent_of(vault),
             ready=launch if role == "command" else None,
+            clean=redactor.text,
         )
         vault.firing = desk.firing
         warden.builtin = _senses_of(warden, settings, desk=desk, runs=runs, readers=readers, clock=clock)
+        warden.inventory = desk.inventory
         app = App(
             settings=settings,
             role=role,
@@ -340,8 +344,8 @@ def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None
 
 async def _ground(
     stack: AsyncExitStack, settings: Settings, *, role: Role, clock: Clock, entropy: Entropy, env: Mapping[str, str]
-) -> tuple[Telemetry, Runs]:
-    """Open what everything else speaks and writes through, so that neither ever keeps a secret."""
+) -> tuple[Telemetry, Runs, Redactor]:
+    """Open what everything else speaks and writes through, and what keeps secrets out of it, one for the process."""
     instance = f"{os.uname().nodename}-{os.getpid()}"
     redactor = redactor_of(settings, env=env)
     telling = open_telemetry(
@@ -365,7 +369,7 @@ async def _ground(
         clean=redactor.text,
     )
     stack.push_async_callback(_closed, "journal", runs.close)
-    return telling, runs
+    return telling, runs, redactor
 
 
 def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:

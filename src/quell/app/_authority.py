@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
+from quell.audit import Audit, Redactor
 from quell.config import Settings
-from quell.domain import Clock, Entropy, Tool
-from quell.governance import Guard, PolicySet, Redactor
+from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
+from quell.governance import Guard, PolicySet
 from quell.runs import Runs
-from quell.tools import CodeTool, LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+from quell.tools import LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
+
+_TOLD_MAX = 20
+Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
+"""Tells what is known of a resource, for people who decide about a call."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,31 +32,40 @@ class Authority:
     settings: Settings
     guard: Guard
     registry: Registry
-    servers: Servers
-    scratchpad: Scratchpad
-    code: CodeTool | None
+    toolset: Toolset
     redactor: Redactor
     toolbox: Toolbox
+    texts: list[PolicySource]
+    """The policies as they were read; a change of pins judges them anew for the tools that there are then."""
+
+    @property
+    def pins(self) -> Pins:
+        """Return the definitions that people accepted."""
+        return self.toolset.pins
+
+    @property
+    def servers(self) -> Servers:
+        """Return the connections to servers of tools."""
+        return self.toolset.servers
+
+    @property
+    def scratchpad(self) -> Scratchpad:
+        """Return where large results are kept."""
+        return self.toolset.scratchpad
 
     async def reload(self) -> None:
-        """Take the tools that are pinned now and the policies as they are written now, whole or not at all.
+        """Take the policies as they are written now, whole or not at all; pins are taken at the next call anyway.
 
         Raises ConfigError with every mistake of the policies: then everything stays as it was.
         """
-        with self.runs.database.reading() as connection:
-            pins = Pins.listed(connection)
-        served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
-        tools = self.registry.tools_with(served)
-        self.guard.policy = PolicySet.load(policy_sources(self.settings), tools=tools)
-        self.registry.serve(served)
+        audit, tools = self.guard.audit, self.registry.tools
+        policy, self.texts[:] = await asyncio.to_thread(_policies_on_record, self.settings, tools, audit)
+        self.guard.policy = policy
 
     async def close(self) -> None:
-        """Let go of servers, programs and files, and write what still waits to be recorded."""
-        await self.servers.close()
-        if self.code is not None:
-            await self.code.close()
-        await asyncio.to_thread(self.guard.audit.flush)
-        self.scratchpad.close()
+        """Let go of servers, programs and files, and write what still waits to be recorded, signed."""
+        await self.toolset.close()
+        await asyncio.to_thread(self.guard.audit.finish)
 
 
 async def open_authority(
@@ -59,24 +76,67 @@ async def open_authority(
     entropy: Entropy,
     env: Mapping[str, str],
     builtin: Iterable[tuple[Tool, LocalHand]] = (),
+    redactor: Redactor | None = None,
     monotonic: Callable[[], float] = time.monotonic,
+    inventory: Inventory | None = None,
 ) -> Authority:
     """Build everything that decides and acts; tables and keys are made where they are missing.
+
+    `redactor` is that of the process; None makes one.
 
     Raises:
         ConfigError: policies, keys or servers cannot be used.
         JournalError: the journal cannot be used.
     """
-    office = await Office.open(runs, settings, clock=clock, entropy=entropy, env=env, monotonic=monotonic)
+    office = await Office.open(
+        runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor, monotonic=monotonic
+    )
     toolset = await Toolset.open(office, builtin=builtin)
     registry = toolset.registry
     try:
-        policy = PolicySet.load(policy_sources(settings), tools=registry.tools)
+        policy, sources = await asyncio.to_thread(_policies_on_record, settings, registry.tools, office.audit)
     except BaseException:
         await toolset.close()
         raise
-    guard = Guard(
-        runs.database,
+    guard = _guard_of(office, policy)
+    toolbox = _toolbox(
+        office, toolset, guard, sources=sources, clock=clock, entropy=entropy, monotonic=monotonic, inventory=inventory
+    )
+    return Authority(
+        runs=runs,
+        settings=settings,
+        guard=guard,
+        registry=registry,
+        toolset=toolset,
+        redactor=office.redactor,
+        toolbox=toolbox,
+        texts=sources,
+    )
+
+
+def _policies_on_record(
+    settings: Settings, tools: Sequence[Tool], audit: Audit
+) -> tuple[PolicySet, list[PolicySource]]:
+    """Load the policies as they are written now; that they were refused is on record.
+
+    Raises ConfigError with every mistake.
+    """
+    try:
+        sources = policy_sources(settings)
+        return PolicySet.load(sources, tools=tools), sources
+    except ConfigError as error:
+        told = [str(problem)[:500] for problem in error.problems[:_TOLD_MAX]]
+        body = {"verb": "policy.load", "reason": str(error)[:2000], "problems": told}
+        # A journal that is away does not turn the mistake into another one.
+        with suppress(QuellError):
+            audit.note(audit.entry(AuditKind.REFUSAL, run="", principal="", body=body))
+            audit.flush()
+        raise
+
+
+def _guard_of(office: Office, policy: PolicySet) -> Guard:
+    return Guard(
+        office.runs.database,
         policy=policy,
         approvals=office.approvals,
         switches=office.switches,
@@ -84,13 +144,31 @@ async def open_authority(
         audit=office.audit,
         ledger=office.ledger,
         autonomy=office.autonomy,
-        clock=clock,
-        entropy=entropy,
-        services=lambda: settings.governance.services,
+        clock=office.clock,
+        entropy=office.entropy,
+        services=lambda: office.settings.governance.services,
     )
-    toolbox = Toolbox(
-        registry=registry,
-        database=runs.database,
+
+
+def _toolbox(
+    office: Office,
+    toolset: Toolset,
+    guard: Guard,
+    *,
+    sources: Sequence[PolicySource],
+    clock: Clock,
+    entropy: Entropy,
+    monotonic: Callable[[], float],
+    inventory: Inventory | None,
+) -> Toolbox:
+    def judge(tools: tuple[Tool, ...]) -> None:
+        # The texts stay those that this process began with: who pins a tool has not looked at edits of a policy.
+        guard.policy = PolicySet.load(sources, tools=tools)
+
+    return Toolbox(
+        registry=toolset.registry,
+        renew=partial(toolset.take, judge),
+        database=office.runs.database,
         clock=clock,
         guard=guard,
         ledger=office.ledger,
@@ -98,16 +176,6 @@ async def open_authority(
         scratchpad=toolset.scratchpad,
         redactor=office.redactor,
         monotonic=monotonic,
-        environment=settings.governance.environment,
-    )
-    return Authority(
-        runs=runs,
-        settings=settings,
-        guard=guard,
-        registry=registry,
-        servers=toolset.servers,
-        scratchpad=toolset.scratchpad,
-        code=toolset.code,
-        redactor=office.redactor,
-        toolbox=toolbox,
+        environment=office.settings.governance.environment,
+        inventory=inventory,
     )

@@ -23,6 +23,7 @@ from quell.domain import (
     Principal,
     QuellError,
     RefusedError,
+    UsageError,
     WorldError,
     new_id,
 )
@@ -126,7 +127,7 @@ class Herald:
         except WorldError as error:
             self._failed(approval, channel, error)
             return
-        except RefusedError as error:
+        except (RefusedError, UsageError) as error:
             # Somebody else decided meanwhile, or the answer is worth nothing: either way it is not asked again.
             self._failed(approval, channel, error)
         except Exception as error:  # noqa: BLE001 - one request that cannot be told must not end the telling

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, Self
 
 from quell.app._key_file import key_of
+from quell.audit import Audit, Redactor
 from quell.config import CapSettings, GovernanceSettings, Secret, Settings
 from quell.domain import (
     AuditAnchor,
@@ -33,7 +34,7 @@ from quell.domain import (
     UsageError,
     WorldError,
 )
-from quell.governance import Approvals, Audit, Autonomy, Budgets, Identities, Redactor, Switches
+from quell.governance import Approvals, Autonomy, Budgets, Identities, Switches
 from quell.runs import Connection, Ledger, Runs
 
 _MICRO = 1_000_000
@@ -52,7 +53,7 @@ _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
 
 def redactor_of(settings: Settings, *, env: Mapping[str, str]) -> Redactor:
     """Return what takes every secret of the settings and the environment out of what a process says and keeps."""
-    return Redactor(dict(secrets_of(settings)), environment=env)
+    return Redactor.of(settings, environment=env)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,17 +84,20 @@ class Office:
         clock: Clock,
         entropy: Entropy,
         env: Mapping[str, str],
+        redactor: Redactor | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Build what people decide with; tables and keys are made where they are missing.
+
+        `redactor` is that of the process, so that what it learns of later is held everywhere; None makes one.
 
         Raises:
             ConfigError: keys cannot be used.
             JournalError: the journal cannot be used.
         """
         database, directory = runs.database, settings.state_dir / "audit"
-        ledger = Ledger(database, clock=clock)
-        redactor = redactor_of(settings, env=env)
+        redactor = redactor or redactor_of(settings, env=env)
+        ledger = Ledger(database, clock=clock, clean=redactor.text)
         audit = Audit(
             database,
             directory=directory,
@@ -104,8 +108,11 @@ class Office:
             monotonic=monotonic,
         )
         signer = Approvals.signer(key_of(directory / "votes.key", entropy=entropy, use="votes are signed with it"))
+        in_flight, clean = _in_flight_of(ledger), redactor.text
+        switches = Switches(
+            database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=in_flight, clean=clean
+        )
         await asyncio.to_thread(_make_tables, runs, audit)
-        dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
         return cls(
             runs=runs,
             settings=settings,
@@ -122,13 +129,12 @@ class Office:
                 signers=[signer],
                 expires_s=settings.governance.approval_minutes * 60,
                 clean=redactor.text,
+                audit=audit,
             ),
-            switches=Switches(
-                database, clock=clock, monotonic=monotonic, entropy=entropy, in_flight=_in_flight_of(ledger)
-            ),
+            switches=switches,
             ledger=ledger,
-            budgets=Budgets(caps_of(settings), clock=clock, pessimistic=dearest),
-            autonomy=Autonomy(database, clock=clock),
+            budgets=_budgets_of(settings, clock=clock),
+            autonomy=Autonomy(database, clock=clock, audit=audit, clean=redactor.text),
         )
 
     def person(self, *, api_key: Secret, tenant: str = "") -> Principal:
@@ -184,7 +190,8 @@ class Office:
 
     def refused(self, by: Principal, *, verb: str, about: str, error: Exception) -> None:
         """Keep the account of something that a person wanted and may not have."""
-        body = {"verb": verb, "about": about[:200], "reason": str(error)[:2000], "tenant": by.tenant}
+        told, why = self.redactor.text(about), self.redactor.text(str(error))
+        body = {"verb": verb, "about": told[:200], "reason": why[:2000], "tenant": by.tenant}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body))
 
     def record(
@@ -203,8 +210,8 @@ class Office:
         return record.number
 
     async def close(self) -> None:
-        """Write what still waits to be recorded."""
-        await asyncio.to_thread(self.audit.flush)
+        """Write what still waits to be recorded, and sign it."""
+        await asyncio.to_thread(self.audit.finish)
 
 
 def pepper_of(settings: Settings, *, entropy: Entropy) -> Secret:
@@ -260,20 +267,9 @@ def _cap(wanted: CapSettings) -> Cap:
     )
 
 
-def secrets_of(value: object, path: str = "") -> Iterator[tuple[str, Secret]]:
-    """Yield every secret of the settings with the key that holds it."""
-    if isinstance(value, Secret):
-        if value:
-            yield path, value
-    elif is_dataclass(value):
-        for each in fields(value):
-            yield from secrets_of(getattr(value, each.name), f"{path}.{each.name}" if path else each.name)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from secrets_of(item, f"{path}.{name}")
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from secrets_of(item, f"{path}.{index}")
+def _budgets_of(settings: Settings, *, clock: Clock) -> Budgets:
+    dearest: Literal["dearest"] | None = "dearest" if settings.budgets.unknown_price == "charge" else None
+    return Budgets(caps_of(settings), clock=clock, pessimistic=dearest)
 
 
 def _nobody_answers(_address: str) -> bytes:

@@ -6,8 +6,9 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from quell import telemetry
@@ -19,15 +20,52 @@ from quell.domain import (
     PolicySource,
     Recovery,
     ResourceRule,
+    SandboxedCommand,
     SandboxPolicy,
     Tool,
     ToolClass,
-    ToolPin,
     ToolServer,
     ToolTerms,
 )
 from quell.governance import PolicySet
+from quell.runs import Database
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
+
+
+class Confinement:
+    """The sandboxes of the stdio servers of one process."""
+
+    def __init__(self, settings: Settings, *, env: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._env = env
+        self._started: list[SandboxedCommand] = []
+
+    def prepare(self, server: ToolServer) -> Sequence[str]:
+        """Put a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
+        wanted = self._settings.mcp.servers[server.name]
+        command = (server.command, *server.args)
+        if wanted.sandbox == "off":
+            return command
+        path = self._env.get("PATH")
+        program = Path(shutil.which(server.command, path=path) or server.command).resolve()
+        policy = SandboxPolicy(
+            read_only=(str(program.parent), *_absolute(wanted.readable)),
+            read_write=_absolute(wanted.writable),
+            environment=("PATH", *wanted.env),
+            network=wanted.network,
+            need=wanted.sandbox,
+        )
+        sandbox = Sandbox(policy, protected=(str(self._settings.state_dir.resolve()),))
+        started = sandbox.wrap(command, environment={"PATH": path or os.defpath, **server.env})
+        self._started.append(started)
+        for missing in started.missing:
+            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
+        return started.argv
+
+    def release(self) -> None:
+        """Kill what is left of the servers where a group holds it, and remove the groups; blocks until they are gone."""
+        while self._started:
+            Sandbox.release(self._started.pop())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,12 +73,15 @@ class Toolset:
     """What is pinned, who offers it, and what the operator says of it."""
 
     settings: Settings
+    database: Database
     pins: Pins
     registry: Registry
     servers: Servers
     scratchpad: Scratchpad
     code: CodeTool | None
     """What runs programs; None: the extra is not there, or the operator wants none run."""
+    confinement: Confinement
+    _turn: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
     async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, LocalHand]] = ()) -> Self:
@@ -49,11 +90,12 @@ class Toolset:
         known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
         for server in known:
             Pins.check(server)
+        confinement = Confinement(settings, env=office.env)
         servers = Servers(
             known,
             clock=office.clock,
             entropy=office.entropy,
-            prepare=_confined(settings, env=office.env),
+            prepare=confinement.prepare,
             clean=office.redactor.text,
         )
         scratchpad = await asyncio.to_thread(
@@ -65,61 +107,62 @@ class Toolset:
         code = CodeTool() if settings.governance.code_tool and CodeTool.is_installed() else None
         toolset = cls(
             settings=settings,
-            pins=Pins(clock=office.clock),
+            database=database,
+            pins=Pins(clock=office.clock, signer=office.signer),
             registry=Registry(builtin, scratchpad=scratchpad, code=code),
             servers=servers,
             scratchpad=scratchpad,
             code=code,
+            confinement=confinement,
         )
-        with database.reading() as connection:
-            toolset.serve(Pins.listed(connection))
+        await asyncio.to_thread(toolset.take)
         return toolset
 
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
         said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
-        server = tool_server(offer.server, self.settings.mcp.servers[offer.server])
+        known = self.settings.mcp.servers.get(offer.server)
+        # Of a client there are no settings: what the operator says of its tools counts, and nothing else.
+        server = tool_server(offer.server, known or McpServerSettings(transport="http_streamable"))
         return Pins.terms_for(offer, server=server, operator=terms_of(said[0]) if said else None)
 
     def policy_sources(self, files: Sequence[str] = ()) -> list[PolicySource]:
         """Return the pack and the operator's files, or other files in their place. Raises ConfigError."""
         return policy_sources(self.settings, files=files)
 
-    def serve(self, pins: Iterable[ToolPin]) -> None:
-        """Take the tools that are pinned."""
-        self.registry.serve(self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers))
+    def take(self, ready: Callable[[tuple[Tool, ...]], None] = lambda _tools: None) -> None:
+        """Take the tools that are pinned now, when nobody has taken them yet.
+
+        `ready` is told all tools there will be, before they are there. Where it raises ConfigError, only what was there
+        before and is pinned just so goes on: what was revoked or pinned anew is no tool until the settings fit.
+        """
+        with self._turn, self.database.reading() as connection:
+            turn = self.pins.turn(connection)
+            if turn == self.registry.turn:
+                return
+            pins = self.pins.listed(connection)
+            for name in self.pins.broken(connection):
+                telemetry.event("tool.pin_broken", tool=name)
+            served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
+            try:
+                ready(self.registry.tools_with(served))
+            except ConfigError as error:
+                telemetry.event("app.part_failed", part="pins", error=f"{error} {error.hint}".strip())
+                served = self.registry.unchanged(served)
+            self.registry.serve(served, turn=turn)
 
     async def close(self) -> None:
         """Let go of servers, programs and files."""
         await self.servers.close()
+        await asyncio.to_thread(self.confinement.release)
         if self.code is not None:
             await self.code.close()
         self.scratchpad.close()
 
 
-def _confined(settings: Settings, *, env: Mapping[str, str]) -> Callable[[ToolServer], Sequence[str]]:
-    """Return what puts a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
-
-    def prepare(server: ToolServer) -> Sequence[str]:
-        wanted = settings.mcp.servers[server.name]
-        command = (server.command, *server.args)
-        if wanted.sandbox == "off":
-            return command
-        program = Path(shutil.which(server.command, path=env.get("PATH")) or server.command).resolve()
-        policy = SandboxPolicy(
-            read_only=(str(program.parent), *wanted.readable),
-            read_write=wanted.writable,
-            environment=("PATH", *wanted.env),
-            network=wanted.network,
-            need=wanted.sandbox,
-        )
-        sandbox = Sandbox(policy, protected=(str(settings.state_dir.resolve()),))
-        started = sandbox.wrap(command, environment={"PATH": env.get("PATH", os.defpath), **server.env})
-        for missing in started.missing:
-            telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
-        return started.argv
-
-    return prepare
+def _absolute(paths: Sequence[str]) -> tuple[str, ...]:
+    # From the working directory, as policy files and the state directory are; the sandbox follows no link in them.
+    return tuple(str(Path(path).absolute()) for path in paths)
 
 
 def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[PolicySource]:
@@ -172,6 +215,10 @@ def terms_of(settings: ToolSettings) -> ToolTerms:
         key_argument=settings.key_argument,
         probe=settings.probe,
         revert=settings.revert,
+        dry_run=settings.dry_run,
         timeout_s=settings.timeout_s,
+        answers=settings.answers,
+        as_of=settings.as_of,
+        fresh_for_s=settings.fresh_for_s or None,
         reason="the operator's settings say so",
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from quell.app._authority import Authority
+from quell.audit import Redactor
 from quell.domain import Approval, AskedCall, AuditKind, Decided, Principal, RefusedError
-from quell.governance import Redactor
 
 Way: TypeAlias = Literal["api", "wire", "webhook"]
 """How an answer came: by our API, by a posted decision of the approver's service, or as its reply to our webhook."""
@@ -24,6 +25,7 @@ def vote(
     reason: str,
     way: Way,
     signature: str = "",
+    answers: Mapping[str, object] | None = None,
 ) -> Decided:
     """Count an answer and keep the account of it, together; blocks. What is refused is on record as well.
 
@@ -37,18 +39,13 @@ def vote(
             if signature:
                 guard.approvals.take_signature(connection, signature)
             decided = guard.approvals.decide(
-                connection, identifier, by=by, verdict=verdict, digest_seen=digest_seen, reason=reason
+                connection, identifier, by=by, verdict=verdict, digest_seen=digest_seen, reason=reason, answers=answers
             )
             if decided.change != "none":
                 approval = decided.approval
-                told = {
-                    "approval": approval.id,
-                    "digest": approval.digest,
-                    "verdict": verdict,
-                    "reason": reason,
-                    "way": way,
-                    "status": approval.status.value,
-                }
+                told = decided.account(verdict=verdict, reason=reason, way=way)
+                if answers:
+                    told["answers"] = dict(answers)
                 entry = guard.audit.entry(AuditKind.APPROVAL, run=approval.terms.run, principal=by.user, body=told)
                 guard.audit.append(connection, entry)
     except RefusedError as error:
@@ -63,7 +60,8 @@ def masked(approval: Approval, redactor: Redactor) -> Approval:
     terms = approval.terms
     calls = tuple(_masked_call(asked, redactor) for asked in terms.calls)
     explanation, reason = redactor.text(terms.explanation), redactor.text(terms.reason)
-    return replace(approval, terms=replace(terms, calls=calls, explanation=explanation, reason=reason))
+    votes = tuple(replace(vote, answers=redactor.text(vote.answers)) for vote in approval.votes)
+    return replace(approval, votes=votes, terms=replace(terms, calls=calls, explanation=explanation, reason=reason))
 
 
 def _masked_call(asked: AskedCall, redactor: Redactor) -> AskedCall:

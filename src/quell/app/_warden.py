@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
+from quell.app._office import redactor_of
 from quell.config import Settings
 from quell.domain import (
     Approval,
@@ -20,6 +21,7 @@ from quell.domain import (
     IdentityPlan,
     Principal,
     Refusal,
+    Resource,
     Tool,
 )
 from quell.runs import Runs
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     # What decides and acts is loaded when it is first needed: a command that lists runs needs none of it.
     from quell.app._authority import Authority
     from quell.app._herald import Herald
+    from quell.app._in_force import InForce
     from quell.app._votes import Way
+    from quell.audit import Redactor
     from quell.governance import Identities
     from quell.tools import LocalHand
 
@@ -43,22 +47,35 @@ class Warden:
     """Who decides, who is believed and who asks, of one process on one journal."""
 
     def __init__(
-        self, runs: Runs, settings: Settings, *, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+        self,
+        runs: Runs,
+        settings: Settings,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        env: Mapping[str, str],
+        redactor: Redactor | None = None,
     ) -> None:
+        """Take what it needs; `redactor` is that of the process, None makes one."""
         self._runs = runs
         self._settings = settings
         self._clock = clock
         self._entropy = entropy
         self._env = env
+        self.redactor = redactor or redactor_of(settings, env=env)
+        """What takes secrets out of everything that this process says."""
         self._opening = asyncio.Lock()
         self._knowing = asyncio.Lock()
         self._identities: Identities | None = None
         # Threads of their own: strangers who make us wait for an identity provider keep nobody else from the journal.
         self._askers = ThreadPoolExecutor(_ASKERS, thread_name_prefix="identity")
         self._herald: Herald | None = None
+        self._in_force: InForce | None = None
         self.authority: Authority | None = None
         self.builtin: Callable[[], Iterable[tuple[Tool, LocalHand]]] = tuple
         """Gives our own tools, those that see with organs which are opened after this one."""
+        self.inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None
+        """Tells people what is known of what a call touches, once somebody is there who knows."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -70,19 +87,27 @@ class Warden:
         return plan_of(self._settings.identity)
 
     async def open(self) -> Authority:
-        """Open the authority once. Raises ConfigError with every mistake, or JournalError."""
+        """Open the authority once, what is in force on record. Raises ConfigError with every mistake, or JournalError."""
         async with self._opening:
             if self.authority is None:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
-                self.authority = await open_authority(
+                authority = await open_authority(
                     self._runs,
                     self._settings,
                     clock=self._clock,
                     entropy=self._entropy,
                     env=self._env,
                     builtin=self.builtin(),
+                    redactor=self.redactor,
+                    inventory=self.inventory,
                 )
+                try:
+                    await asyncio.to_thread(self._note_in_force, authority)
+                except BaseException:
+                    await authority.close()
+                    raise
+                self.authority = authority
             return self.authority
 
     async def identities(self) -> Identities:
@@ -105,7 +130,11 @@ class Warden:
         """Return who calls, or why nobody was believed: for the audit, never for the caller."""
         identities = await self.identities()
         # Keys are looked up in the database, and those of an issuer perhaps on the network: both block.
-        return await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
+        found = await asyncio.get_running_loop().run_in_executor(self._askers, identities.identify, caller)
+        if isinstance(found, Principal):
+            # Only what proved somebody: who is nobody could else have us take any word out of everything.
+            self.redactor.hold_shown(caller.headers)
+        return found
 
     async def herald(self) -> Herald:
         """Return who tells people outside. Raises ConfigError with every mistake of its settings, or JournalError."""
@@ -126,6 +155,7 @@ class Warden:
         reason: str,
         way: Way,
         signature: str = "",
+        answers: Mapping[str, object] | None = None,
     ) -> Decided:
         """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
         from quell.app._votes import vote  # noqa: PLC0415 - as above
@@ -140,21 +170,24 @@ class Warden:
             reason=reason,
             way=way,
             signature=signature,
+            answers=answers,
         )
 
     async def shown(self, approval: Approval) -> Approval:
         """Return an approval as it may be shown: without the secrets that are held here."""
         from quell.app._votes import masked  # noqa: PLC0415 - as above
 
-        return masked(approval, (await self.open()).redactor)
+        return masked(approval, self.redactor)
 
     async def look(self) -> None:
         """Tell people outside what waits for them."""
         await (await self.herald()).look()
 
     async def tend(self) -> None:
-        """End what has passed its time: requests, reservations, and effects of runs that ended without them."""
-        await asyncio.to_thread(self._tend, await self.open())
+        """Record what is in force anew, and end what has passed its time: requests, reservations, abandoned effects."""
+        authority = await self.open()
+        await asyncio.to_thread(self._note_in_force, authority)
+        await asyncio.to_thread(self._tend, authority)
 
     async def sign(self) -> None:
         """Sign the audit log and anchor it. Raises WorldError when an anchor could not be written."""
@@ -162,11 +195,16 @@ class Warden:
         await asyncio.to_thread(authority.guard.audit.anchor)
 
     async def sweep(self) -> None:
-        """Remove bodies and results that are kept no longer."""
+        """Remove bodies, results and rows that are kept no longer."""
+        from quell.app._retention import forget_old  # noqa: PLC0415 - as above
+
         authority = await self.open()
+        before = self._clock() - timedelta(days=self._settings.journal.retention_days)
+        await asyncio.to_thread(forget_old, authority, before=before)
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
+        await asyncio.to_thread(self._forget, authority)
 
     async def keep_flushing(self) -> None:
         """Write waiting audit records, soon, until cancelled."""
@@ -180,6 +218,16 @@ class Warden:
             await self._herald.close()
         if self.authority is not None:
             await self.authority.close()
+
+    def _note_in_force(self, authority: Authority) -> None:
+        from quell.app._in_force import record_in_force  # noqa: PLC0415 - as above
+
+        self._in_force = record_in_force(authority, known=self._in_force)
+
+    def _forget(self, authority: Authority) -> None:
+        kept_for = timedelta(days=self._settings.journal.retention_days)
+        with self._runs.database.writing(durability="written") as connection:
+            authority.guard.approvals.forget(connection, kept_for=kept_for)
 
     def _tend(self, authority: Authority) -> None:
         guard, database = authority.guard, self._runs.database

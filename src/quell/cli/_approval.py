@@ -1,8 +1,10 @@
-"""`quell approval`: list, show, approve, reject."""
+"""`quell approval`: list, show, approve, reject, edit."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +26,7 @@ _WAYS: dict[str, Literal["approve", "reject"]] = {"approve": "approve", "reject"
 
 @click.group("approval", cls=QuellGroup)
 def approval_command() -> None:
-    """List, show, approve and reject what waits for people."""
+    """List, show, approve, reject and edit what waits for people."""
 
 
 @approval_command.command("list", cls=QuellCommand)
@@ -86,11 +88,20 @@ def show_approval(session: Session, approval_id: str, *, tenant: str) -> int:
     "--digest", required=True, metavar="D", help="What you saw: the digest in the question, or 8 letters of it."
 )
 @click.option("--reason", default="", help="Kept with your vote.")
+@click.option(
+    "--answer",
+    "answers",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fills in a field of the form that the tool's server shows; once for each field.",
+)
 @tenant_option
 @click.pass_obj
-def approve(session: Session, approval_id: str, *, digest: str, reason: str, tenant: str) -> int:
+def approve(
+    session: Session, approval_id: str, *, digest: str, reason: str, answers: tuple[str, ...], tenant: str
+) -> int:
     """Say yes to exactly what you saw. Exit 5 while more people are needed."""
-    return _decide(session, approval_id, way="approve", digest=digest, reason=reason, tenant=tenant)
+    return _decide(session, approval_id, way="approve", digest=digest, reason=reason, tenant=tenant, answers=answers)
 
 
 @approval_command.command("reject", cls=QuellCommand)
@@ -106,27 +117,101 @@ def reject(session: Session, approval_id: str, *, digest: str, reason: str, tena
     return _decide(session, approval_id, way="reject", digest=digest, reason=reason, tenant=tenant)
 
 
-def _decide(session: Session, approval_id: str, *, way: str, digest: str, reason: str, tenant: str) -> int:
+@approval_command.command("edit", cls=QuellCommand)
+@click.argument("approval_id", metavar="ID")
+@click.option(
+    "--digest", required=True, metavar="D", help="What you saw: the digest in the question, or 8 letters of it."
+)
+@click.option(
+    "--arguments", required=True, metavar="JSON", help="All arguments of the call as they shall be, or @FILE with them."
+)
+@tenant_option
+@click.pass_obj
+def edit(session: Session, approval_id: str, *, digest: str, arguments: str, tenant: str) -> int:
+    """Ask others about other arguments instead. The old request is void, and neither you nor who asked may approve."""
+
+    async def use(office: Office) -> int:
+        from quell.app import open_authority
+
+        by = person_of(session, office, tenant=tenant)
+        old = _found(office, approval_id, by=by)
+        wanted = _read(arguments)
+        # The pinned tools judge the arguments, and the policies whether they may be asked about.
+        authority = await open_authority(
+            office.runs, office.settings, clock=office.clock, entropy=office.entropy, env=office.env
+        )
+        try:
+            new = await authority.toolbox.edit(old.id, arguments=wanted, by=by, digest_seen=digest, way="cli")
+        finally:
+            await authority.close()
+        if session.is_json:
+            put_document("approval", change="edited", old=old.id, approval=_as_json(new, office))
+            return ExitCode.DONE
+        for name, approval in (("old", old), ("new", new)):
+            told = office.redactor.text(approval.terms.calls[0].call.arguments)
+            put_text(f"{name}  {approval.id}  digest {approval.digest[:8]}  {office.approvals.visible(told)}")
+        note(f"{old.id} is void; others decide about {new.id}: quell approval show {new.id}")
+        return ExitCode.DONE
+
+    return session.with_office(use)
+
+
+def _read(arguments: str) -> str:
+    """Return the JSON text that was given, or that of the file that was named. Raises UsageError."""
+    from pathlib import Path
+
+    from quell.domain import UsageError
+
+    if not arguments.startswith("@"):
+        return arguments
+    try:
+        return Path(arguments[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{arguments[1:]} cannot be read: {error}", hint="write @ and the path of a file") from error
+
+
+def _typed(approval: Approval | None, answers: Sequence[str]) -> dict[str, object]:
+    """Read answers as the form wants them: texts as they stand, everything else as JSON. Raises UsageError."""
+    from quell.domain import UsageError
+
+    forms = [asked.form for asked in approval.terms.calls if asked.form] if approval is not None else []
+    fields = json.loads(forms[0])["properties"] if forms else {}
+    told: dict[str, object] = {}
+    for answer in answers:
+        name, separator, value = answer.partition("=")
+        if not separator or name in told:
+            raise UsageError(f"{answer!r} is no answer", hint="write --answer NAME=VALUE, once for each field")
+        told[name] = value
+        if name in fields and fields[name].get("type") != "string":
+            with suppress(ValueError):
+                told[name] = json.loads(value)
+    return told
+
+
+def _decide(
+    session: Session,
+    approval_id: str,
+    *,
+    way: str,
+    digest: str,
+    reason: str,
+    tenant: str,
+    answers: Sequence[str] = (),
+) -> int:
     def use(office: Office) -> int:
         from quell.domain import ApprovalStatus, AuditKind
 
         by, verb = person_of(session, office, tenant=tenant), f"approval.{way}"
         with office.changing(by, verb=verb, about=approval_id) as connection:
             named = office.approvals.named(connection, approval_id, tenant=by.tenant)
+            told = _typed(office.approvals.find(connection, named, tenant=by.tenant), answers) if answers else {}
             decided = office.approvals.decide(
-                connection, named, by=by, verdict=_WAYS[way], digest_seen=digest, reason=reason
+                connection, named, by=by, verdict=_WAYS[way], digest_seen=digest, reason=reason, answers=told
             )
             approval = decided.approval
             if decided.change != "none":
-                body = {
-                    "approval": named,
-                    "digest": approval.digest,
-                    "verdict": way,
-                    "reason": reason,
-                    "status": approval.status.value,
-                    "way": "cli",
-                    "login": login_name(),
-                }
+                body = decided.account(verdict=way, reason=reason, way="cli") | {"login": login_name()}
+                body |= {"answers": told} if told else {}
                 office.record(connection, AuditKind.APPROVAL, by=by, verb=verb, body=body, run=approval.terms.run)
         waits = approval.status is ApprovalStatus.REQUESTED
         if session.is_json:

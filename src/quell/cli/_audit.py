@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from quell.app import Office
     from quell.domain import AuditReport
 
+T = TypeVar("T")
+_TOLD_EVERY = 10_000
 _KINDS = [
     "request",
     "evidence",
@@ -38,7 +41,10 @@ _KINDS = [
     "refusal",
     "checkpoint",
 ]
-_FIRST = ("verb", "tool", "approval", "effect", "switch", "key", "verdict", "state", "kind", "reason", "detail")
+_FIRST = (
+    *("verb", "tool", "approval", "effect", "switch", "key", "verdict", "told", "state", "kind"),
+    *("reason", "refused", "detail"),
+)
 
 
 @click.group("audit", cls=QuellGroup)
@@ -135,13 +141,13 @@ def verify(session: Session, *, key_file: Path | None, export_file: Path | None)
     With --key the signatures are checked by keys that whoever owns this machine cannot replace.
     """
 
-    def use(office: Office) -> int:
+    async def use(office: Office) -> int:
         keys = None if key_file is None else _keys(key_file)
         if export_file is None:
-            report = office.audit.verify(keys=keys)
+            report = await _watched(lambda watch: office.audit.verify(keys=keys, watch=watch))
         else:
-            with export_file.open(encoding="utf-8") as lines:
-                report = office.audit.verify_export(lines, keys=keys or [office.audit.public_key])
+            own = keys or [office.audit.public_key]
+            report = await _watched(lambda watch: _verify_export(office, export_file, keys=own, watch=watch))
         if session.is_json:
             put_document(
                 "audit_verified", is_ok=report.is_intact, report=report, findings=[str(f) for f in report.findings]
@@ -174,13 +180,14 @@ def verify(session: Session, *, key_file: Path | None, export_file: Path | None)
 def export(session: Session, *, run: str, change: str, out: Path | None) -> int:
     """Write JSON lines that prove themselves against the public key alone."""
 
-    def use(office: Office) -> int:
-        lines = office.audit.export(run=run, change=change)
+    async def use(office: Office) -> int:
+        def write(watch: Callable[[int], None]) -> int:
+            lines = office.audit.export(run=run, change=change, watch=watch)
+            return _write(out, lines, watch=watch)
+
+        count = await _watched(write)
         if out is None:
-            for line in lines:
-                sys.stdout.write(line.rstrip("\n") + "\n")
             return ExitCode.DONE
-        count = _write(out, lines)
         note(f"written: {out}")
         if session.is_json:
             put_document("audit_export", path=str(out), lines=count, public_key=office.audit.public_key)
@@ -215,12 +222,9 @@ def checkpoint(session: Session) -> int:
 
 
 def _verdict(report: AuditReport) -> str:
-    rest = report.records - report.signed
     facts = [
         f"{report.records} records, {report.checkpoints} checkpoints, {report.blobs} bodies ({report.blobs_expired} deleted after their time)",
-        f"signed up to record {report.signed}" + (f"; the {rest} after it rest on the chain alone" if rest > 0 else "")
-        if report.signed
-        else "not signed yet",
+        (f"signed up to record {report.signed}" if report.signed else "not signed yet") + _unsigned(report),
         f"anchored up to record {report.anchored}" if report.anchored else "not anchored",
     ]
     if report.is_intact:
@@ -234,12 +238,55 @@ def _verdict(report: AuditReport) -> str:
     )
 
 
-def _write(path: Path, lines: Iterator[str]) -> int:
+def _unsigned(report: AuditReport) -> str:
+    if report.unsigned == 0:
+        return ""
+    since = f", since {report.unsigned_since[:19]}Z," if report.unsigned_since else ""
+    return f"; {report.unsigned} records{since} rest on the chain alone: `quell audit checkpoint` signs them"
+
+
+class _StoppedError(Exception):
+    """A person stopped what a thread walks over."""
+
+
+async def _watched(work: Callable[[Callable[[int], None]], T]) -> T:
+    """Let a long walk go on in a thread: it tells a person how far it is, and Ctrl-C ends it between two records."""
+    import asyncio
+    import threading
+
+    stop, is_seen = threading.Event(), sys.stderr.isatty()
+
+    def watch(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        if is_seen and count and count % _TOLD_EVERY == 0:
+            sys.stderr.write(f"{count} records ...\r")
+
+    try:
+        return await asyncio.to_thread(work, watch)
+    except asyncio.CancelledError:
+        stop.set()
+        note("stopped; nothing was decided about what was not read")
+        raise
+
+
+def _verify_export(office: Office, path: Path, *, keys: list[str], watch: Callable[[int], None]) -> AuditReport:
+    def told(lines: Iterator[str]) -> Iterator[str]:
+        for count, line in enumerate(lines):
+            watch(count)
+            yield line
+
+    with path.open(encoding="utf-8") as file:
+        return office.audit.verify_export(told(file), keys=keys)
+
+
+def _write(path: Path | None, lines: Iterator[str], *, watch: Callable[[int], None]) -> int:
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(line.rstrip("\n") + "\n")
             count += 1
+            watch(count)
     return count
 
 

@@ -27,6 +27,8 @@ _WORDS = (
     "acts; people review the next day",
     "closes the loop",
 )
+_SAME = "the audit log adds up to the same"
+_RECORDS_MAX = 1_000_000
 
 
 class _Where(NamedTuple):
@@ -59,12 +61,14 @@ def _scope_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @autonomy_command.command("show", cls=QuellCommand)
 @click.argument("workflow", metavar="[WORKFLOW]", default="")
 @click.option("--records", is_flag=True, help="Also every record that the levels follow from.")
+@click.option("--audited", is_flag=True, help="Also compute every level again from the audit log alone.")
 @tenant_option
 @click.pass_obj
-def show_autonomy(session: Session, workflow: str, *, records: bool, tenant: str) -> int:
+def show_autonomy(session: Session, workflow: str, *, records: bool, audited: bool, tenant: str) -> int:
     """Show the levels of every workflow version, the evidence, and what the next level still needs.
 
-    WORKFLOW is the digest of a workflow version, or a beginning of it.
+    WORKFLOW is the digest of a workflow version, or a beginning of it. With --audited: exit 1 when a level, or the
+    evidence for it, is not what the audit log adds up to.
     """
 
     def use(office: Office) -> int:
@@ -79,15 +83,20 @@ def show_autonomy(session: Session, workflow: str, *, records: bool, tenant: str
                 (office.autonomy.show(connection, scope), office.autonomy.records(connection, scope) if records else ())
                 for scope in scopes
             ]
+        again = _again(office, [view for view, _ in found]) if audited else {}
+        is_same = all(said == _SAME for said in again.values())
         if session.is_json:
-            told = [{"view": view, "level": int(view.standing.level), "records": kept} for view, kept in found]
-            put_document("autonomy", scopes=told)
-            return ExitCode.DONE
-        put_text("\n\n".join(_shown(view, kept) for view, kept in found)) if found else None
+            told = [
+                {"view": view, "level": int(view.standing.level), "records": kept, "audited": again.get(view.scope)}
+                for view, kept in found
+            ]
+            put_document("autonomy", is_ok=is_same, scopes=told)
+            return ExitCode.DONE if is_same else ExitCode.BAD
+        put_text("\n\n".join(_shown(view, kept, again.get(view.scope, "")) for view, kept in found)) if found else None
         if not found:
             note_none("workflow version with a record" if not workflow else "such workflow version", office.settings)
             note("without any, a workflow begins at level 2: it acts when each act is approved")
-        return ExitCode.DONE
+        return ExitCode.DONE if is_same else ExitCode.BAD
 
     return session.with_office(use)
 
@@ -123,7 +132,8 @@ def _move(session: Session, where: _Where, *, level: int, reason: str, way: Lite
             scope = _scope(office, where, by=by)
             if way == "promote":
                 office.approvals.break_glass.check_reviewed(connection, tenant=by.tenant)
-                step = office.autonomy.promote(connection, scope, to=to, by=by, owners=(), reason=reason)
+                owners = office.settings.governance.owners
+                step = office.autonomy.promote(connection, scope, to=to, by=by, owners=owners, reason=reason)
             else:
                 step = office.autonomy.demote(connection, scope, to=to, by=by, reason=reason)
             body = {**_body(scope), "to": level, "level": int(step.after.level), "record": step.record.seq}
@@ -170,12 +180,37 @@ def _level(level: Level) -> str:
     return f"level {int(level)}, {_WORDS[level]}"
 
 
-def _shown(view: AutonomyView, records: tuple[AutonomyRecord, ...]) -> str:
+def _again(office: Office, views: list[AutonomyView]) -> dict[AutonomyScope, str]:
+    """Compute levels again from the audit log alone, and say how they compare."""
+    from dataclasses import replace
+
+    from quell.domain import AuditKind, JournalError
+    from quell.governance import Autonomy
+
+    newest = office.audit.newest(kinds=(AuditKind.AUTONOMY,), items_max=_RECORDS_MAX)
+    kept = Autonomy.audited(reversed(newest))
+    found = {}
+    for view in views:
+        try:
+            standing = Autonomy.recompute(kept.get(view.scope, ()))
+        except JournalError as error:
+            found[view.scope] = f"it cannot be computed from there: {error}"
+            continue
+        # Words of people may hold a secret, which the log does not keep.
+        is_same = replace(standing, why="") == replace(view.standing, why="")
+        found[view.scope] = (
+            _SAME if is_same else f"{_level(standing.level)}, by {standing.seq} records: not what is here"
+        )
+    return found
+
+
+def _shown(view: AutonomyView, records: tuple[AutonomyRecord, ...], audited: str) -> str:
     scope, standing = view.scope, view.standing
     lines = [
         f"{scope.workflow_digest}  {scope.action_class} in {scope.environment}",
         f"  level:   {_level(standing.level)}",
         f"  why:     {standing.why}",
+        *([f"  audit:   {audited}"] if audited else []),
         f"  live:    {standing.live.successes} agreed successes, {standing.live.failures} failures"
         + (f"; {standing.unagreed} successes wait for a person's word" if standing.unagreed else ""),
     ]

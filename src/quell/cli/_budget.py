@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import click
 
 from quell.cli._exit import ExitCode
-from quell.cli._output import put_document, put_table
+from quell.cli._output import note, put_document, put_table
 from quell.cli._person import person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
@@ -15,6 +16,7 @@ from quell.cli._values import length_text
 
 if TYPE_CHECKING:
     from quell.app import Office
+    from quell.config import CapSettings
     from quell.domain import Balance, BudgetKind
 
 _WORDS = {
@@ -32,27 +34,40 @@ def budget_command() -> None:
 
 @budget_command.command("show", cls=QuellCommand)
 @click.argument("run_id", metavar="RUN")
+@click.option("--agent", default="", metavar="NAME", help="Also the caps that count by agent: those of this one.")
+@click.option("--feature", default="", metavar="NAME", help="Also the caps that count by feature: those of this one.")
 @tenant_option
 @click.pass_obj
-def show_budget(session: Session, run_id: str, *, tenant: str) -> int:
+def show_budget(session: Session, run_id: str, *, agent: str, feature: str, tenant: str) -> int:
     """Show what a run, and its tenant today, have spent of what they may. Exit 6 when a cap is reached."""
 
     async def use(office: Office) -> int:
         from quell.domain import BudgetScope, Spender
 
         by, run = person_of(session, office, tenant=tenant), await office.runs.get(run_id)
+        spender = Spender(run=run.id, tenant=by.tenant, agent=agent, feature=feature)
         with office.runs.database.reading() as connection:
-            balances = office.budgets.balances(connection, Spender(run=run.id, tenant=by.tenant))
-        found = sorted(balances, key=lambda each: BudgetScope.RUN not in each.cap.per)
+            balances = office.budgets.balances(connection, spender)
+        # An account of no agent is not that of the agent who works: what stands in it would look like room.
+        unnamed = {scope for scope, name in ((BudgetScope.AGENT, agent), (BudgetScope.FEATURE, feature)) if not name}
+        told = [each for each in balances if unnamed.isdisjoint((*each.cap.per, *dict(each.cap.only)))]
+        if hidden := sum(_counts_by(each, unnamed) for each in office.settings.cap):
+            note(f"caps that count by agent or feature are not shown ({hidden}): name one with --agent or --feature")
+        found = sorted(told, key=lambda each: BudgetScope.RUN not in each.cap.per)
         is_reached = any(_is_reached(each) for each in found)
         if session.is_json:
-            told = [{**_as_json(each), "is_reached": _is_reached(each)} for each in found]
-            put_document("budget", run=run.id, balances=told, is_reached=is_reached)
+            rows = [{**_as_json(each), "is_reached": _is_reached(each)} for each in found]
+            put_document("budget", run=run.id, balances=rows, is_reached=is_reached)
         else:
             put_table(("ACCOUNT", "WHAT", "SPENT", "IN FLIGHT", "CAP", "LEFT"), [_row(each) for each in found])
         return ExitCode.LIMIT if is_reached else ExitCode.DONE
 
     return session.with_office(use)
+
+
+def _counts_by(cap: CapSettings, scopes: Container[str]) -> bool:
+    globs = (("agent", cap.agent), ("feature", cap.feature))
+    return any(name in scopes and (name in cap.per or glob != "*") for name, glob in globs)
 
 
 def _row(balance: Balance) -> tuple[str, ...]:

@@ -1,19 +1,24 @@
-"""What `quell doctor` checks of authority: keys, anchor, secrets, policies, emergencies, sandboxes, and tools that changed."""
+"""What `quell doctor` checks of authority: keys, log, anchor, secrets, policies, emergencies, sandboxes, pins, tools."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quell.cli._check import Check
+from quell.cli._doctor_effects import effects
 
 if TYPE_CHECKING:
     from quell.app import Office, Toolset
     from quell.config import Settings
 
 _SERVER_S = 20.0
+_PIN_RECORDS_MAX = 100_000
+_UNSIGNED = timedelta(minutes=10)
+"""A server signs every minute: what is older shows that none does."""
 _KEYS = (
     ("audit key", "audit.key", "the audit log is signed with it"),
     ("votes key", "votes.key", "votes are signed with it"),
@@ -24,8 +29,8 @@ _KEYS = (
 async def authority_checks(office: Office, toolset: Toolset) -> list[Check]:
     """Look at everything that authority rests on."""
     settings = office.settings
-    checks = [*_keys(settings), *await _anchors(office), _secrets(office), _policy(toolset), _emergencies(office)]
-    checks.append(_sandbox(settings))
+    checks = [*_keys(settings), _signed(office), *await _anchors(office), _secrets(office), _policy(toolset)]
+    checks += [_emergencies(office), _sandbox(settings), _pins(office, toolset), effects(office)]
     return checks + [await _tools(office, toolset, name) for name in settings.mcp.servers]
 
 
@@ -44,7 +49,46 @@ def _keys(settings: Settings) -> list[Check]:
             found.append(Check(name=name, status="bad", detail=f"{path} can be read by others", hint=hint))
         else:
             found.append(Check(name=name, status="ok", detail=f"{path} is readable by its owner only"))
-    return found
+    return [*found, *_replaced(settings)]
+
+
+def _replaced(settings: Settings) -> list[Check]:
+    """Tell of a key of the log that went away and was made anew: nobody else would notice."""
+    path = settings.state_dir / "audit" / "audit.pub"
+    try:
+        keys = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except OSError:
+        return []
+    if len(keys) < 2:
+        return []
+    detail = f"the key that signs the audit log is number {len(keys)}: an earlier one was lost or taken away"
+    hint = (
+        f"if nobody knows why, find out who could write {path.parent}; older signatures are checked by the older keys"
+    )
+    return [Check(name="audit key", status="warn", detail=detail, hint=hint)]
+
+
+def _signed(office: Office) -> Check:
+    """Tell of records that no signature covers: who writes the database could rewrite exactly those."""
+    from quell.domain import AuditKind, JournalError
+
+    audit, name = office.audit, "audit log"
+    try:
+        newest = audit.newest(items_max=1)
+        signed = max((each.number for each in audit.newest(kinds=[AuditKind.CHECKPOINT], items_max=1)), default=0)
+        rest = newest[0].number - signed if newest else 0
+        if not rest:
+            detail = "every record is signed" if newest else "no record yet"
+            return Check(name=name, status="ok", detail=detail)
+        (oldest,) = audit.records(after=signed, last=signed + 1)
+    except (JournalError, ValueError) as error:
+        hint = "`quell audit verify` names the place"
+        return Check(name=name, status="bad", detail=f"a record cannot be read: {error}", hint=hint)
+    detail = f"{rest} records since {oldest.at[:19]}Z are not signed: they rest on the chain alone"
+    if office.clock() - datetime.fromisoformat(oldest.at) < _UNSIGNED:
+        return Check(name=name, status="ok", detail=detail)
+    hint = "`quell audit checkpoint` signs them; `quell serve` does so every minute"
+    return Check(name=name, status="warn", detail=detail, hint=hint)
 
 
 async def _anchors(office: Office) -> list[Check]:
@@ -129,7 +173,9 @@ def _emergencies(office: Office) -> Check:
         detail = f"{len(late)} past the time of review: {names}{' and more' * (len(late) > 5)}; nothing is promoted"
         hint = "somebody else, with the role admin or auditor: `quell break-glass review ID --review ...`"
         return Check(name="break-glass", status="warn", detail=detail, hint=hint)
-    detail = f"{waiting} wait for review, none past its time" if waiting else "nothing waits for review"
+    detail = "nothing waits for review"
+    if waiting:
+        detail = f"{waiting} wait for review, none past its time; `quell break-glass list` shows them"
     return Check(name="break-glass", status="ok", detail=detail)
 
 
@@ -146,6 +192,9 @@ def _sandbox(settings: Settings) -> Check:
     needing = [name for name, each in piped.items() if each.sandbox == "required"]
     loose = [name for name, each in piped.items() if each.sandbox == "best_effort"]
     detail = ", ".join(has)
+    if machine.bubblewrap and not machine.landlock and piped:
+        hint = "the second layer is missing: boot a kernel with Landlock (5.13 or later, `lsm=` names landlock)"
+        return Check(name="sandbox", status="warn", detail=detail, hint=hint)
     if machine.bubblewrap:
         return Check(name="sandbox", status="ok", detail=detail)
     hint = "install bubblewrap and allow user namespaces"
@@ -153,6 +202,17 @@ def _sandbox(settings: Settings) -> Check:
         return Check(name="sandbox", status="bad", detail=f"{detail}; {', '.join(needing)} will not start", hint=hint)
     told = f"; {', '.join(loose)} would run with less around it" if loose else ""
     return Check(name="sandbox", status="warn", detail=detail + told, hint=hint)
+
+
+def _pins(office: Office, toolset: Toolset) -> Check:
+    """Tell of rows that look like pins and do not carry the seal of what a person accepted."""
+    with office.runs.database.reading() as connection:
+        pinned, broken = toolset.pins.listed(connection), toolset.pins.broken(connection)
+    if not broken:
+        return Check(name="pins", status="ok", detail=f"{len(pinned)} are as people left them, by their seals")
+    detail = f"not what people accepted, and not served: {', '.join(broken)}"
+    hint = "somebody wrote to the database, or the key of votes is gone: look, then `quell tool pin SERVER NAME`"
+    return Check(name="pins", status="bad", detail=detail, hint=hint)
 
 
 async def _tools(office: Office, toolset: Toolset, server: str) -> Check:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from quell.cli._output import painted, put_record
 from quell.cli._session import Session
-from quell.domain import Event
-from quell.telemetry import EVENTS, printable
+from quell.domain import Event, printable
+from quell.telemetry import EVENTS
 
 if TYPE_CHECKING:
     from quell.app import App

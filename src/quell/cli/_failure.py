@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from click import ClickException
@@ -13,8 +14,8 @@ from click.exceptions import Abort, NoArgsIsHelpError, NoSuchCommand, NoSuchOpti
 
 from quell.cli._exit import DeadlineError, ExitCode
 from quell.cli._session import Session
-from quell.domain import ConfigError, Problem, QuellError, new_id
-from quell.telemetry import event, open_telemetry, printable
+from quell.domain import ConfigError, Problem, QuellError, new_id, printable, printable_json
+from quell.telemetry import event, open_telemetry
 
 _CAUSES_MAX = 3
 
@@ -35,20 +36,21 @@ def tell_failure(error: BaseException, session: Session) -> int:
     if isinstance(error, Abort):
         tell_interrupted(session)
         return ExitCode.INTERRUPTED
-    told = _told(error)
+    clean = _clean_of(session)
+    told = _cleaned(_told(error), clean)
     try:
         if told.exit is ExitCode.BUG:
             told = _reported(told, session)
-        _log(error, told, session)
+        _log(error, told, session, clean=clean)
     except Exception as failure:  # noqa: BLE001 - a report that cannot be kept must not hide the error it is about
-        told = replace(told, hint=f"`--debug` shows where; it could not be logged: {failure}")
+        told = replace(told, hint=f"`--debug` shows where; it could not be logged: {clean(str(failure))}")
     if session.is_debug:
-        traceback.print_exception(error)
+        sys.stderr.write(clean("".join(traceback.format_exception(error))))
     if session.is_json:
-        sys.stderr.write(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False) + "\n")
+        sys.stderr.write(_document(told))
         return told.exit
     if isinstance(error, NoArgsIsHelpError):
-        sys.stderr.write(f"{error.message}\n\n")
+        sys.stderr.write(f"{clean(error.message)}\n\n")
     lines = [f"error: {told.message}"]
     for problem in told.problems:
         lines.append(f"  {problem.path + ' ' if problem.path else ''}({problem.source}): {problem.reason}")
@@ -59,18 +61,35 @@ def tell_failure(error: BaseException, session: Session) -> int:
     return told.exit
 
 
+def _clean_of(session: Session) -> Callable[[str], str]:
+    """Return what takes secrets out of what an error says: a library may quote whatever it was given."""
+    from quell.audit import Redactor
+
+    return Redactor.of(session.known_settings, environment=session.env).text
+
+
+def _cleaned(told: _Told, clean: Callable[[str], str]) -> _Told:
+    problems = tuple(replace(each, reason=clean(each.reason), hint=clean(each.hint)) for each in told.problems)
+    causes = tuple(map(clean, told.causes))
+    return replace(told, message=clean(told.message), hint=clean(told.hint), causes=causes, problems=problems)
+
+
 def tell_interrupted(session: Session) -> None:
     """Say that the command was interrupted, and what became of its work."""
     message = "interrupted"
     try:
         if session.is_json:
             told = _Told(kind="Interrupted", message=message, hint=session.note, exit=ExitCode.INTERRUPTED)
-            sys.stderr.write(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False) + "\n")
+            sys.stderr.write(_document(told))
         else:
             sys.stderr.write(f"error: {message}\n" + (f"hint: {printable(session.note)}\n" if session.note else ""))
         sys.stderr.flush()
     except OSError:
         return
+
+
+def _document(told: _Told) -> str:
+    return printable_json(json.dumps({"ok": False, "error": _as_json(told)}, ensure_ascii=False)) + "\n"
 
 
 def _told(error: BaseException) -> _Told:
@@ -155,7 +174,7 @@ def _reported(told: _Told, session: Session) -> _Told:
     return replace(told, report=report, hint=f"report {report}; {where}")
 
 
-def _log(error: BaseException, told: _Told, session: Session) -> None:
+def _log(error: BaseException, told: _Told, session: Session, *, clean: Callable[[str], str]) -> None:
     """Put the traceback into the log file of the state directory, if there is one."""
     settings = session.known_settings
     if settings is None or not (settings.state_dir.is_dir() or told.exit is ExitCode.BUG):
@@ -166,7 +185,14 @@ def _log(error: BaseException, told: _Told, session: Session) -> None:
     stack = "".join(traceback.format_exception(error))
     quietly = replace(settings, telemetry=replace(settings.telemetry, enabled=False))
     opened = open_telemetry(
-        quietly, role="command", service_version=__version__, instance="cli", clock=system_clock, env={}, console="off"
+        quietly,
+        role="command",
+        service_version=__version__,
+        instance="cli",
+        clock=system_clock,
+        env={},
+        console="off",
+        clean=clean,
     )
     try:
         if told.exit is ExitCode.BUG:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from quell.domain import ApiKey
 
 
+_ROLES = frozenset({"viewer", "operator", "approver", "admin", "auditor", "break-glass"})
+
+
 @click.group("key", cls=QuellGroup)
 def key_command() -> None:
     """Make, list and revoke API keys."""
@@ -90,6 +93,8 @@ def new_key(
             put_text(secret.reveal())
             note(f"{key.id} stands for {key.user} ({', '.join(key.roles)}) until {clock_time(key.expires_at)}")
             note("keep the text above now: it is not kept here and cannot be shown again")
+        for role in set(roles) - _ROLES:
+            note(f"{role!r} is no role of Quell's own: only a policy of yours that names it gives it anything")
         if not office.settings.identity.api_keys:
             note("keys are not believed yet: set identity.api_keys = true")
         note(f"use: Authorization: Bearer qk_..., or {API_KEY_VARIABLE} at the command line")

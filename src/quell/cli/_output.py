@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,29 +14,24 @@ if TYPE_CHECKING:
 
 _GAP = "  "
 _WIDTH_DEFAULT, _WIDTH_MIN, _WIDTH_MAX = 100, 60, 140
-_HIDDEN = re.compile(
-    "[\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
-)
 _COLOURS: Mapping[str, str] = {"red": "31;1", "green": "32", "yellow": "33", "cyan": "36", "dim": "2", "bold": "1"}
 
 
 def put_document(kind: str, *, is_ok: bool = True, **fields: object) -> None:
     """Write one JSON document to stdout."""
+    from quell.domain import printable_json
+
     document = {"kind": kind, "ok": is_ok} | plain(fields)
-    sys.stdout.write(_shown(json.dumps(document, ensure_ascii=False, indent=2)) + "\n")
+    sys.stdout.write(printable_json(json.dumps(document, ensure_ascii=False, indent=2)) + "\n")
 
 
 def put_record(kind: str, **fields: object) -> None:
     """Write one line of a stream of JSON documents to stdout, at once."""
+    from quell.domain import printable_json
+
     document = {"kind": kind, "ok": True} | plain(fields)
-    sys.stdout.write(_shown(json.dumps(document, ensure_ascii=False, separators=(",", ":"))) + "\n")
+    sys.stdout.write(printable_json(json.dumps(document, ensure_ascii=False, separators=(",", ":"))) + "\n")
     sys.stdout.flush()
-
-
-def _shown(document: str) -> str:
-    """Escape what would hide itself or turn the direction of text on a screen; for a program it stays the same."""
-    return document if document.isascii() else _HIDDEN.sub(lambda found: json.dumps(found.group())[1:-1], document)
 
 
 def plain(fields: Mapping[str, object]) -> dict[str, object]:
@@ -51,14 +45,14 @@ def plain(fields: Mapping[str, object]) -> dict[str, object]:
 
 def put_text(text: str) -> None:
     """Write text to stdout; control characters other than line ends become visible."""
-    from quell.telemetry import printable
+    from quell.domain import printable
 
     sys.stdout.write("\n".join(printable(line) for line in text.rstrip("\n").split("\n")) + "\n")
 
 
 def put_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write aligned columns to stdout; on a terminal the last one is cut at its width, elsewhere nothing is."""
-    from quell.telemetry import printable
+    from quell.domain import printable
 
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
@@ -77,7 +71,7 @@ def text_width() -> int:
 
 def note(text: str) -> None:
     """Write a remark for people to stderr."""
-    from quell.telemetry import printable
+    from quell.domain import printable
 
     sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()

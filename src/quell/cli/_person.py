@@ -56,12 +56,21 @@ def one_of(beginning: str, names: Iterable[str], *, what: str, hint: str) -> str
     raise UsageError(f"there is no {what} {beginning!r}", hint=hint)
 
 
-def confirmed(session: Session, question: str, *, word: str) -> bool:
+async def confirmed(session: Session, question: str, *, word: str) -> bool:
     """Ask a person to type a word; where nobody can be asked, or JSON is wanted, nobody has."""
     if session.is_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    from quell.telemetry import printable
+    import asyncio
+
+    from quell.domain import printable
 
     sys.stderr.write(f"{printable(question)}\nType {printable(word)} to go on: ")
     sys.stderr.flush()
+    # Waited for in the loop: it is where Ctrl-C is heard, and a read that blocks it would go on for ever.
+    loop, is_there = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin, is_there.set)
+    try:
+        await is_there.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
     return sys.stdin.readline().strip() == word

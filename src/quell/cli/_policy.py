@@ -117,8 +117,15 @@ def test(session: Session, table: Path, files: tuple[str, ...], *, pack: str | N
     """Decide every case of a TOML table and say which came out otherwise than it says. Exit 1 if any did."""
     text = table.read_text(encoding="utf-8")
 
-    async def use(_office: Office, toolset: Toolset) -> int:
-        report = _loaded(toolset, files, pack).run_table(text, source=str(table))
+    async def use(office: Office, toolset: Toolset) -> int:
+        from quell.cli._person import person_of
+        from quell.domain import ConfigError
+
+        try:
+            report = _loaded(toolset, files, pack).run_table(text, source=str(table))
+        except ConfigError as error:
+            office.refused(person_of(session, office), verb="policy.test", about=str(table), error=error)
+            raise
         wrong = report.mismatches
         if session.is_json:
             put_document("policy_test", is_ok=not wrong, cases=report.cases, mismatches=wrong)
@@ -247,10 +254,12 @@ def _put_explanation(
         ("verdict", f"{verdict.decision}: {verdict.reason}"),
         ("by", ", ".join(verdict.policies) or "no policy"),
         ("people", f"{verdict.quorum} of {', '.join(verdict.approver_roles)}" if verdict.quorum else ""),
-        ("watched", f"would be denied by {', '.join(verdict.would_deny)}" if verdict.would_deny else ""),
+        ("watched", f"would be held up by {', '.join(verdict.would_deny)}" if verdict.would_deny else ""),
         ("it was", f"{record.verdict.decision}: {record.verdict.reason} (audit record {number})" if number else ""),
     ]
     put_text("\n".join(f"{name + ':':10} {office.approvals.visible(text)}" for name, text in rows if text))
+    if verdict.decision == "deny" and not number and not principal.roles:
+        note("nobody without a role may do anything: --role operator asks for somebody who has one")
     shown = [each for each in told.rulings if every or each.says != "does not apply"]
     for each in shown:
         put_text(f"\n{each.policy} of {each.source} ({each.effect}) {each.says}")

@@ -11,7 +11,7 @@ from quell.cli._events import body_of
 from quell.cli._output import painted, wants_colour
 from quell.cli._session import Session
 from quell.cli._values import length_text
-from quell.telemetry import printable
+from quell.domain import printable
 
 if TYPE_CHECKING:
     from rich.status import Status

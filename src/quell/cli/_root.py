@@ -37,7 +37,9 @@ COMMANDS: Mapping[str, Entry] = {
     "incident": Entry(module="quell.cli._incident", section="Look", text="List, show and close incidents."),
     "run": Entry(module="quell.cli._run", section="Look", text="List, show, resume and cancel durable runs."),
     "approval": Entry(
-        module="quell.cli._approval", section="Decide", text="List, show, approve and reject what waits for people."
+        module="quell.cli._approval",
+        section="Decide",
+        text="List, show, approve, reject and edit what waits for people.",
     ),
     "switch": Entry(
         module="quell.cli._switch", section="Decide", text="Stop what acts: kill, freeze, lift, and what is in force."

@@ -94,26 +94,47 @@ class Session:
         settings = self.settings()
         import os
 
+        from quell import __version__
         from quell.app import Office
+        from quell.audit import Redactor
         from quell.cli._loop import run_until_done
         from quell.config import version_of
         from quell.runs import Runs, system_clock
+        from quell.telemetry import open_telemetry
+
+        redactor = Redactor.of(settings, environment=self.env)
 
         async def use() -> int:
-            runs = await Runs.open(
-                settings.journal,
-                state_dir=settings.state_dir,
+            # Without it, what libraries warn of would go to stderr as it is, secrets included.
+            telling = open_telemetry(
+                settings,
+                role="command",
+                service_version=__version__,
+                instance=f"{os.uname().nodename}-{os.getpid()}",
                 clock=system_clock,
-                entropy=os.urandom,
-                version=version_of(settings),
+                env=self.env,
+                clean=redactor.text,
             )
             try:
-                office = await Office.open(runs, settings, clock=system_clock, entropy=os.urandom, env=self.env)
+                runs = await Runs.open(
+                    settings.journal,
+                    state_dir=settings.state_dir,
+                    clock=system_clock,
+                    entropy=os.urandom,
+                    version=version_of(settings),
+                    clean=redactor.text,
+                )
                 try:
-                    return await work(office)
+                    office = await Office.open(
+                        runs, settings, clock=system_clock, entropy=os.urandom, env=self.env, redactor=redactor
+                    )
+                    try:
+                        return await work(office)
+                    finally:
+                        await office.close()
                 finally:
-                    await office.close()
+                    await runs.close()
             finally:
-                await runs.close()
+                await telling.close()
 
         return run_until_done(use)

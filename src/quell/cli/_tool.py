@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -127,18 +128,28 @@ def diff(session: Session, server: str) -> int:
 @click.option(
     "--digest", default="", metavar="D", help="Accept it only if its digest begins so, such as one you reviewed."
 )
+@click.option(
+    "--from",
+    "declared",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of SERVER `client`: the JSON list of tools that a chat client declares.",
+)
 @click.pass_obj
-def pin_tool(session: Session, server: str, name: str, *, yes: bool, digest: str) -> int:
+def pin_tool(session: Session, server: str, name: str, *, yes: bool, digest: str, declared: Path | None) -> int:
     """Show what a server offers under a name, and accept exactly that. Any later change of it is refused.
 
     Without --yes a person at a terminal types the name; elsewhere nothing is accepted.
     """
+    text = None if declared is None else declared.read_text(encoding="utf-8", errors="replace")
 
     async def use(office: Office, toolset: Toolset) -> int:
         from quell.domain import AuditKind, RefusedError
 
         by = person_of(session, office)
-        offer = await _offered(office, toolset, server, name)
+        if text is None:
+            offer = await _offered(office, toolset, server, name)
+        else:
+            offer = _declared(toolset, server, name, text=text)
         terms = toolset.terms_of(offer)
         with office.runs.database.reading() as connection:
             old = toolset.pins.find(connection, server, name)
@@ -154,7 +165,7 @@ def pin_tool(session: Session, server: str, name: str, *, yes: bool, digest: str
         if verdict == "pinned" and old is not None and old.terms == terms:
             _put_pinned(session, old, change="none")
             return ExitCode.DONE
-        if not yes and not confirmed(session, f"Accept {name} of {server} as {terms.tool_class}?", word=name):
+        if not yes and not await confirmed(session, f"Accept {name} of {server} as {terms.tool_class}?", word=name):
             raise RefusedError("nothing was pinned", hint="read what is shown above, then type the name, or give --yes")
         with office.changing(by, verb="tool.pin", about=f"{server}/{name}") as connection:
             pin = toolset.pins.accept(connection, offer, terms, by=by)
@@ -196,7 +207,7 @@ def unpin_tool(session: Session, server: str, name: str) -> int:
             put_document("tool_unpinned", server=server, tool=name)
         else:
             put_text(f"{name} of {server} is pinned no more")
-        note("a server that runs takes it at its next reload")
+        note("a server that runs takes it at its next call")
         return ExitCode.DONE
 
     return session.with_toolset(use)
@@ -212,6 +223,7 @@ def _put_question(office: Office, toolset: Toolset, offer: Offer, terms: ToolTer
         ("recovery", terms.recovery.value),
         ("acts on", acts_on),
         ("undone by", terms.revert or "nothing"),
+        ("dry run", terms.dry_run or "none"),
         ("pinned", f"{clock_time(old.pinned_at)} by {old.pinned_by} as {old.digest}" if old else "never"),
     ]
     put_text(f"TOOL {office.approvals.visible(offer.original)}")
@@ -230,7 +242,7 @@ def _put_pinned(session: Session, pin: ToolPin, *, change: str) -> None:
         told = "is pinned already" if change == "none" else "is pinned"
         put_text(f"\n{pin.original} of {pin.server} {told} as {pin.terms.tool_class}: {pin.digest}")
     if change != "none":
-        note("a server that runs takes it at its next reload")
+        note("a server that runs takes it at its next call")
 
 
 async def _offered(office: Office, toolset: Toolset, server: str, name: str) -> Offer:
@@ -240,6 +252,16 @@ async def _offered(office: Office, toolset: Toolset, server: str, name: str) -> 
     if name not in offers:
         known = ", ".join(sorted(map(office.approvals.visible, offers))) or "nothing"
         raise UsageError(f"{server} offers no tool {name!r}", hint=f"it offers: {known}")
+    return offers[name]
+
+
+def _declared(toolset: Toolset, server: str, name: str, *, text: str) -> Offer:
+    from quell.domain import UsageError
+
+    offers = {offer.original: offer for offer in toolset.registry.Seat(text).offers if offer.server == server}
+    if name not in offers:
+        known = ", ".join(sorted(offers)) or "nothing of that server: write `client`"
+        raise UsageError(f"{name!r} of {server!r} is not declared there", hint=f"there is {known!a}")
     return offers[name]
 
 
@@ -294,6 +316,7 @@ def _facts(tool: Tool, pin: ToolPin | None) -> list[tuple[str, str]]:
         ("reaches", resource.destination),
         ("probe", tool.probe),
         ("undone by", tool.revert),
+        ("dry run", tool.dry_run),
         ("timeout", f"{tool.timeout_s:g} s"),
         ("pin", tool.pin),
         ("pinned", f"{clock_time(pin.pinned_at)} by {pin.pinned_by}" if pin else ""),

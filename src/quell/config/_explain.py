@@ -16,6 +16,9 @@ from quell.config._settings import Secret, Settings
 from quell.domain import UsageError
 
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_URL_KEY = re.compile(
+    r"([?&](?:[^\s=&#]{0,64}[_.-])?(?:api)?(?:key|token|secret|sig|signature)=)[^\s&#]+", re.IGNORECASE
+)
 _VERSION_DIGITS = 16
 
 
@@ -131,7 +134,9 @@ def _shown(value: object) -> object:
         return list(value)
     if isinstance(value, Mapping):
         return {name: _shown(item) for name, item in value.items()}
-    return _URL_PASSWORD.sub(r"\1:(hidden)@", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return _URL_KEY.sub(r"\1(hidden)", _URL_PASSWORD.sub(r"\1:(hidden)@", value))
 
 
 def _schema_of(key: Key) -> Mapping[str, object]:

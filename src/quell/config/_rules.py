@@ -14,7 +14,8 @@ from quell.domain import Problem
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(?:[./][A-Za-z0-9_-]+)*(?<!\.lock)")
 _SERVER_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-
+_CLIENT = "client"
+"""Stands for the tools that chat clients bring along; no server may have its name."""
 _SCOPES = ("run", "agent", "feature", "tenant", "day")
 
 Where = Callable[[str], str]
@@ -208,6 +209,9 @@ def _mcp_server_rules(name: str, server: Toml, *, where: Where) -> Iterator[Prob
     if not _SERVER_NAME.fullmatch(name):
         reason = "a server's name is 1 to 32 lower-case letters, digits and `-`"
         yield Problem(path=path, reason=reason, hint="it qualifies the names of its tools", source=where(path))
+    if name == _CLIENT:
+        reason = "`client` stands for the tools that chat clients bring along"
+        yield Problem(path=path, reason=reason, hint="give the server another name", source=where(path))
     if not isinstance(server, dict):
         return
     transport = server.get("transport")
@@ -230,7 +234,7 @@ def _tool_rules(tools: Toml, *, servers: Mapping[str, Toml], where: Where) -> It
             continue
         path = f"tool.{index}"
         server, name = tool.get("server"), tool.get("name")
-        if isinstance(server, str) and server not in servers:
+        if isinstance(server, str) and server not in servers and server != _CLIENT:
             hint = f"the servers are: {', '.join(servers)}" if servers else "add it under [mcp.servers.NAME]"
             yield Problem(path=f"{path}.server", reason=f"there is no server {server!r}", hint=hint, source=where(path))
         if first.setdefault((server, name), index) != index:
@@ -243,6 +247,9 @@ def _term_rules(tool: Mapping[str, Toml], path: str, *, where: Where) -> Iterato
     if tool.get("recovery") == "probeable" and not tool.get("probe"):
         reason = "a probeable tool needs `probe`"
         yield Problem(path=f"{path}.probe", reason=reason, hint="name the read tool that tells", source=where(path))
+    if tool.get("dry_run") and tool.get("effect") in {"read", "egress"}:
+        reason = "a read changes nothing that a dry run could tell"
+        yield Problem(path=f"{path}.dry_run", reason=reason, hint="leave it out", source=where(path))
     if tool.get("destination") and tool.get("effect") == "read":
         reason = "a read whose arguments name a destination is egress"
         yield Problem(path=f"{path}.effect", reason=reason, hint='write effect = "egress"', source=where(path))

@@ -130,7 +130,7 @@ class JournalSettings:
     lease_s: float = 10.0
     """A process that has not renewed its lease for this long is dead, and its runs are taken over."""
     retention_days: float = 30.0
-    """Finished runs older than this are deleted."""
+    """Finished runs and ended requests for approval older than this are deleted, with what hangs on them."""
     attempts_max: int = 10
     """A run that was started or recovered this often without ending is failed."""
 
@@ -229,6 +229,8 @@ class GovernanceSettings:
     """Cedar files of your own, beside the pack."""
     watched_policies: tuple[str, ...] = ()
     """Cedar files in log-only mode: what they would have refused is told, and nothing is refused."""
+    owners: tuple[str, ...] = ()
+    """People who own the agents here: they confirm a promotion too, and it needs the word of somebody else."""
     services: int = 0
     """How many services there are in production: of them a call touches a share. 0: not known; only `copilot` does without."""
     approval_minutes: float = 15.0
@@ -464,8 +466,16 @@ class ToolSettings:
     """Read tool that tells, given the same arguments, whether a probeable effect happened."""
     revert: str = ""
     """Tool that undoes it."""
+    dry_run: str = ""
+    """Read tool of the same server that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     """Deadline of one call."""
+    answers: Literal["anything", "json"] = "anything"
+    """`json`: an answer that is no JSON is suspicious, such as the page of a login."""
+    as_of: str = ""
+    """JSON pointer to the time of the data in a structured answer, such as `/observed_at`."""
+    fresh_for_s: float = 0.0
+    """Age from which that data is stale, and no evidence, as is an answer that does not tell it; 0: nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,8 @@ from datetime import datetime
 
 from quell.diagnosis._blame import Ledger
 from quell.diagnosis._scene import Scene, earliest
-from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS, WEIGHTS, WORDING_MAX, Family
-from quell.domain import Category, Citation, Subject
+from quell.domain import Category, Citation, Subject, one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,9 @@ class Candidate:
             self.contributions.remove(old)
         cited = tuple(dict.fromkeys(ids))[: THRESHOLDS.citations_max]
         self.contributions.append(
-            Contribution(name=name, strength=strength, ids=cited, says=visible(says) or WEIGHTS[name].meaning)
+            Contribution(
+                name=name, strength=strength, ids=cited, says=one_line(says, chars_max=300) or WEIGHTS[name].meaning
+            )
         )
         return self
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from quell.diagnosis._vocabulary import visible
-from quell.domain import Category, Diagnosis, Outcome
+from quell.domain import Category, Diagnosis, Outcome, one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,5 +188,5 @@ def next_steps(diagnosis: Diagnosis) -> tuple[str, ...]:
     if finding.outcome is not Outcome.CAUSE_FOUND or finding.category is None or finding.subject is None:
         hints = tuple(f"Check first: {h.statement}" for h in diagnosis.hypotheses[:2])
         return (*hints, *_INCONCLUSIVE)
-    name = visible(finding.subject.name, chars_max=120) or "it"
+    name = one_line(finding.subject.name, chars_max=120) or "it"
     return tuple(step.replace("{subject}", name) for step in CATALOGUE[finding.category].steps)

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from quell.diagnosis._blame import Ledger, unplanned_exits
 from quell.diagnosis._candidate import Candidate, with_locus
 from quell.diagnosis._scene import ChangeFact, Scene, earliest
-from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
-from quell.domain import Category, ChangeKind, Subject
+from quell.domain import Category, ChangeKind, Subject, one_line
 
 _CATEGORY = {
     ChangeKind.DEPLOY: Category.BAD_RELEASE,
@@ -145,7 +144,7 @@ def _what(change: ChangeFact) -> str:
 
 def shown(text: str) -> str:
     """Return text that somebody else wrote, safe for one line: printable and short."""
-    return visible(text, chars_max=60)
+    return one_line(text, chars_max=60)
 
 
 def _lead(at: datetime, onset: datetime | None) -> str:

@@ -8,9 +8,8 @@ from typing import Final
 
 from quell.diagnosis._candidate import Candidate
 from quell.diagnosis._scene import Scene
-from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
-from quell.domain import Category, Confidence, Gap, QuestionKind
+from quell.domain import Category, Confidence, Gap, QuestionKind, one_line
 
 _ORDER: Final = (Confidence.NONE, Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)
 _CALLS: Final = frozenset({QuestionKind.ERROR_RATES, QuestionKind.SLOW_OPERATIONS})
@@ -105,7 +104,10 @@ def _own_caps(candidate: Candidate, rivals: Sequence[Candidate]) -> list[tuple[C
         caps.append(
             (
                 Confidence.MEDIUM,
-                visible(f"{rival.category.value.replace('_', ' ')} of {rival.subject.name} is nearly as likely"),
+                one_line(
+                    f"{rival.category.value.replace('_', ' ')} of {rival.subject.name} is nearly as likely",
+                    chars_max=300,
+                ),
             )
         )
     return caps

@@ -14,7 +14,6 @@ from quell.diagnosis._confidence import Judgement, are_calls_read, healthy_judge
 from quell.diagnosis._rank import rank_candidates
 from quell.diagnosis._scene import Scene, build_scene
 from quell.diagnosis._stores import suspect_queues
-from quell.diagnosis._vocabulary import visible
 from quell.diagnosis._weights import THRESHOLDS
 from quell.domain import (
     Alert,
@@ -29,6 +28,7 @@ from quell.domain import (
     Subject,
     Survey,
     Symptom,
+    one_line,
 )
 
 Status: TypeAlias = Literal["open", "supported", "weakened", "refuted", "confirmed"]
@@ -194,7 +194,7 @@ def statement_of(candidate: Candidate) -> str:
     """Say a candidate in one sentence: what, where, since when."""
     since = f", since {_clock(candidate.since)}" if candidate.since else ""
     detail = f" ({candidate.detail})" if candidate.detail else ""
-    return visible(f"{CATALOGUE[candidate.category].title} {_place(candidate.subject)}{detail}{since}.")
+    return one_line(f"{CATALOGUE[candidate.category].title} {_place(candidate.subject)}{detail}{since}.", chars_max=300)
 
 
 def _place(subject: Subject) -> str:

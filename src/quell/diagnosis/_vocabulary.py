@@ -90,8 +90,3 @@ STATEMENT: Final = re.compile(
 def symptoms_in(text: str) -> frozenset[str]:
     """Name the failure modes whose wording occurs in a log template."""
     return frozenset(name for name, words in VOCABULARY.items() if words.search(text))
-
-
-def visible(text: str, *, chars_max: int = 300) -> str:
-    """Return text in which names that strangers chose cannot act: one line, printable and of bounded length."""
-    return "".join(c if c.isprintable() else " " for c in text)[:chars_max]

@@ -82,6 +82,7 @@ from quell.domain._errors import StepError as StepError
 from quell.domain._errors import StoreError as StoreError
 from quell.domain._errors import UsageError as UsageError
 from quell.domain._errors import WorldError as WorldError
+from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
 from quell.domain._guard import Level as Level
@@ -182,6 +183,8 @@ from quell.domain._policy import RecordedDecision as RecordedDecision
 from quell.domain._present import Clock as Clock
 from quell.domain._present import Entropy as Entropy
 from quell.domain._request import CallRequest as CallRequest
+from quell.domain._request import ClientTools as ClientTools
+from quell.domain._request import PlannedCall as PlannedCall
 from quell.domain._request import ToolCaller as ToolCaller
 from quell.domain._resilience import DependencyHealth as DependencyHealth
 from quell.domain._resilience import Priority as Priority
@@ -214,3 +217,8 @@ from quell.domain._signal import QuestionKind as QuestionKind
 from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
 from quell.domain._units import seconds_of as seconds_of
+from quell.domain._visible import is_hidden as is_hidden
+from quell.domain._visible import one_line as one_line
+from quell.domain._visible import printable as printable
+from quell.domain._visible import printable_json as printable_json
+from quell.domain._visible import spelled as spelled

@@ -39,6 +39,8 @@ class AskedCall:
     """The calls that would undo it; empty when nothing does."""
     facts: tuple[tuple[str, str], ...] = ()
     """What the inventory knows of the resource: (name, value), as people are shown it."""
+    form: str = ""
+    """JSON Schema of what the tool's server wants people to fill in; empty when it wants nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class ApprovalRequest:
     """Digest of the evidence that led here."""
     explanation: str = ""
     """The model's own words; shown apart and marked as unverified."""
+    barred: tuple[str, ...] = ()
+    """Who may not approve it either, such as who edited the call before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,8 @@ class Vote:
     """The eligible roles that the voter had."""
     reason: str
     at: datetime
+    answers: str = ""
+    """What the voter filled into the form of the tool's server, canonical JSON; empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +143,17 @@ class Decided:
     """`counted`: one vote of several; `settled`: it decided; `none`: it was a repetition."""
     told: str
     """What happened, as one sentence for the person who answered."""
+
+    def account(self, *, verdict: str, reason: str, way: str) -> dict[str, object]:
+        """Return what the audit keeps of the answer, whichever way it came."""
+        return {
+            "approval": self.approval.id,
+            "digest": self.approval.digest,
+            "verdict": verdict,
+            "reason": reason,
+            "way": way,
+            "status": self.approval.status.value,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ class AuditKind(StrEnum):
     BUDGET = "budget"
     AUTONOMY = "autonomy"
     POLICY = "policy"
+    """Policies, tools and settings are in force from here on; with those that were before."""
     IDENTITY = "identity"
     SWITCH = "switch"
     """A freeze or the kill switch was set or lifted."""
@@ -123,6 +124,11 @@ class AuditReport:
     checkpoints: int
     signed: int
     """Records that the newest checkpoint covers; those after it rest on the chain alone."""
+    unsigned: int
+    """Records that nothing signed covers yet, but for the one that tells of the newest checkpoint. Whoever may write to
+    the database and knows how to hash can rewrite exactly these unseen."""
+    unsigned_since: str
+    """Time of the first of them; empty when there are none."""
     anchored: int
     """Records that the newest anchored checkpoint covers; 0: a rewrite of the whole log would not be found."""
     blobs: int

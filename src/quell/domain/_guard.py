@@ -103,6 +103,8 @@ class Tool:
     """Read tool that tells, given the same arguments, whether a probeable effect happened."""
     revert: str = ""
     """Tool that undoes it; empty: nothing does, and it is irreversible."""
+    dry_run: str = ""
+    """Read tool that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
     pin: str
@@ -161,12 +163,32 @@ class Principal:
     """Whether text that an attacker may have written has reached the model of this run."""
 
 
+class CallOrigin(StrEnum):
+    """Where a call comes from, said by our code and never by a model."""
+
+    MODEL = "model"
+    """A model asked for it, in the form that its provider gives to calls."""
+    TEXT = "text"
+    """It was read out of what a model wrote."""
+    SKILL = "skill"
+    RUNBOOK = "runbook"
+    """A step of a runbook."""
+    WAIT = "wait"
+    """It looks whether what a run waits for has come."""
+    PROBE = "probe"
+    """It looks whether an effect happened whose end nobody saw."""
+    DRY_RUN = "dry_run"
+    """It asks what an effect would change, before people are asked about it."""
+    PERSON = "person"
+    CODE = "code"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the past and the present say about a call: counted by code in the transaction that decides."""
 
     calls_1h: int = 0
-    """Effects of this principal's workflow in the last hour, those in flight included."""
+    """Effects of this principal's workflow version in its tenant in the last hour, those in flight included."""
     services_1h: int = 0
     """Distinct resources among them, this call's included."""
     units_1h: int = 0
@@ -180,6 +202,7 @@ class Facts:
     is_killed: bool = False
     """The kill switch is on: nothing acts."""
     is_break_glass: bool = False
+    origin: CallOrigin = CallOrigin.MODEL
     approvals: int = 0
     """Valid approvals of exactly this digest by people who are not the requester."""
 
@@ -199,7 +222,7 @@ class Verdict:
     """Approvals needed, when the decision is ask."""
     policy_digest: str = ""
     would_deny: tuple[str, ...] = ()
-    """Policies of sets in log-only mode that would have said no."""
+    """What sets in log-only mode would have held it up by: policies, or `SET:ask`, `SET:no-permit`, `SET:error`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,12 +81,15 @@ class ToolTerms:
     key_argument: str = ""
     probe: str = ""
     revert: str = ""
+    dry_run: str = ""
     timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
     answers: Literal["anything", "json"] = "anything"
     """`json`: an answer that is not JSON is suspicious, such as the page of a login."""
     as_of: str = ""
     """Pointer (RFC 6901) to the time of the data in a structured answer."""
+    fresh_for_s: float | None = None
+    """Age from which that data is stale, as is an answer that does not tell it; None: nobody asks."""
     reason: str = "nobody said what it does"
     """Why it has its class: one sentence."""
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from quell.domain._guard import FrozenCall, Principal, Tool
+from quell.domain._guard import CallOrigin, FrozenCall, Principal, Tool, ToolOutcome
+from quell.domain._incident import ToolCall
 from quell.domain._ledger import Fence
-from quell.domain._mcp import NeedsPeople
+from quell.domain._mcp import CallProgress, NeedsPeople, Offer
 from quell.domain._resilience import Priority
+
+
+class ClientTools(Protocol):
+    """A client that is connected and carries out tools of its own."""
+
+    def offer(self, original: str) -> Offer | None:
+        """Return what the client declared under a name."""
+
+    async def use(self, call: FrozenCall, *, original: str, key: str, result_max_bytes: int) -> ToolOutcome:
+        """Hand a call out and wait for what the client says of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +44,12 @@ class ToolCaller:
     """Digest of the evidence that led here; approvals are bound to it."""
     approval: str = ""
     """Id of the approved plan that is being carried out; empty: the calls stand for themselves."""
+    origin: CallOrigin = CallOrigin.MODEL
+    """Where the calls come from: on record, and policies see it."""
+    client: ClientTools | None = field(default=None, repr=False)
+    """The client whose own tools may be called."""
+    on_progress: Callable[[CallProgress], None] | None = field(default=None, repr=False)
+    """Is told how far a call is, in the server's own words: bounded, and without our secrets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +69,19 @@ class CallRequest:
     """What the inventory knows of the resource, as people are shown it."""
     needs: NeedsPeople | None = None
     """What the server asked about it before: approving the call is the answer, and nothing else lets it through."""
+    edited: str = ""
+    """Approval of the edit that put these arguments in the place of the caller's; empty: nobody edited it."""
+    editors: tuple[str, ...] = ()
+    """Who may not approve it for having edited it."""
+    answers: str = ""
+    """JSON object of what people filled into the server's form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCall:
+    """One call of a plan, with what people shall be shown of it."""
+
+    wanted: ToolCall
+    diff: str = ""
+    revert: str = "[]"
+    facts: tuple[tuple[str, str], ...] = ()

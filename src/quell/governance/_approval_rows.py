@@ -13,13 +13,14 @@ from quell.domain import (
     Approval,
     ApprovalStatus,
     ApprovalTerms,
+    Principal,
     RefusedError,
     Signer,
     StepState,
     Vote,
     step_to,
 )
-from quell.governance._plan import digest_of, person, read, vote_bytes, written
+from quell.governance._plan import digest_of, person, read, seal_bytes, vote_bytes, written
 from quell.runs import Connection
 
 TABLES: tuple[str, ...] = (
@@ -42,7 +43,12 @@ TABLES: tuple[str, ...] = (
         " at TEXT NOT NULL, took_ms BIGINT NOT NULL, PRIMARY KEY (approval, person, verdict))"
     ),
     "CREATE INDEX IF NOT EXISTS quell_approval_votes_at ON quell_approval_votes (tenant, at)",
+    (
+        "CREATE TABLE IF NOT EXISTS quell_approval_seals (approval TEXT PRIMARY KEY, principal TEXT NOT NULL,"
+        " signature TEXT NOT NULL)"
+    ),
 )
+_ENDED_SQL = "(settled_at IS NOT NULL AND settled_at < :before AND status <> 'approved' OR expires_at < :before)"
 
 LIVE = (ApprovalStatus.REQUESTED, ApprovalStatus.APPROVED)
 _STATUSES = frozenset(status.value for status in ApprovalStatus)
@@ -80,6 +86,40 @@ def insert(connection: Connection, terms: ApprovalTerms, *, sameness: str) -> No
             run=terms.run,
             call=asked.call.id,
         )
+
+
+def seal(connection: Connection, terms: ApprovalTerms, *, principal: Principal, signer: Signer) -> None:
+    """Sign a new request with whose it is, so that nobody lets people answer another one than was asked."""
+    told = msgspec.json.encode(principal, order="sorted").decode()
+    connection.run(
+        "INSERT INTO quell_approval_seals (approval, principal, signature) VALUES (:approval, :principal, :signature)",
+        approval=terms.id,
+        principal=told,
+        signature=signer.sign(seal_bytes(digest_of(written(terms)), principal=told)),
+    )
+
+
+def sealed(connection: Connection, approval: Approval, *, signers: Sequence[Signer]) -> Principal:
+    """Return whose request it is. Raises RefusedError when it is not what was asked, as far as our keys can tell."""
+    query = "SELECT principal, signature FROM quell_approval_seals WHERE approval = :approval"
+    row = connection.first(query, approval=approval.id)
+    message = b"" if row is None else seal_bytes(approval.digest, principal=row.principal)
+    if row is None or not any(signer.verify(message, signature=row.signature) for signer in signers):
+        raise RefusedError(
+            f"approval {approval.id} does not carry the seal of what was asked: it was changed, or its key is gone",
+            hint="ask for a new one, and see `quell audit verify`",
+            code="mismatch",
+        )
+    return msgspec.json.decode(row.principal, type=Principal)
+
+
+def forget(connection: Connection, *, before: datetime) -> int:
+    """Remove the requests that ended before a moment, with all that hangs on them; return how many."""
+    at = stamp(before)
+    ended = f"SELECT id FROM quell_approvals WHERE {_ENDED_SQL}"
+    for table in ("calls", "votes", "seals", "notices"):
+        connection.run(f"DELETE FROM quell_approval_{table} WHERE approval IN ({ended})", before=at)
+    return connection.run(f"DELETE FROM quell_approvals WHERE {_ENDED_SQL}", before=at)
 
 
 def insert_vote(connection: Connection, vote: Vote, *, signature: str, took_ms: int) -> None:
@@ -151,11 +191,11 @@ def end_step(connection: Connection, approval: str, *, position: int, state: Ste
 
 
 def find_of_call(connection: Connection, *, run: str, call: str) -> str | None:
-    """Return the approval of a call: the newest live one, else the newest."""
+    """Return the approval of a call: the newest live one, else the newest that nothing replaced, else the newest."""
     row = connection.first(
         "SELECT a.id FROM quell_approval_calls c JOIN quell_approvals a ON a.id = c.approval"
         " WHERE c.run = :run AND c.call = :call"
-        f" ORDER BY CASE WHEN a.status IN {_LIVE_SQL} THEN 0 ELSE 1 END, a.requested_at DESC, a.id DESC LIMIT 1",
+        f" ORDER BY CASE WHEN a.status IN {_LIVE_SQL} THEN 0 WHEN a.status = 'superseded' THEN 2 ELSE 1 END, a.requested_at DESC, a.id DESC LIMIT 1",
         run=run,
         call=call,
     )

@@ -6,12 +6,12 @@ Every function that writes takes the caller's transaction, so that an approval i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quell.domain import (
     Approval,
@@ -19,12 +19,14 @@ from quell.domain import (
     ApprovalStatus,
     ApprovalTerms,
     ApproverHabit,
+    AuditEntry,
     BoundExceededError,
     Clock,
     Consumption,
     Decided,
     DriftError,
     Entropy,
+    FrozenCall,
     Presented,
     Principal,
     RefusedError,
@@ -33,15 +35,20 @@ from quell.domain import (
     Vote,
     new_id,
 )
+from quell.governance import _approval_account as account
 from quell.governance import _approval_rows as rows
-from quell.governance import _break_glass, _notices, _plan, _question, _signing
+from quell.governance import _break_glass, _form, _notices, _plan, _question, _signing
 from quell.governance._approval_rows import approvers, stamp
 from quell.governance._break_glass import BreakGlassRows, check_person, given_reason
 from quell.runs import Connection, Database
 
+if TYPE_CHECKING:
+    from quell.audit import Audit
+
 _ASK_LOCK = 0x5155454C4C44
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXPIRES_MAX_S = 86_400.0
+_EDITS_MAX = 64
 _REPLAY_KEPT = timedelta(days=2)
 _REPLAYS = (
     "CREATE TABLE IF NOT EXISTS quell_approval_replays (signature TEXT PRIMARY KEY, at TEXT NOT NULL)",
@@ -61,6 +68,8 @@ class Approvals:
     """Builds one approver's service: its requests, and what its answers are worth."""
     show = staticmethod(_question.shown)
     """Renders the question of an approval: whole, or a link where it does not fit."""
+    form_of = staticmethod(_form.form_of)
+    """Reads what servers want filled in by people."""
     visible = staticmethod(_question.visible)
     """Names every character of a text that does not show itself."""
     approval_id_of = staticmethod(_signing.approval_id_of)
@@ -78,10 +87,12 @@ class Approvals:
         expires_s: float = 900.0,
         open_max: int = 256,
         clean: Callable[[str], str] = str,
+        audit: Audit | None = None,
     ) -> None:
         """Take what it needs; the first signer signs, and all of them verify, so that keys can be rotated.
 
-        `clean` takes secrets out of the reasons that people give.
+        `clean` takes secrets out of the reasons that people give. `audit` keeps what can not be signed, because a row
+        that is set back is a true row of yesterday: that an approval was used, or void.
         """
         assert signers, "a key that signs votes"
         self._database = database
@@ -91,7 +102,8 @@ class Approvals:
         self._expires_s = expires_s
         self._open_max = open_max
         self._clean = clean
-        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, clean=clean)
+        self._audit = audit
+        self.break_glass = BreakGlassRows(clock=clock, entropy=entropy, signers=self._signers, clean=clean)
         """Authority taken in emergencies."""
         self.notices = _notices.Notices(clock=clock)
         """Who outside was told of which request."""
@@ -104,25 +116,75 @@ class Approvals:
             BoundExceededError: too many requests of the tenant wait for people.
             UsageError: it is no plan.
         """
-        return self._ask(connection, request, expires_s=expires_s, barred=(request.principal.user,), supersedes="")
+        return self._ask(
+            connection, request, expires_s=expires_s, barred=(request.principal.user, *request.barred), supersedes=""
+        )
 
-    def edit(self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal) -> Approval:
+    def edit(
+        self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal, digest_seen: str
+    ) -> Approval:
         """Replace a request by one with other calls; who edits it may not approve it any more than who asked.
 
-        Raises RefusedError when the old one is settled, is another's, or may not be decided by this person.
+        Raises RefusedError when the old one is settled, is another's, may not be decided by this person, is not what
+        they saw, or would not change.
         """
         old = self._held(connection, identifier, tenant=by.tenant)
-        self._check_eligible(old.terms, by)
+        self.editable(connection, old, by=by, digest_seen=digest_seen)
         asker = (request.principal.tenant, request.principal.user, request.calls[0].call.run if request.calls else "")
         if asker != (old.terms.tenant, old.terms.requester, old.terms.run):
             raise RefusedError("an edit is of the same run for the same person", hint="ask anew instead")
+        if [asked.call for asked in old.terms.calls] == [asked.call for asked in request.calls]:
+            raise UsageError("the edit changes nothing", hint="give other arguments, or approve it as it is")
+        barred = (*old.terms.barred, by.user)
+        return self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
+
+    def editable(self, connection: Connection, old: Approval, *, by: Principal, digest_seen: str) -> Principal:
+        """Return whose request it is that a person wants to edit. Raises RefusedError when they may not."""
+        self._check_eligible(old.terms, by)
+        _check_seen(old, digest_seen=digest_seen)
         if old.status not in rows.LIVE:
             raise _gone(old)
-        barred = (*old.terms.barred, by.user)
-        new = self._ask(connection, request, expires_s=None, barred=barred, supersedes=old.id)
-        if (again := self.find(connection, old.id, tenant=by.tenant)) and again.status in rows.LIVE:
-            self._settle(connection, again, to=ApprovalStatus.SUPERSEDED, by=by.user, reason=f"edited: {new.id}")
-        return new
+        return rows.sealed(connection, old, signers=self._signers)
+
+    def edited(self, connection: Connection, call: FrozenCall, *, tenant: str) -> tuple[Approval, str] | None:
+        """Return the approval and the arguments that people put in the place of a call's; None when nobody did.
+
+        Raises RefusedError when their edit has ended unused: the call as it was does not come back by that.
+        """
+        if not (_plan.is_plain(call.run) and _plan.is_plain(call.id)):
+            return None
+        newest = self.find(connection, rows.find_of_call(connection, run=call.run, call=call.id) or "", tenant=tenant)
+        if newest is None or not newest.terms.supersedes:
+            return None
+        chain, older = [newest], newest.terms.supersedes
+        while older and len(chain) < _EDITS_MAX and (found := self.find(connection, older, tenant=tenant)):
+            chain.append(found)
+            older = found.terms.supersedes
+        rows.sealed(connection, newest, signers=self._signers)
+        known = {asked.call.digest for each in chain for asked in each.terms.calls if asked.call.id == call.id}
+        if call.digest not in known:
+            return None
+        if newest.status not in {*rows.LIVE, ApprovalStatus.CONSUMED}:
+            raise RefusedError(
+                f"people edited this call, and the edit, approval {newest.id}, {_is(newest)}",
+                hint="what was asked before the edit is void; make a new call, under a new id",
+                code="gone",
+            )
+        position = _plan.find_position(newest.terms, call=call.id)
+        assert position is not None, "it was found by its call"
+        return newest, newest.terms.calls[position].call.arguments
+
+    def answers(self, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
+        """Return what those who approved a call filled into its server's form; empty when nobody did.
+
+        Raises RefusedError when they do not say the same: nothing may be sent then.
+        """
+        identifier = rows.find_of_call(connection, run=call.run, call=call.id) or ""
+        approval = self.find(connection, identifier, tenant=tenant)
+        said = {vote.answers for vote in approval.votes if vote.verdict == "approve"} if approval else set()
+        if len(said) != 1:
+            raise RefusedError("those who approved it do not say the same to the server", hint="ask anew")
+        return said.pop()
 
     def decide(
         self,
@@ -133,27 +195,27 @@ class Approvals:
         verdict: Literal["approve", "reject"],
         digest_seen: str,
         reason: str = "",
+        answers: Mapping[str, object] | None = None,
     ) -> Decided:
         """Count one person's answer; the quorum decides, one rejection too.
 
+        `answers` fill in the form of the tool's server, where there is one; everybody who approves gives the same.
+
         Raises:
             RefusedError: `unknown` here, `forbidden` to this person, not what was seen (`mismatch`), or too late (`gone`).
-            UsageError: a rejection without a reason, or less of the digest than identifies it.
+            UsageError: a rejection without a reason, less of the digest than identifies it, or a form not filled in.
         """
         told = self._clean(given_reason(reason, why="a rejection")) if verdict == "reject" or reason else ""
         approval = self._held(connection, identifier, tenant=by.tenant)
         self._check_eligible(approval.terms, by)
-        if not _plan.is_seen(approval.digest, seen=digest_seen):
-            raise RefusedError(
-                f"you saw something else than what approval {identifier} asks now",
-                hint=f"read it again: quell approval show {identifier}",
-                code="mismatch",
-            )
+        _check_seen(approval, digest_seen=digest_seen)
+        rows.sealed(connection, approval, signers=self._signers)
         if any((_plan.person(vote.voter), vote.verdict) == (_plan.person(by.user), verdict) for vote in approval.votes):
             return Decided(approval=approval, change="none", told=f"you said so already; it {_is(approval)}")
         if approval.status is not ApprovalStatus.REQUESTED:
             raise _gone(approval)
-        self._vote(connection, approval, by=by, verdict=verdict, reason=told)
+        given = self._filled(approval, answers or {}) if verdict == "approve" else ""
+        self._vote(connection, approval, by=by, verdict=verdict, reason=told, answers=given)
         after = self._held(connection, identifier, tenant=by.tenant)
         if verdict == "reject":
             self._settle(connection, after, to=ApprovalStatus.REJECTED, by=by.user, reason=told)
@@ -165,19 +227,29 @@ class Approvals:
 
     def void(self, connection: Connection, identifier: str, *, reason: str) -> bool:
         """Take back a request, or what is left of a plan; False when there was nothing left of it."""
+        approval = self._void(connection, identifier, reason=reason)
+        if approval is not None:
+            self._keep_account(connection, approval, reason=reason)
+        return approval is not None
+
+    def _void(self, connection: Connection, identifier: str, *, reason: str) -> Approval | None:
         approval = self._load(connection, identifier, lock=self._database.for_update)
         if approval is None or approval.status not in rows.LIVE:
-            return False
+            return None
         self._settle(connection, approval, to=ApprovalStatus.SUPERSEDED, by="", reason=reason)
-        return True
+        return approval
 
     def valid(self, connection: Connection, presented: Presented) -> int:
-        """Count the people who approved exactly what stands ready, for the facts of policy; 0 when anything differs."""
+        """Count the people who approved exactly what stands ready, for the facts of policy.
+
+        0 when anything differs, and while a plan waits for more of them than this call of it would need.
+        """
         try:
             approval, _ = self._standing(connection, presented, lock="")
         except RefusedError:
             return 0
-        return len(approvers(approval.votes))
+        people = len(approvers(approval.votes))
+        return people if len(approval.terms.calls) == 1 or people >= approval.terms.quorum else 0
 
     def consume(self, connection: Connection, presented: Presented) -> Consumption:
         """Use up the approval of a call, in the transaction that writes the intent of its effect.
@@ -194,6 +266,8 @@ class Approvals:
             raise RefusedError(f"approval {terms.id} {_is(approval)}", hint="wait for people, then call again")
         if any(vote.verdict == "reject" for vote in approval.votes):
             raise RefusedError(f"approval {terms.id} was rejected", hint="ask for a new one", code="gone")
+        if self._audit is not None:
+            account.check(connection, approval, position=position)
         if not rows.use_step(connection, terms.id, position=position, at=now):
             raise RefusedError(f"approval {terms.id} was already used", hint="ask for a new approval", code="gone")
         if position == len(terms.calls) - 1:
@@ -202,14 +276,22 @@ class Approvals:
             approval=terms.id, digest=approval.digest, position=position, of=len(terms.calls), voters=people
         )
 
-    def step_ended(self, connection: Connection, used: Consumption, *, ended: Literal["done", "failed"]) -> None:
-        """Write how a used call ended. The next call of a plan waits for it; a failed one voids the rest."""
+    def step_ended(
+        self, connection: Connection, used: Consumption, *, ended: Literal["done", "failed"]
+    ) -> tuple[AuditEntry, ...]:
+        """Write how a used call ended. The next call of a plan waits for it; a failed one voids the rest.
+
+        Returns what the caller has to append to the audit log, after all other locks of its transaction.
+        """
         if used.of == 1 or not rows.end_step(
             connection, used.approval, position=used.position, state=ended, at=self._clock()
         ):
-            return
-        if ended == "failed":
-            self.void(connection, used.approval, reason=f"call {used.position + 1} of the plan failed")
+            return ()
+        why = f"call {used.position + 1} of the plan failed"
+        void = self._void(connection, used.approval, reason=why) if ended == "failed" else None
+        if self._audit is None or void is None:
+            return ()
+        return (account.void_entry(self._audit, void, reason=why),)
 
     @contextmanager
     def voiding(self) -> Iterator[None]:
@@ -259,6 +341,10 @@ class Approvals:
         connection.run("DELETE FROM quell_approval_replays WHERE at < :at", at=stamp(now - _REPLAY_KEPT))
         return rows.expire(connection, at=now)
 
+    def forget(self, connection: Connection, *, kept_for: timedelta) -> int:
+        """Remove requests that ended so long ago; what became of them stays in the audit log. Return how many."""
+        return rows.forget(connection, before=self._clock() - kept_for)
+
     def take_signature(self, connection: Connection, signature: str) -> None:
         """Take a webhook's signature, once, in the transaction that decides. Raises RefusedError for a repetition."""
         taken = connection.run(
@@ -307,19 +393,31 @@ class Approvals:
         if same := self._asked_before(connection, terms, sameness=sameness):
             return same
         calls = {asked.call.id for asked in terms.calls}
+        why, by = f"asked again otherwise: {terms.id}", ""
+        if supersedes:
+            why, by = f"edited: {terms.id}", barred[-1]
+        replaced = []
         for identifier in rows.live_of_run(connection, terms.run):
             old = self._load(connection, identifier, lock=self._database.for_update)
-            if old and old.status in rows.LIVE and not calls.isdisjoint(asked.call.id for asked in old.terms.calls):
-                self._settle(
-                    connection, old, to=ApprovalStatus.SUPERSEDED, by="", reason=f"asked again otherwise: {terms.id}"
-                )
+            is_same_call = old and not calls.isdisjoint(asked.call.id for asked in old.terms.calls)
+            if old and old.status in rows.LIVE and (is_same_call or old.id == supersedes):
+                self._settle(connection, old, to=ApprovalStatus.SUPERSEDED, by=by, reason=why)
+                replaced.append(old)
         if rows.count_open(connection, terms.tenant, at=terms.requested_at) >= self._open_max:
             raise BoundExceededError(
                 f"open approval requests of tenant {terms.tenant}", limit=self._open_max, hint="answer or void some"
             )
         _plan.check_size(terms)
         rows.insert(connection, terms, sameness=sameness)
+        rows.seal(connection, terms, principal=request.principal, signer=self._signers[0])
+        # Last: whoever has the end of the audit log waits for no row any more.
+        for old in replaced:
+            self._keep_account(connection, old, reason=why)
         return self._held(connection, terms.id, tenant=terms.tenant)
+
+    def _keep_account(self, connection: Connection, approval: Approval, *, reason: str) -> None:
+        if self._audit is not None:
+            self._audit.append(connection, account.void_entry(self._audit, approval, reason=reason))
 
     def _asked_before(self, connection: Connection, terms: ApprovalTerms, *, sameness: str) -> Approval | None:
         """Return the live request of exactly this. Raises RefusedError when people rejected the same calls in this run.
@@ -367,6 +465,10 @@ class Approvals:
             expires_at=now + timedelta(seconds=lasts_s),
         )
 
+    def standing(self, connection: Connection, presented: Presented) -> Approval:
+        """Return the approval of exactly what stands ready, decided or not. Raises as `consume` does."""
+        return self._standing(connection, presented, lock="")[0]
+
     def _standing(self, connection: Connection, presented: Presented, *, lock: str) -> tuple[Approval, int]:
         """Return the approval of what stands ready, and which of its calls that is, when nothing differs."""
         run, principal = presented.call.run, presented.principal
@@ -380,6 +482,7 @@ class Approvals:
         position = _plan.find_position(terms, call=presented.call.id)
         if approval.status not in rows.LIVE:
             raise _gone(approval)
+        rows.sealed(connection, approval, signers=self._signers)
         if position is None:
             raise _plan.refuse_drift(terms, ("the call itself",))
         if differences := _plan.drifted(terms, presented, position=position, digest=approval.digest):
@@ -406,6 +509,20 @@ class Approvals:
                 f"{by.user} has none of the roles that may decide", hint=f"roles: {', '.join(terms.approver_roles)}"
             )
 
+    def _filled(self, approval: Approval, answers: Mapping[str, object]) -> str:
+        """Return what is filled into a server's form. Raises UsageError, or RefusedError when others said otherwise."""
+        told = _form.filled(approval.terms.calls, answers)
+        if self._clean(told) != told:
+            raise UsageError("an answer holds a secret of ours", hint="no server is told one through a form")
+        others = {vote.answers for vote in approval.votes if vote.verdict == "approve"}
+        if others - {told}:
+            raise RefusedError(
+                f"somebody filled in the form of approval {approval.id} otherwise: {', '.join(sorted(others))}",
+                hint="read it again, and give the same answers, or reject it",
+                code="mismatch",
+            )
+        return told
+
     def _vote(
         self,
         connection: Connection,
@@ -414,6 +531,7 @@ class Approvals:
         by: Principal,
         verdict: Literal["approve", "reject"],
         reason: str,
+        answers: str,
     ) -> None:
         now = self._clock()
         vote = Vote(
@@ -425,6 +543,7 @@ class Approvals:
             roles=tuple(sorted(set(by.roles) & set(approval.terms.approver_roles))),
             reason=reason,
             at=now,
+            answers=answers,
         )
         took_ms = int((now - approval.terms.requested_at) / timedelta(milliseconds=1))
         signature = self._signers[0].sign(_plan.vote_bytes(vote))
@@ -458,6 +577,15 @@ def _sameness(terms: ApprovalTerms) -> str:
 def _unmoved(terms: ApprovalTerms) -> ApprovalTerms:
     """Return terms without their id, their times and the model's words."""
     return replace(terms, id="", requested_at=_EPOCH, expires_at=_EPOCH, explanation="")
+
+
+def _check_seen(approval: Approval, *, digest_seen: str) -> None:
+    if not _plan.is_seen(approval.digest, seen=digest_seen):
+        raise RefusedError(
+            f"you saw something else than what approval {approval.id} asks now",
+            hint=f"read it again: quell approval show {approval.id}",
+            code="mismatch",
+        )
 
 
 def _gone(approval: Approval) -> RefusedError:

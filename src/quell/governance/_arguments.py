@@ -33,8 +33,9 @@ def freeze(
             f"the arguments of `{tool.name}` are no JSON object", hint='send an object such as {"key": 1}'
         )
     text = canonical(value)
-    mistakes = compiled(tool.input_schema).mistakes(value)
-    if mistakes:
+    schema = compiled(tool.input_schema)
+    if not schema.fits(text, value):
+        mistakes = schema.mistakes(value)
         raise RefusedError(
             f"the arguments of `{tool.name}` are refused: {'; '.join(mistakes)}",
             hint="call it again with these put right; nothing was done",

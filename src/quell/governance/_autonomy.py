@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
 
+from quell.audit import Audit
 from quell.domain import (
+    AuditKind,
+    AuditRecord,
     AutonomyRecord,
     AutonomyScope,
     AutonomyStep,
     AutonomyView,
     Clock,
+    JournalError,
     Level,
     Principal,
     RefusedError,
@@ -25,6 +30,7 @@ from quell.domain import (
     may_do,
 )
 from quell.governance import _ladder
+from quell.governance._plan import person
 from quell.runs import Connection, Database
 
 TABLES = (
@@ -43,6 +49,8 @@ TABLES = (
 _HERE = "tenant = :tenant AND workflow_digest = :digest AND action_class = :action_class AND environment = :environment"
 _CONFIRMERS = frozenset({"approver", "admin"})
 _REVIEWERS = frozenset({"operator", "approver", "admin"})
+_REASON_MAX_CHARS = 500
+"""Of a reason in the audit log: it stays with its record there, and is no text that is deleted after a time."""
 _NO_AGENT = "the level follows from verified outcomes and from people's words, never from an agent's"
 _VERDICTS: dict[ReviewVerdict, tuple[TrialOutcome, bool]] = {
     "agree": (TrialOutcome.VERIFIED_OK, False),
@@ -53,12 +61,24 @@ _VERDICTS: dict[ReviewVerdict, tuple[TrialOutcome, bool]] = {
 
 
 class Autonomy:
-    """Levels per workflow version, class of actions and environment; every verb runs in the caller's transaction."""
+    """Levels per workflow version, class of actions and environment; every verb runs in the caller's transaction.
+
+    What a verb adds stands in the audit log too, in the same transaction: the head of the log is its last lock.
+    """
 
     TABLES = TABLES
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, *, clock: Clock, audit: Audit | None = None, clean: Callable[[str], str] = str
+    ) -> None:
+        """Take what it needs.
+
+        Without `audit` nobody keeps the account, as where the statistics alone are tried; `clean` takes secrets out of
+        the reasons that people give.
+        """
         self._clock = clock
+        self._audit = audit
+        self._clean = clean
         self._for_update = database.for_update
 
     def level(self, connection: Connection, scope: AutonomyScope) -> Level:
@@ -162,9 +182,9 @@ class Autonomy:
             at=self._clock(),
             by=by.user,
             is_approver=True,
-            is_owner=by.user in owners,
+            is_owner=person(by.user) in set(map(person, owners)),
             to=to,
-            reason=_worded(reason),
+            reason=self._clean(_worded(reason)),
         )
         return self._add(connection, scope, standing, record)
 
@@ -177,7 +197,12 @@ class Autonomy:
         if to >= standing.level:
             raise RefusedError(f"level {int(to)} is not below level {int(standing.level)}", hint="choose a lower one")
         record = AutonomyRecord(
-            seq=standing.seq + 1, kind="demotion", at=self._clock(), by=by.user, to=to, reason=_worded(reason)
+            seq=standing.seq + 1,
+            kind="demotion",
+            at=self._clock(),
+            by=by.user,
+            to=to,
+            reason=self._clean(_worded(reason)),
         )
         return self._add(connection, scope, standing, record)
 
@@ -204,6 +229,29 @@ class Autonomy:
     def recompute(records: Iterable[AutonomyRecord]) -> Standing:
         """Return what records add up to, wherever they were kept. Raises JournalError when one is missing."""
         return _ladder.recompute(records)
+
+    @staticmethod
+    def audited(records: Iterable[AuditRecord]) -> dict[AutonomyScope, tuple[AutonomyRecord, ...]]:
+        """Return the records of every scope that the audit log holds, oldest first, to be computed again.
+
+        Raises JournalError for one that cannot be read.
+        """
+        found: dict[AutonomyScope, tuple[AutonomyRecord, ...]] = {}
+        for record in records:
+            if record.kind != AuditKind.AUTONOMY:
+                continue
+            try:
+                told = json.loads(record.body)
+                if not (isinstance(told, dict) and "autonomy_record" in told):
+                    continue
+                scope = msgspec.convert(told["scope"], AutonomyScope)
+                kept = msgspec.convert(told["autonomy_record"], AutonomyRecord)
+            except (ValueError, KeyError) as error:
+                raise JournalError(
+                    f"audit record {record.number} cannot be read: {error}", hint="`quell audit verify`"
+                ) from error
+            found[scope] = (*found.get(scope, ()), kept)
+        return found
 
     def _held(self, connection: Connection, scope: AutonomyScope) -> Standing:
         """Return the standing, its row locked until the transaction ends."""
@@ -249,6 +297,11 @@ class Autonomy:
             level=int(after.level),
             body=_text(after),
         )
+        if self._audit is not None:
+            told = _account(scope, record, after=after)
+            self._audit.append(
+                connection, self._audit.entry(AuditKind.AUTONOMY, run="", principal=record.by, body=told)
+            )
         return AutonomyStep(record=record, before=before, after=after)
 
     def _check(self, by: Principal, scope: AutonomyScope, *, roles: frozenset[str], verb: str) -> None:
@@ -258,6 +311,16 @@ class Autonomy:
             raise RefusedError("this level belongs to another tenant", hint="use an identity of that tenant")
         if not roles & set(by.roles) or not may_do(by, verb):
             raise RefusedError(f"{verb} needs one of the roles {', '.join(sorted(roles))}", hint="ask somebody who may")
+
+
+def _account(scope: AutonomyScope, record: AutonomyRecord, *, after: Standing) -> Mapping[str, object]:
+    """Write a record so that whoever holds the audit log computes the same level from it."""
+    kept = replace(record, reason=record.reason[:_REASON_MAX_CHARS])
+    return {
+        "scope": msgspec.to_builtins(scope),
+        "autonomy_record": msgspec.to_builtins(kept),
+        "level": int(after.level),
+    }
 
 
 def _keys(scope: AutonomyScope) -> dict[str, str]:

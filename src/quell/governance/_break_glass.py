@@ -5,10 +5,24 @@ It lifts what policies say that it lifts, and nothing else: what is done under i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from quell.domain import BreakGlass, Clock, Entropy, Principal, RefusedError, UsageError, is_person, may_do, new_id
+import msgspec
+
+from quell.domain import (
+    BreakGlass,
+    Clock,
+    Entropy,
+    Principal,
+    RefusedError,
+    Signer,
+    UsageError,
+    is_person,
+    may_do,
+    new_id,
+)
 from quell.governance._approval_rows import stamp
 from quell.governance._plan import person
 from quell.runs import Connection
@@ -20,7 +34,9 @@ TABLES: tuple[str, ...] = (
         " review_due_at TEXT NOT NULL, reviewed_at TEXT, reviewed_by TEXT NOT NULL, review TEXT NOT NULL)"
     ),
     "CREATE INDEX IF NOT EXISTS quell_break_glass_user ON quell_break_glass (tenant, user_name, expires_at)",
+    ("CREATE TABLE IF NOT EXISTS quell_break_glass_seals (break_glass TEXT PRIMARY KEY, signature TEXT NOT NULL)"),
 )
+_SEAL_DOMAIN = b"quell break-glass seal v1\n"
 OPEN_ROLE = "break-glass"
 REVIEW_ROLES = frozenset({"admin", "auditor"})
 LASTS = timedelta(minutes=30)
@@ -49,9 +65,15 @@ def check_person(by: Principal, *, what: str, scope: str) -> None:
 class BreakGlassRows:
     """Emergencies of one database."""
 
-    def __init__(self, *, clock: Clock, entropy: Entropy, clean: Callable[[str], str] = str) -> None:
-        """Take what it needs; `clean` takes secrets out of the reasons that people give."""
+    def __init__(
+        self, *, clock: Clock, entropy: Entropy, signers: Sequence[Signer], clean: Callable[[str], str] = str
+    ) -> None:
+        """Take what it needs; `clean` takes secrets out of the reasons that people give.
+
+        The first signer seals what is opened: who writes the database gives nobody authority by a row.
+        """
         self._clock = clock
+        self._signers = tuple(signers)
         self._entropy = entropy
         self._clean = clean
 
@@ -92,6 +114,11 @@ class BreakGlassRows:
             expires_at=stamp(opened.expires_at),
             review_due_at=stamp(opened.review_due_at),
         )
+        connection.run(
+            "INSERT INTO quell_break_glass_seals (break_glass, signature) VALUES (:break_glass, :signature)",
+            break_glass=opened.id,
+            signature=self._signers[0].sign(_seal_bytes(opened)),
+        )
         return opened
 
     @staticmethod
@@ -112,16 +139,17 @@ class BreakGlassRows:
         """
         is_direct = not (principal.agent or principal.workflow) and principal.agent_tools is None
         directly = " OR run = ''" if is_direct else ""
-        row = connection.first(
-            "SELECT id FROM quell_break_glass WHERE tenant = :tenant AND user_name = :user_name"
+        rows = connection.all(
+            "SELECT * FROM quell_break_glass WHERE tenant = :tenant AND user_name = :user_name"
             f" AND opened_at <= :now AND expires_at > :now AND ((run = :run AND run <> ''){directly})"
-            " ORDER BY id DESC LIMIT 1",
+            " ORDER BY id DESC LIMIT 100",
             tenant=principal.tenant,
             user_name=principal.user,
             now=stamp(self._clock()),
             run=run,
         )
-        return "" if row is None else str(row.id)
+        found = (_read(row.__dict__) for row in rows)
+        return next((each.id for each in found if self._is_sealed(connection, each)), "")
 
     def review(self, connection: Connection, identifier: str, *, by: Principal, review: str) -> BreakGlass:
         """Write down what another person makes of an emergency. Raises RefusedError when it may not be this one."""
@@ -177,6 +205,12 @@ class BreakGlassRows:
                 hint="first another person with the role admin or auditor reviews: quell break-glass review ID",
             )
 
+    def _is_sealed(self, connection: Connection, opened: BreakGlass) -> bool:
+        query = "SELECT signature FROM quell_break_glass_seals WHERE break_glass = :id"
+        row = connection.first(query, id=opened.id)
+        message = _seal_bytes(opened)
+        return row is not None and any(signer.verify(message, signature=row.signature) for signer in self._signers)
+
     def _find(self, connection: Connection, identifier: str, *, tenant: str) -> BreakGlass:
         row = connection.first(
             "SELECT * FROM quell_break_glass WHERE id = :id AND tenant = :tenant", id=identifier, tenant=tenant
@@ -184,6 +218,12 @@ class BreakGlassRows:
         if row is None:
             raise RefusedError(f"there is no emergency {identifier!r}", hint="list those unreviewed", code="unknown")
         return _read(row.__dict__)
+
+
+def _seal_bytes(opened: BreakGlass) -> bytes:
+    """Return the bytes of an emergency that are signed: all that was true when it was opened."""
+    bare = replace(opened, reviewed_at=None, reviewed_by="", review="")
+    return _SEAL_DOMAIN + msgspec.json.encode(bare, order="sorted")
 
 
 def _read(row: dict[str, str | None]) -> BreakGlass:

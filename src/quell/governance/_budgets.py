@@ -241,6 +241,11 @@ class Budgets:
             "DELETE FROM quell_reservations WHERE status <> 'open' AND expires_at < :before", before=_time(before)
         )
 
+    def runs(self, connection: Connection) -> list[str]:
+        """Return the runs that have accounts of their own."""
+        rows = connection.all("SELECT account FROM quell_budgets WHERE substr(account, 1, 7) = '[null,\"'")
+        return sorted({json.loads(row.account)[1] for row in rows})
+
     def forget(self, connection: Connection, runs: Iterable[str]) -> None:
         """Delete the accounts of runs that are deleted themselves. What is in flight stays."""
         for run in runs:
@@ -276,8 +281,9 @@ class Budgets:
         touched: dict[str, list[Cap]] = {}
         for cap in self._caps:
             if _covers(cap, spender):
-                place = [names[scope] if scope in cap.per else None for scope in _SCOPES]
-                touched.setdefault(json.dumps(place, separators=(",", ":")), []).append(cap)
+                touched.setdefault(
+                    _account(tuple(names[each] if each in cap.per else None for each in _SCOPES)), []
+                ).append(cap)
         return touched
 
     def _hold(
@@ -486,6 +492,7 @@ def _charge(amounts: Amounts) -> Charge:
     return Charge(**{kind.value: amount for kind, amount in amounts.items()})
 
 
+@lru_cache(maxsize=512)
 def _text(charge: Charge) -> str:
     return json.dumps({kind.value: getattr(charge, kind) for kind in _KINDS}, separators=(",", ":"))
 
@@ -495,6 +502,12 @@ def _time(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+@lru_cache(maxsize=1024)
+def _account(place: tuple[str | None, ...]) -> str:
+    return json.dumps(place, separators=(",", ":"))
+
+
+@lru_cache(maxsize=1024)
 def _describe(account: str) -> str:
     day, *others = json.loads(account)
     named = ", ".join(

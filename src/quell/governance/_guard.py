@@ -7,15 +7,14 @@ lets it go: between a verdict and its use nothing can change unseen.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
+from quell.audit import Audit
 from quell.domain import (
-    ApprovalRequest,
     AskedCall,
     AuditEntry,
     AuditKind,
@@ -30,41 +29,47 @@ from quell.domain import (
     Entropy,
     Facts,
     Intent,
-    Level,
+    OutcomeKind,
     Parked,
-    Presented,
     Principal,
     RefusedError,
     Reservation,
     Spender,
+    Standing,
     SwitchState,
-    ToolClass,
     ToolOutcome,
     UsageError,
     Verdict,
 )
 from quell.governance import _approval_rows as approval_rows
+from quell.governance._approval_account import use_of
 from quell.governance._approvals import Approvals
-from quell.governance._audit import Audit
+from quell.governance._asking import (
+    Asking,
+    Ruling,
+    asked_anyway,
+    flat,
+    is_plain_read,
+    needs_people,
+    plan_of,
+    presented_of,
+    reasons,
+)
 from quell.governance._autonomy import Autonomy
 from quell.governance._budgets import Budgets
 from quell.governance._policy import PolicySet
+from quell.governance._policy_schema import effective_class
 from quell.governance._switches import Switches
 from quell.runs import Connection, Database, Ledger
 
 _HISTORY = timedelta(hours=1)
 _GRACE_S = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ruling:
-    """A verdict, the facts it rests on, and the approval that made it a permit."""
-
-    verdict: Verdict
-    facts: Facts
-    acting: Principal
-    """Who was decided about: the caller, at the level that was earned."""
-    presented: Presented | None = None
+_UNEARNED = Standing().level
+"""How far everybody may go of whom nothing is known."""
+_QUIET_MIN_S = 1.0
+"""What is on its way in a network does not hurry because its tool is quick."""
+_ENDED_WELL = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
+"""Reads after which a plan goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,8 @@ class Passage:
     spender: Spender
     reservation: Reservation | None = None
     """Of a read; an effect reserves with its intent."""
+    used: Consumption | None = None
+    """The approval that a read used up."""
     ids: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,7 +105,7 @@ class Guard:
         """Join the organs; `services` tells how many services are known, for the share that a call touches."""
         self._database = database
         self.policy = policy
-        """The policies in force; a reload replaces them whole."""
+        """The policies in force; a change of pins replaces them whole."""
         self.approvals = approvals
         self.switches = switches
         self.budgets = budgets
@@ -108,6 +115,8 @@ class Guard:
         self._clock = clock
         self._entropy = entropy
         self._services = services
+        self.people = Asking(database, approvals=approvals, audit=audit, judge=self._decide, entry=self._entry)
+        """Who asks people: about a call, a plan, or what they made of one."""
 
     def enter(self, request: CallRequest) -> Passage | Parked | Verdict:
         """Decide about a call: let it through, ask people, or say no; each is on record before this returns.
@@ -116,27 +125,65 @@ class Guard:
         decided again.
 
         Raises:
-            RefusedError: people rejected exactly this, or an approval can not be used.
+            RefusedError: people rejected exactly this, an approval can not be used, or the id is of another effect.
             BoundExceededError: a cap would be passed.
             JournalError: the account cannot be kept; then nothing is let through.
         """
-        if _is_plain_read(request):
+        if is_plain_read(request):
             ruling = self._read_ruling(request)
             if ruling.verdict.decision == "permit":
                 return self._begin_read(request, ruling)
         with self._database.reading() as connection:
-            if request.tool.tool_class.is_effect and self.ledger.find(connection, self.ledger.key_of(request.call)):
+            if self._is_known(connection, request):
                 return Passage(spender=_spender(request))
             ruling = self._decide(connection, request, lock="none")
+            # A twin may have used the approval up between the two looks; then people have nothing left to decide.
+            if ruling.verdict.decision != "permit" and self._is_known(connection, request):
+                return Passage(spender=_spender(request))
         match ruling.verdict.decision:
             case "ask":
-                return self._park(request, ruling)
+                stands_in_one = request.caller.approval or request.edited
+                return (self.people.go_on if stands_in_one else self.people.park)(request, ruling)
             case "permit":
                 is_effect = request.tool.tool_class.is_effect
                 return Passage(spender=_spender(request)) if is_effect else self._begin_read(request, ruling)
             case "deny":
-                self.audit.note(self._entry(AuditKind.DECISION, request, _reasons(ruling)))
+                self.audit.note(self._entry(AuditKind.DECISION, request, reasons(ruling)))
                 return ruling.verdict
+
+    def outlook(self, request: CallRequest) -> AskedCall | Literal["new", "none"]:
+        """Say whether people will be asked about a call: what they were shown, `new` when nothing yet, `none` when not.
+
+        It decides nothing and is not on record. Raises as `enter` does.
+        """
+        with self._database.reading() as connection:
+            if self._is_known(connection, request):
+                return "none"
+            if self._decide(connection, request, lock="none").verdict.decision != "ask":
+                return "none"
+            call = request.call
+            identifier = approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            tenant = request.caller.principal.tenant
+            approval = self.approvals.find(connection, identifier, tenant=tenant) if identifier else None
+            if approval is None or approval.status not in approval_rows.LIVE:
+                return "new"
+            return next((asked for asked in approval.terms.calls if asked.call == call), "new")
+
+    def refused(self, request: CallRequest, *, reason: str) -> None:
+        """Keep the account of a call that was refused after its verdict: by people, a cap, or what changed meanwhile."""
+        call = request.call
+        body = {
+            "call": call.id,
+            "tool": call.tool,
+            "digest": call.digest,
+            "reason": reason[:2000],
+            "origin": request.caller.origin.value,
+        }
+        principal = request.caller.principal.user
+        self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=call.run, principal=principal, body=body))
+
+    is_plain = staticmethod(is_plain_read)
+    """Tells whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
 
     def turn_away(self, *, run: str, principal: str, tool: str, reason: str) -> None:
         """Keep the account of input that never became a call: an unknown tool, arguments that no schema allows."""
@@ -144,62 +191,35 @@ class Guard:
         body = {"tool": tool[:200], "tool_digest": digest, "reason": reason[:2000]}
         self.audit.note(self.audit.entry(AuditKind.REFUSAL, run=run, principal=principal, body=body))
 
-    def _park(self, request: CallRequest, ruling: _Ruling) -> Parked:
-        """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
-        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
-        asked = AskedCall(
-            call=request.call,
-            tool_class=request.tool.tool_class,
-            diff=request.diff,
-            revert_plan=_plan_of(request),
-            facts=(*request.facts, *_words_of_server(request)),
-        )
-        wish = ApprovalRequest(
-            principal=request.caller.principal,
-            calls=(asked,),
-            verdict=ruling.verdict,
-            evidence_digest=request.caller.evidence_digest,
-            explanation=request.explanation,
-        )
-        with self._database.writing() as connection:
-            approval = self.approvals.ask(connection, wish)
-            body = {"approval": approval.id, "digest": approval.digest, "call": request.call.digest}
-            told = self.audit.entry(
-                AuditKind.APPROVAL, run=request.call.run, principal=request.caller.principal.user, body=body
-            )
-            self.audit.append(connection, entry, told)
-        return Parked(
-            call=request.call.id,
-            approval=approval.id,
-            digest=approval.digest,
-            expires_at=approval.terms.expires_at,
-            quorum=approval.terms.quorum,
-            approver_roles=approval.terms.approver_roles,
-        )
-
     # -- reads: let through, and counted when they have ended ------------------------------------------------------
 
-    def _begin_read(self, request: CallRequest, ruling: _Ruling) -> Passage:
+    def _begin_read(self, request: CallRequest, ruling: Ruling) -> Passage:
         """Let a read through: use its approval up if it needed one, reserve, and keep the account, together."""
         needs_people = ruling.presented is not None
-        entry = self._entry(AuditKind.DECISION, request, _reasons(ruling))
+        entry = self._entry(AuditKind.DECISION, request, reasons(ruling))
         with self._database.writing(durability="flushed" if needs_people else "written") as connection:
-            if not _is_plain_read(request):
+            if not is_plain_read(request):
                 ruling = self._decide(connection, request, lock="share")
             used = self._use(connection, request, ruling)
+            if used is not None:
+                entry = self._entry(AuditKind.DECISION, request, {**reasons(ruling), **use_of(used)})
             # A key of its own each time: a read that comes again under its old id is done again, and costs again.
             reservation = self._reserve(connection, request, key=f"{request.call.id}.{self._entropy(8).hex()}")
             (record,) = self.audit.append(connection, entry)
         ids = {"audit": str(record.number)} | ({"approval": used.approval} if used else {})
-        return Passage(reservation=reservation, spender=_spender(request), ids=ids)
+        return Passage(reservation=reservation, spender=_spender(request), used=used, ids=ids)
 
     def end_read(self, request: CallRequest, passage: Passage, outcome: ToolOutcome) -> None:
         """Settle what a read reserved, and keep the account of how it ended."""
         assert passage.reservation is not None, "a read reserves"
-        entry = self._ended(request, _outcome_body(outcome))
+        used = passage.used
+        body = _outcome_body(outcome) | ({"approval": used.approval} if used is not None else {})
+        entry = self._ended(request, body)
+        ended: Literal["done", "failed"] = "done" if outcome.kind in _ENDED_WELL else "failed"
         with self._database.writing(durability="written") as connection:
+            also = self.approvals.step_ended(connection, used, ended=ended) if used is not None else ()
             self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
-            self.audit.append(connection, entry)
+            self.audit.append(connection, *also, entry)
 
     # -- effects: joined into the three transactions of the ledger -------------------------------------------------
 
@@ -217,10 +237,10 @@ class Guard:
             user=caller.principal.user,
             tenant=caller.principal.tenant,
             workflow_digest=caller.principal.workflow_digest,
-            revert=_plan_of(request),
+            revert=plan_of(request),
             approval=approval,
             timeout_s=request.tool.timeout_s,
-            quiet_s=request.tool.timeout_s,
+            quiet_s=max(_QUIET_MIN_S, request.tool.timeout_s),
         )
 
     def on_intent(self, connection: Connection, request: CallRequest) -> None:
@@ -228,8 +248,7 @@ class Guard:
         ruling = self._decide(connection, request, lock="share")
         used = self._use(connection, request, ruling)
         self._reserve(connection, request, key=request.call.id)
-        body = {**_reasons(ruling), "revert": _plan_of(request)}
-        body |= {"approval": used.approval, "voters": list(used.voters)} if used else {}
+        body = {**reasons(ruling), "revert": plan_of(request), **use_of(used)}
         self.audit.append(connection, self._entry(AuditKind.EFFECT, request, body))
 
     def on_start(self, connection: Connection, request: CallRequest, effect: Effect) -> None:
@@ -243,15 +262,16 @@ class Guard:
 
     def on_end(self, connection: Connection, request: CallRequest, effect: Effect, outcome: ToolOutcome | None) -> None:
         """Settle and keep the account, in the transaction that writes what became of it."""
+        also: tuple[AuditEntry, ...] = ()
+        if effect.approval and (used := self._used_of(connection, effect)) is not None:
+            ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
+            also = self.approvals.step_ended(connection, used, ended=ended)
         with suppress(
             RefusedError, BoundExceededError, UsageError
         ):  # what cannot be settled is charged as reserved when its time is over
             reservation = self._reserve(connection, request, key=request.call.id)
             spent = _spent(request, outcome) if outcome is not None else None
             self.budgets.settle(connection, reservation, spent, spender=_spender(request))
-        if effect.approval and (used := self._used_of(connection, effect)) is not None:
-            ended: Literal["done", "failed"] = "done" if effect.state is EffectState.DONE else "failed"
-            self.approvals.step_ended(connection, used, ended=ended)
         body: dict[str, object] = {
             "state": effect.state.value,
             "reason": effect.reason,
@@ -259,53 +279,74 @@ class Guard:
             "effect": effect.key,
         }
         body |= {"attempts": effect.attempts, "result_digest": effect.result_digest}
-        self.audit.append(connection, self._ended(request, body))
+        body |= {"approval": effect.approval} if effect.approval else {}
+        self.audit.append(connection, *also, self._ended(request, body))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _read_ruling(self, request: CallRequest) -> _Ruling:
+    def _read_ruling(self, request: CallRequest) -> Ruling:
         """Decide about a plain read from memory: it has no history, takes nothing out, and stops are known well enough."""
         stops = self.switches.glance()
-        facts = _stop_facts(request, stops, is_emergency=False)
-        verdict = self.policy.admit(request.call, tool=request.tool, principal=request.caller.principal, facts=facts)
-        return _Ruling(verdict=verdict, facts=facts, acting=request.caller.principal)
+        facts, acting = _stop_facts(request, stops, is_emergency=False), request.caller.principal
+        if acting.level > _UNEARNED:
+            # What was earned stands in the journal: who needs more than anybody has is decided about there.
+            acting = replace(acting, level=_UNEARNED)
+        return Ruling(verdict=self._verdict(request, acting, facts), facts=facts, acting=acting)
 
-    def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> _Ruling:
+    def _is_known(self, connection: Connection, request: CallRequest) -> bool:
+        """Tell whether it is an effect that the ledger has. Raises RefusedError when it has another under the same id."""
+        call = request.call
+        if not request.tool.tool_class.is_effect:
+            return False
+        known = self.ledger.find_call(connection, run=call.run, call=call.id)
+        if known is None or known.call.digest == call.digest:
+            return known is not None
+        raise RefusedError(
+            f"call {call.id} stands in the ledger with other arguments", hint="give another call another id"
+        )
+
+    def _decide(self, connection: Connection, request: CallRequest, *, lock: Literal["share", "none"]) -> Ruling:
         """Decide in a transaction: without people first, then with those who approved exactly this."""
         stops = self.switches.state(connection, lock=lock)
         facts = self._facts(connection, request, stops)
         acting = self._acting(connection, request)
         verdict = self._verdict(request, acting, facts)
-        if verdict.decision == "permit" and request.needs is not None:
-            verdict = _asked_by_server(request, verdict)
+        is_extra = verdict.decision == "permit" and needs_people(request)
+        if is_extra:
+            verdict = asked_anyway(request, verdict)
         if verdict.decision != "ask":
-            return _Ruling(verdict=verdict, facts=facts, acting=acting)
-        presented = _presented(request, verdict)
+            return Ruling(verdict=verdict, facts=facts, acting=acting)
+        presented = presented_of(request, verdict)
         people = self.approvals.valid(connection, presented)
-        if people and (request.needs is None or people >= verdict.quorum):
+        if people and (not (is_extra or request.needs) or people >= verdict.quorum):
             counted = replace(facts, approvals=people)
             again = self._verdict(request, acting, counted)
             if again.decision == "permit":
-                return _Ruling(verdict=again, facts=counted, acting=acting, presented=presented)
-        return _Ruling(verdict=verdict, facts=facts, acting=acting)
+                return Ruling(verdict=again, facts=counted, acting=acting, presented=presented)
+        return Ruling(verdict=verdict, facts=facts, acting=acting)
 
     def _acting(self, connection: Connection, request: CallRequest) -> Principal:
-        """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says."""
+        """Return who acts. How far a workflow may go by itself is what it has earned, never what a caller says.
+
+        It earns by the class that policies judge by, so that what nothing undoes never rides on what could be undone;
+        what has no version can earn nothing.
+        """
         principal = request.caller.principal
-        if not request.tool.tool_class.is_effect or not principal.workflow_digest:
-            return principal
-        scope = AutonomyScope(
-            tenant=principal.tenant,
-            workflow_digest=principal.workflow_digest,
-            action_class=request.tool.tool_class,
-            environment=request.call.resource.environment,
-        )
-        return replace(principal, level=min(principal.level, self.autonomy.level(connection, scope)))
+        earned = _UNEARNED
+        if principal.workflow_digest:
+            scope = AutonomyScope(
+                tenant=principal.tenant,
+                workflow_digest=principal.workflow_digest,
+                action_class=effective_class(request.tool),
+                environment=request.call.resource.environment,
+            )
+            earned = self.autonomy.level(connection, scope)
+        return principal if principal.level <= earned else replace(principal, level=earned)
 
     def _verdict(self, request: CallRequest, acting: Principal, facts: Facts) -> Verdict:
         return self.policy.admit(request.call, tool=request.tool, principal=acting, facts=facts)
 
-    def _use(self, connection: Connection, request: CallRequest, ruling: _Ruling) -> Consumption | None:
+    def _use(self, connection: Connection, request: CallRequest, ruling: Ruling) -> Consumption | None:
         """Use up what made it a permit. Raises RefusedError when it is none."""
         if ruling.verdict.decision != "permit":
             raise RefusedError(
@@ -321,7 +362,11 @@ class Guard:
         if not request.tool.tool_class.is_effect:
             return stopped
         past = self.ledger.facts(
-            connection, call=call, workflow_digest=principal.workflow_digest, since=self._clock() - _HISTORY
+            connection,
+            call=call,
+            workflow_digest=principal.workflow_digest,
+            tenant=principal.tenant,
+            since=self._clock() - _HISTORY,
         )
         known = self._services()
         return replace(
@@ -349,7 +394,12 @@ class Guard:
 
     def _approval_of(self, connection: Connection, request: CallRequest) -> str:
         call = request.call
-        return request.caller.approval or approval_rows.find_of_call(connection, run=call.run, call=call.id) or ""
+        return (
+            request.edited
+            or request.caller.approval
+            or approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            or ""
+        )
 
     def _people_of(self, connection: Connection, effect: Effect) -> int:
         """Count who approved an effect. Raises RefusedError when its time is over: a crash makes no old yes a new one."""
@@ -385,9 +435,9 @@ class Guard:
             "pin": call.pin,
             "digest": call.digest,
             "arguments": call.arguments,
-            "resource": _flat(call.resource),
+            "resource": flat(call.resource),
             "evidence_digest": request.caller.evidence_digest,
-            "principal": _flat(principal),
+            "principal": flat(principal),
         }
         return self.audit.entry(kind, run=call.run, principal=principal.user, body={**told, **body})
 
@@ -400,71 +450,14 @@ class Guard:
         )
 
 
-def _flat(value: object) -> dict[str, object]:
-    """Write a flat dataclass as JSON has it: tuples as lists, numbers that are names as numbers."""
-    assert is_dataclass(value)
-    found: dict[str, object] = {}
-    for each in fields(value):
-        held = getattr(value, each.name)
-        found[each.name] = list(held) if isinstance(held, tuple) else int(held) if isinstance(held, Level) else held
-    return found
-
-
-def _reasons(ruling: _Ruling) -> dict[str, object]:
-    return {"verdict": _flat(ruling.verdict), "facts": _flat(ruling.facts), "principal": _flat(ruling.acting)}
-
-
-def _asked_by_server(request: CallRequest, verdict: Verdict) -> Verdict:
-    """Turn a permit into a question: policy lets the call through, and its server wants people."""
-    return replace(
-        verdict,
-        decision="ask",
-        policies=("quell.server-asks", *verdict.policies),
-        reason="the server asks people before it goes on",
-        approver_roles=("approver", "admin"),
-        quorum=2 if request.tool.tool_class is ToolClass.IRREVERSIBLE else 1,
-    )
-
-
-def _words_of_server(request: CallRequest) -> tuple[tuple[str, str], ...]:
-    """Return what the server asks, as a fact about it: its words, not ours."""
-    asks = request.needs.asks if request.needs is not None else ()
-    return tuple(("the server asks, in its own words", f"{ask.message} {ask.url}".strip()) for ask in asks)
-
-
-def _is_plain_read(request: CallRequest) -> bool:
-    """Tell whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
-    tool = request.tool
-    return tool.tool_class is ToolClass.READ and not tool.resource.destination and request.needs is None
-
-
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
     principal = request.caller.principal
     return Facts(
         is_killed=bool(stops.stops(request.call, principal=principal, kind="kill")),
         is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
         is_break_glass=is_emergency,
+        origin=request.caller.origin,
     )
-
-
-def _presented(request: CallRequest, verdict: Verdict) -> Presented:
-    return Presented(
-        principal=request.caller.principal,
-        call=request.call,
-        policy_digest=verdict.policy_digest,
-        evidence_digest=request.caller.evidence_digest,
-        diff=request.diff,
-        revert_plan=_plan_of(request),
-        approval=request.caller.approval,
-    )
-
-
-def _plan_of(request: CallRequest) -> str:
-    """Return the calls that undo an effect: what the caller prepared, else the tool's own way back."""
-    if request.revert != "[]" or not request.tool.revert:
-        return request.revert
-    call = {"tool": request.tool.revert, "arguments": json.loads(request.call.arguments)}
-    return json.dumps([call], sort_keys=True, separators=(",", ":"))
 
 
 def _spender(request: CallRequest) -> Spender:

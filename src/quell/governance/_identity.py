@@ -110,6 +110,12 @@ class Identities:
             hint="use 127.0.0.1 or ::1, or configure API keys, an OIDC issuer or a trusted proxy",
         )
 
+    @staticmethod
+    def forwarded_by(caller: Caller) -> str:
+        """Return a header that says that somebody else's request is passed on; empty when none does."""
+        names = {name.lower().replace("_", "-") for name, _ in caller.headers}
+        return min((name for name in names if name in _FORWARDED or name.startswith("x-forwarded-")), default="")
+
     def _proven(self, caller: Caller) -> tuple[Way, Principal]:
         authorizations = [value for name, value in caller.headers if name.lower() == "authorization"]
         is_named = bool(self._proxies.shown(caller))
@@ -141,10 +147,9 @@ class Identities:
         peer = address_of(caller.peer)
         if not caller.is_loopback or (caller.peer and (peer is None or not peer.is_loopback)):
             raise UnprovenError("owner", f"{caller.peer or 'the caller'} is not on this machine")
-        names = {name.lower().replace("_", "-") for name, _ in caller.headers}
-        if forwarded := sorted(name for name in names if name in _FORWARDED or name.startswith("x-forwarded-")):
+        if forwarded := self.forwarded_by(caller):
             # It came through a proxy on this machine, from anywhere.
-            raise UnprovenError("owner", f"{forwarded[0]} says that it was forwarded")
+            raise UnprovenError("owner", f"{forwarded} says that it was forwarded")
         return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
 
     def _check(self, principal: Principal, caller: Caller, *, way: Way) -> None:
@@ -184,11 +189,19 @@ def _problems(plan: IdentityPlan) -> list[Problem]:
     prefixes = sorted(source.user_prefix for source in sources)
     if any(later.startswith(earlier) for earlier, later in pairwise(prefixes)):
         wrong("identity", "two sources of users could name the same person", "give each a user_prefix of its own")
-    if not plan.tenants or not all(map(is_name, plan.tenants)):
-        wrong("identity.tenants", "no tenant is served", "name at least one")
+    for reason, hint in _tenant_mistakes(plan.tenants):
+        wrong("identity.tenants", reason, hint)
     if plan.owner is not None and not is_name(plan.owner.user):
         wrong("identity.owner.user", "the owner has no name", "name one, without spaces")
     return found
+
+
+def _tenant_mistakes(tenants: tuple[str, ...]) -> list[tuple[str, str]]:
+    if not tenants or not all(map(is_name, tenants)):
+        return [("no tenant is served", "name at least one")]
+    # Stops and caps name tenants by globs: a kill of `[a]` would cover nothing of it.
+    odd = [tenant for tenant in tenants if set(tenant) & set("*?[]")]
+    return [(f"{name!r} reads as a glob", "name it without * ? [ ]") for name in odd]
 
 
 def _issuer_mistakes(issuer: OidcIssuer) -> list[tuple[str, str, str]]:

@@ -20,6 +20,7 @@ from quell.domain import (
     TrialSource,
 )
 from quell.governance._evidence import refutes, trials_needed
+from quell.governance._plan import person
 
 CLAIMS: Mapping[Level, float | None] = {
     Level.PROPOSE: None,
@@ -198,7 +199,9 @@ def _confirmed(held: Standing, record: AutonomyRecord) -> Standing:
         return held
     word = Confirmation(by=record.by, to=record.to, at=record.at, is_owner=record.is_owner)
     others = tuple(
-        other for other in held.pending if other.by != word.by and abs(word.at - other.at) <= CONFIRMATION_LASTS
+        other
+        for other in held.pending
+        if person(other.by) != person(word.by) and abs(word.at - other.at) <= CONFIRMATION_LASTS
     )
     words = (*others, word)
     if len(words) < QUORUM[record.to] or all(each.is_owner for each in words):

@@ -28,6 +28,7 @@ from quell.domain import (
 
 _DOMAIN = b"quell approval v1\n"
 _VOTE_DOMAIN = b"quell vote v1\n"
+_SEAL_DOMAIN = b"quell approval seal v1\n"
 _QUORUM_IRREVERSIBLE = 2
 _CALLS_MAX = 64
 _BODY_MAX_BYTES = 4_000_000
@@ -43,7 +44,11 @@ def person(subject: str) -> str:
 def written(terms: ApprovalTerms) -> str:
     """Write terms as canonical JSON: sorted keys, no spaces. Raises RefusedError when a text of it is not Unicode."""
     try:
-        return msgspec.json.encode(terms, order="sorted").decode()
+        told = msgspec.to_builtins(terms, order="sorted")
+        for asked in told["calls"]:
+            if not asked["form"]:  # as it was written before there were forms: what was asked then still holds
+                del asked["form"]
+        return msgspec.json.encode(told, order="sorted").decode()
     except UnicodeEncodeError as error:
         raise RefusedError(
             "the request holds half a character (a lone surrogate) and cannot be written",
@@ -69,7 +74,15 @@ def digest_of(body: str) -> str:
 
 def vote_bytes(vote: Vote) -> bytes:
     """Return the bytes of a vote that are signed."""
-    return _VOTE_DOMAIN + msgspec.json.encode(vote, order="sorted")
+    told = msgspec.to_builtins(vote, order="sorted")
+    if not vote.answers:
+        del told["answers"]
+    return _VOTE_DOMAIN + msgspec.json.encode(told, order="sorted")
+
+
+def seal_bytes(digest: str, *, principal: str) -> bytes:
+    """Return the bytes of a request that are signed when it is asked: its digest, and whose it is."""
+    return _SEAL_DOMAIN + f"{digest}\n{principal}".encode()
 
 
 def check_request(request: ApprovalRequest) -> int:
@@ -188,6 +201,7 @@ def _ready(terms: ApprovalTerms, presented: Presented, *, position: int) -> Appr
         diff=presented.diff,
         revert_plan=presented.revert_plan,
         facts=asked.facts,
+        form=asked.form,
     )
     return replace(
         terms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import ClassVar, Literal, Self
@@ -14,6 +14,7 @@ from quell.domain import (
     ConfigError,
     Facts,
     FrozenCall,
+    Level,
     PolicyExplanation,
     PolicyReport,
     PolicyRuling,
@@ -32,6 +33,7 @@ from quell.domain import (
 from quell.governance._arguments import digest_of, resource_of
 from quell.governance._canonical import parse
 from quell.governance._packs import pack
+from quell.governance._plan import person
 from quell.governance._policy_engine import Answer, Engine, Request, counted_approvals, request_of
 from quell.governance._policy_load import Examined, examine
 from quell.governance._policy_schema import effective_class
@@ -40,6 +42,9 @@ from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
 from quell.governance._schema import compiled
 
+SERVER_ASKS, EDITED, PLANNED = "quell.server-asks", "quell.edited", "quell.plan"
+"""Stand before the policies of a permit that became a question: the tool's server wants people, or they edited or planned it."""
+_ANYWAY = frozenset({SERVER_ASKS, EDITED, PLANNED})
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
 
@@ -123,13 +128,13 @@ class PolicySet:
             return ()
         wanted = set(verdict.approver_roles)
         return tuple(
-            person
-            for person in people
-            if person.user
-            and person.user != principal.user
-            and person.tenant == principal.tenant
-            and not person.agent
-            and wanted & set(person.roles)
+            each
+            for each in people
+            if each.user
+            and person(each.user) != person(principal.user)
+            and each.tenant == principal.tenant
+            and not each.agent
+            and wanted & set(each.roles)
         )
 
     def run_table(self, text: str, *, source: str = "table") -> PolicyTableReport:
@@ -140,7 +145,10 @@ class PolicySet:
     """Reads a decision back from its audit record, to be decided again."""
 
     def simulate(self, records: Iterable[RecordedDecision]) -> tuple[PolicyShift, ...]:
-        """Decide recorded calls again by this set, and return those that come out otherwise."""
+        """Decide recorded calls again by this set, and return those that come out otherwise.
+
+        What became a question for another reason was a permit of the policies, and is compared as one.
+        """
         shifts = []
         for record in records:
             tool = self._tools.get(record.call.tool)
@@ -148,7 +156,8 @@ class PolicySet:
                 verdict = self._deny(("quell.pin",), f"no tool `{record.call.tool}` is known today")
             else:
                 verdict = self.admit(record.call, tool=tool, principal=record.principal, facts=record.facts)
-            if _outcome(verdict) != _outcome(record.verdict):
+            was = ("permit", 0, ()) if not _ANYWAY.isdisjoint(record.verdict.policies) else _outcome(record.verdict)
+            if _outcome(verdict) != was:
                 shifts.append(PolicyShift(record=record, verdict=verdict))
         return tuple(shifts)
 
@@ -190,14 +199,7 @@ class PolicySet:
             floor=_floor(known),
             ask=partial(self._deciding.answers, request),
         )
-        return self._told(decide.verdict(call), request, facts)
-
-    def _request(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Request:
-        return request_of(
-            call, tool=tool, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
-        )
-
-    def _told(self, ruling: _Ruling, request: Request, facts: Facts) -> Verdict:
+        ruling = decide.verdict(call)
         return Verdict(
             decision=ruling.decision,
             policies=ruling.policies,
@@ -205,23 +207,35 @@ class PolicySet:
             approver_roles=ruling.roles,
             quorum=ruling.quorum,
             policy_digest=self.digest,
-            would_deny=self._would_deny(request, facts) if self._watching else (),
+            would_deny=self._would_deny(call, request, decide, is_permit=ruling.decision == "permit"),
+        )
+
+    def _request(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Request:
+        return request_of(
+            call, tool=tool, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
         )
 
     def _deny(self, policies: tuple[str, ...], reason: str) -> Verdict:
         return Verdict(decision="deny", policies=policies, reason=reason, policy_digest=self.digest)
 
-    def _would_deny(self, request: Request, facts: Facts) -> tuple[str, ...]:
-        """Name the policies of watching sets that say no: their forbids, and `NAME:no-permit` where none permits."""
+    def _would_deny(
+        self, call: FrozenCall, request: Request, decided: _Decision, *, is_permit: bool
+    ) -> tuple[str, ...]:
+        """Name what watching sets say no with: their forbids, `NAME:no-permit` where none permits, `NAME:ask` of a permit."""
         named: list[str] = []
         for name, (engine, policies) in self._watching.items():
-            (answer,) = engine.answers(request, [counted_approvals(facts)])
-            if answer.errors:
-                named.append(f"{name}:error")
-            elif not answer.is_allowed and answer.policies:
-                named += answer.policies
-            elif not answer.is_allowed and any(policy.effect == "permit" for policy in policies):
-                named.append(f"{name}:no-permit")
+            if any(policy.effect == "permit" for policy in policies):
+                by_id = {policy.id: policy for policy in policies}
+                ruling = replace(decided, policies=by_id, ask=partial(engine.answers, request)).verdict(call)
+                says, stopped_by = ruling.decision, ruling.policies
+            else:
+                (answer,) = engine.answers(request, [counted_approvals(decided.facts)])
+                stopped_by = ("quell.error",) if answer.errors else answer.policies
+                says = "deny" if stopped_by else "permit"
+            if says == "deny":
+                named += [f"{name}:error"] if stopped_by == ("quell.error",) else stopped_by or [f"{name}:no-permit"]
+            elif says == "ask" and is_permit:
+                named.append(f"{name}:ask")
         return tuple(named)
 
 
@@ -357,7 +371,7 @@ def _unbound(call: FrozenCall, tool: Tool, known: Tool | None) -> tuple[str, str
     if not (known.name == tool.name == call.tool and known.pin == tool.pin == call.pin):
         return "quell.pin", f"`{known.name}` is not the tool that was pinned; a person pins it again"
     arguments = parse(call.arguments)
-    if not isinstance(arguments, dict) or compiled(known.input_schema).mistakes(arguments):
+    if not isinstance(arguments, dict) or not compiled(known.input_schema).fits(call.arguments, arguments):
         return "quell.arguments", f"the arguments of `{known.name}` are not what its schema asks for"
     if call.resource != resource_of(known, arguments, environment=call.resource.environment):
         return "quell.binding", "the resource of the call is not what its arguments name"
@@ -376,4 +390,6 @@ def _beyond_authority(tool: Tool | None, principal: Principal) -> tuple[str, str
         return "quell.agent", "the agent or workflow of this run says of no tool that it may use it"
     if not may_use(principal, tool.name):
         return "quell.credential", f"the credential may not use `{tool.name}`"
+    if principal.level < Level.APPROVE_EACH and effective_class(tool).is_effect:
+        return "quell.level", f"at level {int(principal.level)} an agent looks and proposes, and changes nothing"
     return None

@@ -91,6 +91,7 @@ def request_of(
         "host": call.resource.host,
         "server": tool.server,
         "recovery": str(tool.recovery),
+        "origin": str(facts.origin),
         "history": {name: _bounded(getattr(facts, name), name) for name in HISTORY},
         "blast_percent": _bounded(facts.blast_percent, "blast_percent", most=100),
         "frozen": facts.is_frozen,

@@ -31,6 +31,7 @@ CONTEXT: Mapping[str, Json] = {
     "host": {"type": "String"},
     "server": {"type": "String"},
     "recovery": {"type": "String"},
+    "origin": {"type": "String"},
     **{name: {"type": "Boolean"} for name in ("approved", "frozen", "killed", "break_glass")},
     **{name: {"type": "Long"} for name in ("approvals", "blast_percent")},
     "history": {"type": "Record", "attributes": {name: {"type": "Long"} for name in HISTORY}},

@@ -74,7 +74,13 @@ def read_sources(sources: Iterable[PolicySource]) -> tuple[tuple[Policy, ...], t
         if source.name in names:
             problems.append(_problem(source.name, "", "two sources have this name", "give each its own"))
         names.add(source.name)
-        for found in _read(source):
+        read = list(_read(source))
+        if not read:
+            # A file that was cut to nothing would take its forbids along, and nobody would be told.
+            problems.append(
+                _problem(source.name, "", "holds no policy", "write one, or take the file off the settings")
+            )
+        for found in read:
             if isinstance(found, Problem):
                 problems.append(found)
                 continue

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from quell.domain import Approval, AskedCall
+from quell.domain import Approval, AskedCall, is_hidden
+from quell.governance._form import lines_of, wanted_of
 
 Form: TypeAlias = Literal["text", "json", "markdown"]
 
 _OPEN, _CLOSE = "⟦", "⟧"
 """Marks around the name of a character; where they come by themselves they are named as well."""
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
-_HIDDEN_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0⟦⟧")
-"""Letters that are blank, and our own marks."""
+_MISLEADING = frozenset("⟦⟧\ufe0e\ufe0f")
+"""Our own marks, and selectors of the looks of a symbol: honest elsewhere, but two questions must not look the same."""
 _ACCENTS_MAX = 2
 _LOOKALIKES = dict(
     zip(
@@ -148,6 +148,7 @@ def _call_object(asked: AskedCall) -> dict[str, object]:
         "facts": dict(asked.facts),
         "dry_run": asked.diff,
         "revert_plan": asked.revert_plan,
+        "form": json.loads(asked.form) if asked.form else None,
     }
 
 
@@ -168,6 +169,9 @@ def _head(approval: Approval) -> Iterator[tuple[str, str]]:
     yield "evidence", terms.evidence_digest or "none"
     if terms.supersedes:
         yield "edited from", terms.supersedes
+    for vote in approval.votes:
+        if vote.answers:
+            yield "filled in", f"{vote.voter}: {vote.answers}"
 
 
 def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
@@ -185,13 +189,16 @@ def _calls(approval: Approval) -> Iterator[tuple[str, list[tuple[str, list[str]]
                 ("what a dry run says", (asked.diff or "there was no dry run").split("\n")),
                 ("how it would be undone", (asked.revert_plan.removeprefix("[]") or "nothing undoes it").split("\n")),
                 ("definition of the tool", [call.pin]),
+                *([("what the server wants filled in", list(lines_of(asked.form)))] if asked.form else []),
             ],
         )
 
 
 def _answers(approval: Approval) -> tuple[str, str]:
+    forms = [asked.form for asked in approval.terms.calls if asked.form]
+    fields = "".join(f" --answer '{_line(name)}=...'" for form in forms for name in wanted_of(form))
     return (
-        f"quell approval approve {approval.id} --digest {approval.digest[:8]}",
+        f"quell approval approve {approval.id} --digest {approval.digest[:8]}{fields}",
         f'quell approval reject {approval.id} --digest {approval.digest[:8]} --reason "..."',
     )
 
@@ -208,6 +215,7 @@ def _warnings(approval: Approval) -> tuple[str, ...]:
             (f"call {number}, inventory", " ".join(text for fact in asked.facts for text in fact)),
             (f"call {number}, dry run", asked.diff),
             (f"call {number}, revert plan", asked.revert_plan),
+            (f"call {number}, form", _decoded(asked.form or "{}")),
         ]
     places.append(("the model's words", terms.explanation))
     return tuple(f"{place}: {told}" for place, text in places for told in warnings_of(text)[:_SAID_MAX])
@@ -272,15 +280,11 @@ def _kind(letter: str) -> Literal["letter", "plain", "accent", "hidden"]:
     if " " <= letter <= "~" or letter == "\n":
         return "letter" if letter.isalpha() else "plain"
     category = unicodedata.category(letter)
-    if category in _HIDDEN_CATEGORIES or letter in _HIDDEN_LETTERS or _is_variation(letter):
+    if is_hidden(letter) or category == "Zs" or letter in _MISLEADING:
         return "hidden"
     if category in {"Mn", "Me"}:
         return "accent"
     return "letter" if category.startswith(("L", "Mc")) else "plain"
-
-
-def _is_variation(letter: str) -> bool:
-    return "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
 
 
 def _mark(letter: str) -> str:

@@ -62,6 +62,7 @@ def _is_integer(_checker: object, instance: object) -> bool:
     return isinstance(instance, int) and not isinstance(instance, bool)
 
 
+_REMEMBERED_MAX, _REMEMBERED_MAX_CHARS = 256, 4_096
 _METERED: tuple[str, ...] = (
     "$ref",
     "allOf",
@@ -96,7 +97,7 @@ _Strict = validators.extend(  # type: ignore[no-untyped-call]  # the stubs leave
 class ArgumentSchema:
     """One compiled schema: closed, local, bounded."""
 
-    __slots__ = ("_validator", "closed")
+    __slots__ = ("_fitted", "_validator", "closed")
 
     def __init__(self, text: str) -> None:
         """Compile a JSON Schema text. Raises RefusedError when it is none, or more than is judged here."""
@@ -112,6 +113,22 @@ class ArgumentSchema:
             why = error.message if isinstance(error, InvalidSchemaError) else "it nests without end"
             raise RefusedError(f"the schema of the arguments is invalid: {why[:200]}", hint="fix the schema") from None
         self._validator = _Strict(self.closed, registry=Registry())
+        self._fitted: set[str] = set()
+
+    def fits(self, text: str, value: Json) -> bool:
+        """Tell whether arguments fit; what fitted a moment ago, letter by letter, is not judged again.
+
+        A call is decided several times on its way. Only what fits is remembered. Raises as `mistakes` does.
+        """
+        if text in self._fitted:
+            return True
+        if self.mistakes(value):
+            return False
+        if len(text) <= _REMEMBERED_MAX_CHARS:
+            if len(self._fitted) >= _REMEMBERED_MAX:
+                self._fitted.clear()
+            self._fitted.add(text)
+        return True
 
     def mistakes(self, value: Json) -> tuple[str, ...]:
         """Say in plain words all that is wrong with the arguments (the first twenty, and that there are more).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator
@@ -16,21 +17,24 @@ _MAPS = {"properties": True, "patternProperties": True, "$defs": False, "definit
 """Keywords that hold schemas by name; whether those judge values of their own, and so are closed."""
 _LISTS = {"allOf": False, "anyOf": False, "oneOf": False, "prefixItems": True}
 _SINGLES = {"items": True, "additionalProperties": True, "unevaluatedProperties": True, "unevaluatedItems": True}
-_SINGLES |= {"not": False, "if": False, "then": False, "else": False, "contains": False}
+_SINGLES |= {"not": False, "if": False, "then": False, "else": False, "contains": False, "propertyNames": False}
 _IN_PLACE = {"allOf", "anyOf", "oneOf", "if", "then", "else", "$ref", "dependentSchemas"}
 """Keywords whose schemas judge the same value; with one of them, only `unevaluatedProperties` sees all that was named."""
 _SHORTHANDS = {"d": "[0-9]", "D": "[^0-9]", "w": "[A-Za-z0-9_]", "W": "[^A-Za-z0-9_]", "/": "/"}
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _SET_OPERATORS = re.compile(r"&&|--|~~")
 
 
 def close(schema: dict[str, Json]) -> dict[str, Json]:
     """Return the schema with `additionalProperties` false wherever it does not say otherwise.
 
-    Raises RefusedError for references out of it, and for patterns that cannot be matched in linear time.
+    Raises RefusedError for references out of it or to a part of it that is no schema, and for patterns that cannot be
+    matched in linear time.
     """
     local = {key: part for key, part in schema.items() if key not in {"$id", "$schema"}}
     closed = _closed(local, judges_own=True)
     assert isinstance(closed, dict)
+    _judge_references(closed)
     closed.setdefault("type", "object")
     if closed["type"] != "object":
         raise RefusedError("the schema of the arguments is not of type object", hint="arguments are one JSON object")
@@ -59,6 +63,46 @@ def _closed(schema: Json, *, judges_own: bool) -> Json:
     if judges_own and _may_be_object(schema) and not says_otherwise:
         result["unevaluatedProperties" if _IN_PLACE & schema.keys() else "additionalProperties"] = False
     return result
+
+
+def _judge_references(closed: dict[str, Json]) -> None:
+    """Refuse references to places that were not closed and judged above, such as an example or a keyword nobody knows.
+
+    An evaluator follows them anywhere, and would run there what was refused everywhere else.
+    """
+    judged = dict(_places(closed, ()))
+    for schema in judged.values():
+        reference = schema.get("$ref") if isinstance(schema, dict) else None
+        if isinstance(reference, str) and _pointed_at(reference) not in judged:
+            raise RefusedError(
+                f"the schema refers to {ascii(reference)[:80]}, which is no schema of it",
+                hint="put what it refers to under `$defs`, and write `#/$defs/name`",
+            )
+
+
+def _places(schema: Json, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Json]]:
+    """Yield every schema in a schema that is evaluated, with its place."""
+    yield at, schema
+    if not isinstance(schema, dict):
+        return
+    for key, part in schema.items():
+        if key in _MAPS and isinstance(part, dict):
+            inner = [((*at, key, name), each) for name, each in part.items()]
+        elif key in _LISTS and isinstance(part, list):
+            inner = [((*at, key, str(index)), each) for index, each in enumerate(part)]
+        else:
+            inner = [((*at, key), part)] if key in _SINGLES else []
+        for place, each in inner:
+            yield from _places(each, place)
+
+
+def _pointed_at(reference: str) -> tuple[str, ...]:
+    """Read a reference within a document: a JSON pointer, percent-decoded; an anchor is no place."""
+    pointer = _PERCENT.sub(
+        lambda found: bytes.fromhex(found[0].replace("%", "")).decode("utf-8", "replace"), reference.removeprefix("#")
+    )
+    first, *tokens = pointer.split("/")
+    return (first, *tokens) if first else tuple(token.replace("~1", "/").replace("~0", "~") for token in tokens)
 
 
 def _may_be_object(schema: dict[str, Json]) -> bool:

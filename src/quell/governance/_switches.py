@@ -64,8 +64,13 @@ class Switches:
         entropy: Entropy,
         in_flight: Callable[[Connection, Switch], Iterable[str]],
         stale_max_s: float = 1.0,
+        clean: Callable[[str], str] = str,
     ) -> None:
-        """Take what it needs; `in_flight` returns the keys of effects that a switch covers and that have not ended."""
+        """Take what it needs.
+
+        `in_flight` returns the keys of effects that a switch covers and that have not ended; `clean` takes secrets out
+        of the reasons that people give.
+        """
         self._database = database
         self._is_postgres = database.dialect == "postgresql"
         self._clock = clock
@@ -73,6 +78,7 @@ class Switches:
         self._entropy = entropy
         self._in_flight = in_flight
         self._stale_max_s = stale_max_s
+        self._clean = clean
         self._pending: tuple[Switch, ...] = ()
         self._known: tuple[str, tuple[Switch, ...]] | None = None
         self._glanced: tuple[float, SwitchState] | None = None
@@ -193,7 +199,7 @@ class Switches:
     def lift(self, connection: Connection, identifier: str, *, by: Principal, reason: str) -> None:
         """End a stop. Raises RefusedError when there is none, when it has ended, or when this person may not."""
         check_person(by, what="lift a stop", scope="switch.lift")
-        told = given_reason(reason, why="lifting a stop")
+        told = self._clean(given_reason(reason, why="lifting a stop"))
         self._hold(connection)
         row = connection.first("SELECT * FROM quell_switches WHERE id = :id", id=identifier)
         is_own = row is not None and by.tenant in {row.tenant, row.owner}
@@ -290,7 +296,7 @@ class Switches:
             tool=tool,
             starts_at=starts_at,
             ends_at=ends_at,
-            reason=given_reason(reason, why="a stop"),
+            reason=self._clean(given_reason(reason, why="a stop")),
             by=by.user,
         )
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from quell.domain import Window
+from quell.domain import Window, one_line
 from quell.incidents._model import CaseFile, Curve
-from quell.incidents._words import amount_of, clock_of, visible
+from quell.incidents._words import amount_of, clock_of
 
 _WIDTH = 440.0
 _HEIGHT = 150.0
@@ -121,7 +121,7 @@ def _marks(case: CaseFile, span: Window) -> tuple[Mark, ...]:
         marks.append(Mark(x=_x(finding.since, span), label=f"{clock_of(finding.since)} it began", kind="onset"))
     for entry in case.timeline:
         if entry.kind == "change" and span.start <= entry.at <= span.end:
-            label = f"{clock_of(entry.at)} {visible(entry.text, chars_max=80)}"
+            label = f"{clock_of(entry.at)} {one_line(entry.text, chars_max=80)}"
             marks.append(Mark(x=_x(entry.at, span), label=label, kind="change"))
     return tuple(marks[:_MARKS_MAX])
 
@@ -138,7 +138,7 @@ def _chart(curve: Curve, *, span: Window, trouble: Window, marks: tuple[Mark, ..
     runs = _runs(curve.points)
     before = amount_of(usual, curve.unit) if usual is not None else "unknown"
     now = amount_of(extreme, curve.unit)
-    title, measure = visible(curve.subject, chars_max=60), visible(curve.measure, chars_max=60)
+    title, measure = one_line(curve.subject, chars_max=60), one_line(curve.measure, chars_max=60)
     return Chart(
         title=title,
         measure=measure,

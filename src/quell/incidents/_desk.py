@@ -16,6 +16,7 @@ from quell.domain import (
     Outcome,
     Question,
     QuestionKind,
+    Resource,
     Run,
     RunStatus,
     Severity,
@@ -25,15 +26,16 @@ from quell.domain import (
     Window,
     fingerprint_of,
     new_id,
+    one_line,
 )
 from quell.incidents._answers import edges_of
 from quell.incidents._book import Book
 from quell.incidents._case import cost_of_steps
+from quell.incidents._inventory import facts_of
 from quell.incidents._investigation import KIND, CurveSource, Extent, Investigator
 from quell.incidents._model import CaseFile, Cost, Request
 from quell.incidents._reading import ask_once
 from quell.incidents._rows import Page
-from quell.incidents._words import visible
 from quell.runs import Runs
 from quell.signals import Reader
 
@@ -61,6 +63,7 @@ class Desk:
         curves: CurveSource | None = None,
         begins_at: Extent | None = None,
         ready: Callable[[], Awaitable[None]] | None = None,
+        clean: Callable[[str], str] = str,
     ) -> None:
         """Join the parts; registers the investigation, so build it before runs are launched.
 
@@ -73,6 +76,7 @@ class Desk:
             curves: Draws the charts' curves; None leaves charts out.
             begins_at: Tells since when there is telemetry; None takes every baseline as it is.
             ready: Awaited before a run is started, so that a process that only looks never takes a lease.
+            clean: Takes secrets out of what people and alerts say.
         """
         self._runs = runs
         self._readers = readers
@@ -80,6 +84,7 @@ class Desk:
         self._clock = clock
         self._entropy = entropy
         self._ready = ready
+        self._clean = clean
         self._book = Book(runs.engine)
         self._turn = asyncio.Lock()
         self._graph_read_at = clock() - timedelta(seconds=_GRAPH_AGE_S)
@@ -104,6 +109,7 @@ class Desk:
         """
         if not alerts:
             return []
+        alerts = [self._cleaned(alert) for alert in alerts]
         async with self._turn:
             await self._learn_graph(alerts)
             graph = await asyncio.to_thread(self._book.graph)
@@ -125,6 +131,7 @@ class Desk:
 
         Raises UsageError when the request holds neither words, services nor alerts.
         """
+        request = replace(request, text=self._clean(request.text))
         if request.alerts:
             return await self._investigate_alerts(request)
         if not request.text.strip() and not request.services:
@@ -134,12 +141,17 @@ class Desk:
         at = self._clock()
         incident = self._new_incident_id()
         question = (
-            visible(request.text, chars_max=_QUESTION_MAX) or f"What is going on with {', '.join(request.services)}?"
+            one_line(request.text, chars_max=_QUESTION_MAX) or f"What is going on with {', '.join(request.services)}?"
         )
         asked = [self._question(question, service, incident=incident) for service in request.services or ("",)]
         await asyncio.to_thread(self._book.open_question, asked, incident=incident, question=question, at=at)
         await self._flush()
         return await self._begin(await asyncio.to_thread(self._book.get_page, incident), since_s=request.since_s)
+
+    def _cleaned(self, alert: Alert) -> Alert:
+        """Return an alert without secrets in its words; its service is a name, and its fingerprint stays."""
+        labels = tuple((key, value if value == alert.service else self._clean(value)) for key, value in alert.labels)
+        return replace(alert, name=self._clean(alert.name), summary=self._clean(alert.summary), labels=labels)
 
     async def tend(self) -> None:
         """Bring incidents forward: begin what was not begun, give up what died, look again, close what is quiet."""
@@ -155,7 +167,7 @@ class Desk:
     async def close(self, prefix: str, *, by: str, reason: str) -> Incident:
         """End an incident in a person's name. Raises UsageError when there is none, RefusedError when it may not end."""
         page = await self._page(prefix)
-        await asyncio.to_thread(self._book.close, page.incident.id, by=by, reason=reason, at=self._clock())
+        await asyncio.to_thread(self._book.close, page.incident.id, by=by, reason=self._clean(reason), at=self._clock())
         await self._flush()
         return (await self._page(page.incident.id)).incident
 
@@ -169,6 +181,10 @@ class Desk:
     async def incident(self, prefix: str) -> Incident:
         """Return one incident by its id or a unique beginning of it. Raises UsageError when there is none."""
         return (await self._page(prefix)).incident
+
+    async def inventory(self, resource: Resource) -> tuple[tuple[str, str], ...]:
+        """Return what is known of a resource that somebody wants to touch, and what is not, for people who decide."""
+        return await facts_of(resource, book=self._book, readers=self._readers, clock=self._clock)
 
     async def alerts(self, *, limit: int = 100) -> list[Alert]:
         """List alerts, newest first."""

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import TypeVar, cast
 
 from quell.diagnosis import CATALOGUE
-from quell.domain import Citation, Finding, Gap, Hypothesis, Outcome
+from quell.domain import Citation, Finding, Gap, Hypothesis, Outcome, one_line
 from quell.incidents._charts import telling_curves
 from quell.incidents._grouping import listed, still_firing
 from quell.incidents._model import CaseFile, Similar
-from quell.incidents._words import amount_of, clock_of, moment_of, offset_of, plural, span_of, spark_of, visible
+from quell.incidents._words import amount_of, clock_of, moment_of, offset_of, plural, span_of, spark_of
 
 _IMPACT_MAX = 8
 _SUPPORT_MAX = 8
@@ -117,7 +117,7 @@ R = TypeVar("R")
 def _inert(part: R) -> R:
     """Return a part of a report in which no text hides anything, whoever wrote it; code was cleaned line by line."""
     if isinstance(part, str):
-        return cast("R", visible(part))
+        return cast("R", one_line(part))
     if isinstance(part, tuple):
         return cast("R", tuple(_inert(each) for each in part))
     if is_dataclass(part) and not isinstance(part, type):
@@ -313,7 +313,7 @@ def _evidence(case: CaseFile) -> Section:
 
 def _query(query: str) -> str:
     """Return a query line by line, each line safe to show."""
-    lines = [visible(line, chars_max=300) for line in query[:_QUERY_MAX].splitlines()]
+    lines = [one_line(line, chars_max=300) for line in query[:_QUERY_MAX].splitlines()]
     return "\n".join(line for line in lines if line) + (" …" if len(query) > _QUERY_MAX else "")
 
 
@@ -328,7 +328,7 @@ def _gaps(case: CaseFile) -> Section:
             silent.setdefault(gap.source, []).append(gap)
         else:
             label = f"{gap.source} {gap.question.value}"
-            rows.append(Line(label=label, text=f"{gap.reason}: {visible(gap.detail, chars_max=300)}", tone="bad"))
+            rows.append(Line(label=label, text=f"{gap.reason}: {one_line(gap.detail, chars_max=300)}", tone="bad"))
     for source in sorted(silent):
         kinds = ", ".join(gap.question.value for gap in silent[source])
         rows.append(Line(label=source, text=f"does not answer: {kinds}", tone="dim"))
@@ -405,7 +405,7 @@ def _briefing(case: CaseFile) -> Section | None:
 
 def _indented(line: str) -> str:
     kept = len(line) - len(line.lstrip(" "))
-    return " " * kept + visible(line, chars_max=600)
+    return " " * kept + one_line(line, chars_max=600)
 
 
 def _known(case: CaseFile) -> frozenset[str]:

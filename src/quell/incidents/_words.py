@@ -1,31 +1,11 @@
-"""Words and numbers for people: nothing hidden in them, units with them."""
+"""Words and numbers for people: units with them."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_TEXT_MAX = 2000
 _BARS = "▁▂▃▄▅▆▇█"
-
-
-def visible(text: str, *, chars_max: int = _TEXT_MAX) -> str:
-    """Return one line without control, invisible or reordering characters; those are written out as codes."""
-    cut = text[: chars_max * 2]
-    line = "".join(_seen(letter) for letter in cut)
-    line = " ".join(line.split())
-    return line if len(line) <= chars_max and len(cut) == len(text) else line[: chars_max - 1] + "…"
-
-
-def _seen(letter: str) -> str:
-    if letter in "\n\t\r":
-        return " "
-    if unicodedata.category(letter) not in _HIDDEN:
-        return letter
-    code = ord(letter)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def clock_of(at: datetime) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
@@ -14,7 +14,8 @@ from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from quell.config import LlmSettings
-from quell.domain import Clock, ConfigError, ModelError, ModelEvent, ModelFault, ModelRequest
+from quell.domain import Clock, ModelError, ModelEvent, ModelFault, ModelRequest
+from quell.models._builtin import BuiltinModel
 from quell.models._direct import DirectModel
 from quell.models._exchange import Patience
 from quell.models._limits import LimitedModel, Limiter, Limits
@@ -44,19 +45,15 @@ def open_model(
     clock: Clock,
     env: Mapping[str, str],
     limits: Limits | None = None,
-    builtin: Callable[[LlmSettings], Model] | None = None,
 ) -> Model:
     """Return the model that the settings name; nothing is sent before it is asked.
 
-    `limits` are those of the process; without them the model has limits of its own. `builtin` makes the model that
-    needs no provider, for who may use it.
+    `limits` are those of the process; without them the model has limits of its own. `builtin` needs no provider.
 
     Raises ConfigError when an address is none, or what a provider needs is not installed.
     """
     if settings.provider == "builtin":
-        if builtin is None:
-            raise ConfigError("`builtin` is no model here", hint="hand in what makes it, or name another provider")
-        return builtin(settings)
+        return BuiltinModel()
     limiter = _limiter(settings, limits or Limits(time.monotonic))
     model: Model = LimitedModel(_reached(settings, clock=clock, env=env, limiter=limiter), limiter)
     if settings.constrained_calls:

@@ -12,15 +12,17 @@ import sqlite3
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, LiteralString, Protocol, TypeAlias, cast
 
+from quell import telemetry
 from quell.config import Secret
 from quell.domain import ConfigError, JournalError
+from quell.runs._holder import holder_of, named
 
 Durability: TypeAlias = Literal["flushed", "written"]
 """`flushed` is on the disk when the transaction ends. `written` survives the death of the process but not of the
@@ -74,7 +76,8 @@ class Connection:
         self._raw = raw
         self._dialect = dialect
         self.told: list[tuple[str, str, dict[str, object]]] = []
-        """Events that were appended: (run, name, body)."""
+        """Events that were appended: (run, name, body). Telemetry hears of them once they are kept."""
+        self._last: list[Callable[[], None]] = []
 
     def run(self, sql: str, /, **parameters: Value) -> int:
         """Execute a statement and return how many rows it touched."""
@@ -94,6 +97,18 @@ class Connection:
         rows = self.all(sql, **parameters)
         assert len(rows) == 1, f"{len(rows)} rows instead of one: {sql}"
         return rows[0]
+
+    def at_end(self, write: Callable[[], None]) -> None:
+        """Write it right before the commit, whatever else is written until then: where every transaction queues.
+
+        So the queue comes last for everybody, and two that wait for it can not wait for each other.
+        """
+        self._last.append(write)
+
+    def finish(self) -> None:
+        """Write what was put off."""
+        for write in self._last:
+            write()
 
     def make_tables(self, statements: Sequence[str]) -> None:
         """Make the tables that are missing; `{number}` stands for a primary key that counts up."""
@@ -120,6 +135,8 @@ class Database(ABC):
     """Names the database for people, without secrets."""
 
     def __init__(self) -> None:
+        self.patience_s = BUSY_TIMEOUT_MS / 1000
+        """How long a writer waits for the others of its process, and as long again for those of other processes."""
         self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
         self._lock = threading.Lock()
         self._writer = threading.Lock()
@@ -141,17 +158,27 @@ class Database(ABC):
 
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
-        """Give one write transaction, committed at the end or not at all. Raises JournalError when the database fails."""
+        """Give one write transaction, committed at the end or not at all, and tell telemetry of its events once it is.
+
+        Raises JournalError when the database fails.
+        """
         with self._turn(), self._borrowed(durability) as raw:
             if self.dialect == "sqlite":
                 raw.execute("BEGIN IMMEDIATE", {})
             try:
-                yield Connection(raw, dialect=self.dialect)
+                connection = Connection(raw, dialect=self.dialect)
+                yield connection
+                connection.finish()
                 raw.commit()
             except BaseException:
                 with suppress(*self.errors):
                     raw.rollback()
                 raise
+        for run, name, body in connection.told:
+            if name in telemetry.EVENTS:
+                # `name` is taken by the event itself.
+                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
+                telemetry.event(name, run=run, **fields)
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
@@ -163,12 +190,26 @@ class Database(ABC):
         for raw in idle:
             raw.close()
 
-    def _turn(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
         """Give this process's writers their turn where the database has only one writer.
 
-        SQLite lets its writers in by chance, and one that was unlucky waits ever longer between its tries.
+        SQLite lets its writers in by chance, and one that was unlucky waits ever longer between its tries. Each waits
+        for its turn as long as for the file, so that a file that is held by others does not hold a queue here for ever.
         """
-        return self._writer if self.dialect == "sqlite" else nullcontext()
+        if self.dialect != "sqlite":
+            yield
+            return
+        if not self._writer.acquire(timeout=self.patience_s):
+            raise self._told(TimeoutError("database is locked"))
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    def _told(self, error: BaseException) -> JournalError:
+        """Say what a failure means."""
+        return explain(error, where=self.where)
 
     @contextmanager
     def _borrowed(self, durability: Durability) -> Iterator[_Raw]:
@@ -180,7 +221,7 @@ class Database(ABC):
             if raw is not None:
                 with suppress(*self.errors):
                     raw.close()
-            raise explain(error, where=self.where) from error
+            raise self._told(error) from error
         except BaseException:
             if raw is not None:
                 self._give_back(raw, durability)
@@ -237,15 +278,22 @@ class SqliteDatabase(Database):
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
-            timeout=BUSY_TIMEOUT_MS / 1000,
+            timeout=self.patience_s,
         )
         try:
-            prepare_sqlite(raw, durability=durability)
+            prepare_sqlite(raw, durability=durability, patience_s=self.patience_s)
         except BaseException:
             raw.close()
             raise
         raw.row_factory = _sqlite_row
         return cast("_Raw", raw)
+
+    def _told(self, error: BaseException) -> JournalError:
+        told = super()._told(error)
+        if "is locked" not in str(error):
+            return told
+        holder, do = named(holder_of(self.path))
+        return JournalError(f"journal {self.where}: {holder} holds it for too long ({error})", hint=do)
 
 
 class PostgresDatabase(Database):
@@ -319,13 +367,15 @@ def _make_private(file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 
-def prepare_sqlite(raw: sqlite3.Connection, *, durability: Durability) -> None:
+def prepare_sqlite(
+    raw: sqlite3.Connection, *, durability: Durability, patience_s: float = BUSY_TIMEOUT_MS / 1000
+) -> None:
     """Set up a connection to the file: readers and one writer at once, and commits that are as durable as asked."""
     if sqlite3.sqlite_version_info < _UNIXEPOCH_SINCE:
         # dbos asks for unixepoch('subsec') by the version of Python, not of SQLite; old libraries answer NULL.
         raw.create_function("unixepoch", -1, lambda *_: time.time())  # noqa: TID251 - stands in for SQLite's own clock
     for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        f"busy_timeout={int(patience_s * 1000)}",
         "foreign_keys=ON",
         "journal_mode=WAL",
         f"synchronous={'FULL' if durability == 'flushed' else 'NORMAL'}",
@@ -370,6 +420,10 @@ def _sqlite_row(cursor: sqlite3.Cursor, values: tuple[object, ...]) -> Row:
 def _percent(sql: str) -> str:
     """Write named parameters as psycopg wants them."""
     return _NAMED.sub(r"%(\1)s", sql)
+
+
+def _field(value: object) -> str | int | float | bool:
+    return value if isinstance(value, str | int | float | bool) else str(value)
 
 
 def _letters(index: int) -> str:

@@ -81,13 +81,13 @@ _FACTS = f"""
         COALESCE(SUM(CASE WHEN state IN ('intent', 'started') THEN 1 ELSE 0 END), 0) AS in_flight
     FROM (
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND intended_at >= :since AND state NOT IN ('intent', 'started')
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND intended_at >= :since AND state NOT IN ('intent', 'started')
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND state IN ('intent', 'started')
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND state IN ('intent', 'started')
         UNION ALL
         SELECT {_SEEN}, run, call_id FROM quell_effects
-            WHERE workflow_digest = :workflow AND sent_at >= :since AND intended_at < :since
+            WHERE workflow_digest = :workflow AND tenant = :tenant AND sent_at >= :since AND intended_at < :since
             AND state NOT IN ('intent', 'started')
     ) AS seen
     WHERE NOT (state = 'failed' AND reason IN ('refused', 'abandoned')) AND NOT (run = :run AND call_id = :call)"""
@@ -145,6 +145,12 @@ def insert(connection: Connection, intent: Intent, *, fence: Fence, at: datetime
 def find(connection: Connection, key: str) -> Effect | None:
     """Return the entry of a key, if there is one."""
     row = connection.first("SELECT * FROM quell_effects WHERE key = :key", key=key)
+    return None if row is None else _effect(row)
+
+
+def find_call(connection: Connection, *, run: str, call: str) -> Effect | None:
+    """Return the entry of a call id of a run, if there is one."""
+    row = connection.first("SELECT * FROM quell_effects WHERE run = :run AND call_id = :call", run=run, call=call)
     return None if row is None else _effect(row)
 
 
@@ -228,7 +234,7 @@ def with_result(effect: Effect, result: str) -> Effect:
 
 
 def tell(connection: Connection, effect: Effect, name: str, *, is_postgres: bool, at: datetime) -> None:
-    """Append what became of an effect to the event log of its run: the last write of a transaction."""
+    """Append what became of an effect to the event log of its run."""
     shown: dict[str, object] = {
         "call": effect.call.id,
         "tool": effect.call.tool,
@@ -245,11 +251,14 @@ def tell(connection: Connection, effect: Effect, name: str, *, is_postgres: bool
     append_event(connection, is_postgres=is_postgres, at=at, run=effect.call.run, key=key, name=name, body=shown)
 
 
-def facts(connection: Connection, *, call: FrozenCall, workflow_digest: str, since: datetime) -> EffectFacts:
-    """Count the recent past of a workflow version in one query."""
+def facts(
+    connection: Connection, *, call: FrozenCall, workflow_digest: str, tenant: str, since: datetime
+) -> EffectFacts:
+    """Count the recent past of a tenant's workflow version in one query: what others do with it is not its past."""
     row = connection.one(
         _FACTS,
         workflow=workflow_digest,
+        tenant=tenant,
         since=to_text(since),
         run=call.run,
         call=call.id,

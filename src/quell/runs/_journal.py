@@ -14,7 +14,7 @@ from quell.domain import RUN_NEXT, Clock, Event, JournalError, RefusedError, Run
 from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
-from quell.runs._outbox import append_event, json_of, storable, telling
+from quell.runs._outbox import append_event, json_of, storable
 
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
@@ -364,6 +364,7 @@ class Journal:
         """Append an event, once per (run, key); return the one that is there."""
         with self._writing() as connection:
             self._event(connection, run, key, name, body)
+        with self._database.reading() as connection:
             return _event(
                 connection.one("SELECT * FROM quell_events WHERE run = :run AND key = :key", run=run, key=key)
             )
@@ -419,7 +420,7 @@ class Journal:
     # -- inside a transaction -----------------------------------------------------------------------------------
 
     def _writing(self, *, durability: Durability = "flushed") -> AbstractContextManager[Connection]:
-        return telling(self._database, durability=durability)
+        return self._database.writing(durability=durability)
 
     def _find_locked(self, connection: Connection, run: str) -> Row | None:
         return connection.first(f"SELECT * FROM quell_runs WHERE id = :run{self._database.for_update}", run=run)
@@ -464,7 +465,6 @@ class Journal:
         )
 
     def _event(self, connection: Connection, run: str, key: str, name: str, body: JsonObject) -> None:
-        """Append an event unless its key is there; the last write of a transaction, as it queues for its number."""
         append_event(
             connection, is_postgres=self._is_postgres, at=self._clock(), run=run, key=key, name=name, body=body
         )

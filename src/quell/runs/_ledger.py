@@ -35,7 +35,6 @@ from quell.runs import _effect_table as table
 from quell.runs._database import Connection, Database, Durability
 from quell.runs._effect import after_attempt, after_look, is_too_late, key_of, next_move, quiet_left_s
 from quell.runs._journal import SupersededError
-from quell.runs._outbox import telling
 
 if TYPE_CHECKING:
     from quell.runs._executor import Call
@@ -60,8 +59,8 @@ _TOLD_MAX = 500
 class Ledger:
     """The account of effects in one journal; one per process.
 
-    Locks are taken in this order: the run, the entry, then whatever `on_intent`, `on_start` and `on_end` lock, and last
-    the event log.
+    Locks are taken in this order: the run, the entry, then whatever `on_intent`, `on_start` and `on_end` lock (or the
+    caller of `settle` and `close_abandoned`), and last, right before the commit, the event log.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = table.EFFECT_TABLES
@@ -74,12 +73,15 @@ class Ledger:
         clock: Clock,
         call: Call = asyncio.to_thread,
         pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clean: Callable[[str], str] = str,
     ) -> None:
+        """Take what it needs; `clean` takes secrets out of what people say of an effect."""
         self._database = database
         self._is_postgres = database.dialect == "postgresql"
         self._clock = clock
         self._call = call
         self._pause = pause
+        self._clean = clean
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
 
     async def perform(
@@ -162,7 +164,7 @@ class Ledger:
             raise UsageError(f"there is no effect {key!r}", hint="list the unknown ones first")
         at = self._clock()
         settled = replace(now, state=EffectState(verdict), reason="settled", settled_by=by, ended_at=at)
-        settled = table.with_detail(settled, reason)
+        settled = table.with_detail(settled, self._clean(reason))
         table.end(connection, now, settled)
         self._tell(connection, settled, "effect.settled", at=at)
         return settled
@@ -187,9 +189,11 @@ class Ledger:
             closed.append(then)
         return closed
 
-    def facts(self, connection: Connection, *, call: FrozenCall, workflow_digest: str, since: datetime) -> EffectFacts:
-        """Count the effects of a workflow version since then and those in flight, for a decision on this call."""
-        return table.facts(connection, call=call, workflow_digest=workflow_digest, since=since)
+    def facts(
+        self, connection: Connection, *, call: FrozenCall, workflow_digest: str, tenant: str, since: datetime
+    ) -> EffectFacts:
+        """Count a tenant's effects of a workflow version since then and those in flight, for a decision on this call."""
+        return table.facts(connection, call=call, workflow_digest=workflow_digest, tenant=tenant, since=since)
 
     @staticmethod
     def key_of(call: FrozenCall) -> str:
@@ -199,6 +203,10 @@ class Ledger:
     def find(self, connection: Connection, key: str) -> Effect | None:
         """Return the entry of a key, if there is one."""
         return table.find(connection, key)
+
+    def find_call(self, connection: Connection, *, run: str, call: str) -> Effect | None:
+        """Return the entry of a call id of a run, whatever its arguments, if there is one."""
+        return table.find_call(connection, run=run, call=call)
 
     def entries(
         self,
@@ -254,17 +262,26 @@ class Ledger:
             return started
 
     def _end(self, before: Effect, after: Effect, on_end: Joint) -> Effect:
-        """Write what is known; only the fence that the entry was met with may do it, also after its run was cancelled."""
+        """Write what is known; only the fence that the entry was met with may do it, also after its run was cancelled.
+
+        What stands there already is returned: a connection that is lost in the commit tells nobody that it was kept.
+        """
         with self._writing() as connection:
             at = self._clock()
             after = replace(after, ended_at=at)
-            table.end(connection, before, after)
+            try:
+                table.end(connection, before, after)
+            except SupersededError:
+                kept = table.find(connection, before.key)
+                if kept is None or replace(kept, ended_at=at) != after:
+                    raise
+                return kept
             on_end(connection, after)
             self._tell_end(connection, after, at=at)
             return after
 
     def _writing(self, *, durability: Durability = "flushed") -> AbstractContextManager[Connection]:
-        return telling(self._database, durability=durability)
+        return self._database.writing(durability=durability)
 
     def _tell(self, connection: Connection, effect: Effect, name: str, *, at: datetime) -> None:
         table.tell(connection, effect, name, is_postgres=self._is_postgres, at=at)

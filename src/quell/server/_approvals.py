@@ -27,9 +27,13 @@ DECIDE = Access(verb="approval.decide", roles=ANY, belongs_to="tenant")
 class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     """What POST /api/v1/approvals/ID takes."""
 
-    decision: Literal["approve", "reject"]
+    decision: Literal["approve", "reject", "edit"]
     digest: str
     reason: str = ""
+    answers: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    """What is filled into the form of a tool's server, with an approval."""
+    arguments: dict[str, object] | None = None
+    """What shall stand in the place of the arguments, with an edit."""
 
 
 class Inbox:
@@ -65,7 +69,11 @@ class Inbox:
     async def decide(self, request: Request) -> Response:
         """Take what a person says to exactly what they saw."""
         body = await self._bodies.read(request, body_max_mb=_BODY_MAX_MB)
-        answer = decoded(body, _Answer, hint="send {decision: approve|reject, digest, reason}")
+        answer = decoded(body, _Answer, hint="send {decision: approve|reject|edit, digest, reason, answers, arguments}")
+        if misfit := _misfit(answer):
+            raise WireError(400, "UsageError", misfit, hint="arguments belong to an edit, answers to an approval")
+        if answer.decision == "edit":
+            return await self._edited(request, answer)
         try:
             decided = await self._app.warden.vote(
                 request.path_params["id"],
@@ -74,11 +82,28 @@ class Inbox:
                 digest_seen=answer.digest,
                 reason=answer.reason,
                 way="api",
+                answers=answer.answers,
             )
         except RefusedError as error:
             raise refused(error) from error
         told = {"change": decided.change, "told": decided.told}
         return json_response({"kind": "decision", "ok": True, **told, **await self._whole(decided.approval)})
+
+    async def _edited(self, request: Request, answer: _Answer) -> Response:
+        """Put other arguments in the place of those that were asked about; the answer shows the new request."""
+        authority = await self._app.open_authority()
+        try:
+            new = await authority.toolbox.edit(
+                request.path_params["id"],
+                arguments=json.dumps(answer.arguments),
+                by=caller_of(request),
+                digest_seen=answer.digest,
+                way="api",
+            )
+        except RefusedError as error:
+            raise refused(error) from error
+        told = {"change": "edited", "told": f"{new.terms.supersedes} is void; others decide about {new.id}"}
+        return json_response({"kind": "decision", "ok": True, **told, **await self._whole(new)})
 
     async def decide_on_the_wire(self, request: Request) -> Response:
         """Take a decision on AURA's wire: 204 for the one that counts, 404 for every one after it.
@@ -184,6 +209,12 @@ def decoded(body: bytes, kind: type[T], *, hint: str) -> T:
         raise WireError(400, "UsageError", f"the body cannot be read: {error}", hint=hint) from error
 
 
+def _misfit(answer: _Answer) -> str:
+    if (answer.decision == "edit") != (answer.arguments is not None):
+        return "an edit has arguments, and nothing else has"
+    return "only an approval has answers" if answer.answers and answer.decision != "approve" else ""
+
+
 def _row(approval: Approval) -> dict[str, object]:
     """Return an approval as lists have it; what is asked stands whole in the question."""
     terms = approval.terms
@@ -206,6 +237,7 @@ def _row(approval: Approval) -> dict[str, object]:
         "quorum": terms.quorum,
         "votes": [
             {"voter": vote.voter, "verdict": vote.verdict, "reason": vote.reason, "at": vote.at}
+            | ({"answers": json.loads(vote.answers)} if vote.answers else {})
             for vote in approval.votes
         ],
         "requested_at": terms.requested_at,

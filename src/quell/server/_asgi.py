@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from starlette.applications import Starlette
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from quell import telemetry
 from quell.app import App
@@ -43,6 +44,7 @@ def asgi(app: App) -> Starlette:
     )
     starlette.state.streams = streams
     starlette.state.bodies = bodies
+    starlette.state.quell = app
     return starlette
 
 
@@ -85,7 +87,7 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
         Route("/api/v1/approvals", own("approval.list", inbox.listed, roles=ANY)),
         Route("/api/v1/approvals/{id}", own("approval.list", inbox.one, roles=ANY)),
         Route("/api/v1/approvals/{id}", _traced(gate.guarded(inbox.decide, DECIDE)), methods=["POST"]),
-        Route("/v1/approvals/{id}", _traced(inbox.decide_on_the_wire), methods=["POST"]),
+        Route("/v1/approvals/{id}", _traced(gate.accounted(inbox.decide_on_the_wire)), methods=["POST"]),
         Route("/api/v1/switches", own("switch.list", stops.listed)),
         Route("/api/v1/switches", own("switch.set", stops.set), methods=["POST"]),
         Route("/api/v1/switches/{id}", own("switch.lift", stops.lift), methods=["DELETE"]),
@@ -114,9 +116,14 @@ def _traced(endpoint: Endpoint) -> Endpoint:
     return traced
 
 
-async def _wire(_request: Request, error: Exception) -> Response:
+def _clean_of(request: Request) -> Callable[[str], str]:
+    app: App = request.app.state.quell
+    return app.warden.redactor.text
+
+
+async def _wire(request: Request, error: Exception) -> Response:
     assert isinstance(error, WireError), "registered for this type only"
-    return error_response(error)
+    return error_response(error, clean=_clean_of(request))
 
 
 async def _ours(request: Request, error: Exception) -> Response:
@@ -124,21 +131,27 @@ async def _ours(request: Request, error: Exception) -> Response:
     wire = wire_error_of(error)
     if isinstance(error, UsageError) and request.method in {"GET", "HEAD"}:
         wire.status = 404
-    return error_response(wire)
+    return error_response(wire, clean=_clean_of(request))
 
 
-async def _http(_request: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for this type only"
-    response = error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=_hint_of(error)))
-    response.headers.update(error.headers or {})
+    hint, headers = "", dict(error.headers or {})
+    if error.status_code == 404:
+        hint = "docs/reference/http.md lists what there is"
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
+        hint = f"this path takes {headers['Allow']}"
+    response = error_response(WireError(error.status_code, "UsageError", str(error.detail), hint=hint))
+    response.headers.update(headers)
     return response
 
 
-def _hint_of(error: HTTPException) -> str:
-    allowed = (error.headers or {}).get("Allow", "")
-    if error.status_code == 405 and allowed:
-        return f"this route takes {allowed}"
-    return "docs/reference/http.md lists what there is" if error.status_code == 404 else ""
+def _methods_of(request: Request) -> list[str]:
+    """Return what a path takes: one path has a route per verb, and Starlette tells of the first alone."""
+    routes = [each for each in request.app.routes if isinstance(each, Route)]
+    found = [each.methods or set() for each in routes if each.matches(request.scope)[0] is not Match.NONE]
+    return sorted(set().union(*found))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

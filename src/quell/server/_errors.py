@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -88,9 +88,9 @@ def json_response(body: object, *, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
 
 
-def error_response(error: WireError) -> Response:
-    """Answer with an error of our API."""
-    said = {"kind": error.kind, "message": str(error), "hint": error.hint}
+def error_response(error: WireError, *, clean: Callable[[str], str] = str) -> Response:
+    """Answer with an error of our API; `clean` takes secrets out of it, which a library may have quoted."""
+    said = {"kind": error.kind, "message": clean(str(error)), "hint": clean(error.hint)}
     if error.code is not None:
         said["code"] = error.code
     return _with_headers(json_response({"ok": False, "error": said}, status=error.status), error)

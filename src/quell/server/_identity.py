@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from quell.app import App
 from quell.domain import AuditKind, Caller, Principal, QuellError, Refusal, RefusedError, may_do
+from quell.governance import Identities
 from quell.server._errors import Form, WireError, otlp_error_response, refused
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -67,6 +68,20 @@ class Gate:
 
         return asked
 
+    def accounted(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that finds out by itself whether to believe a request, and keeps the account of its refusals."""
+
+        async def asked(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except WireError as error:
+                if not getattr(request.state, "is_on_record", False):
+                    told = {"reason": str(error), "status": str(error.status)}
+                    await self._ledger.tell(request, principal="", told=told)
+                raise
+
+        return asked
+
     async def principal(self, request: Request, access: Access) -> Principal | None:
         """Return who calls; None for an open route. Raises WireError 401 for nobody and 403 for too little."""
         caller = _caller_of(request)
@@ -111,6 +126,7 @@ class _Account:
 
     async def tell(self, request: Request, *, principal: str, told: dict[str, str]) -> None:
         """Record a refusal. A journal that is away does not turn it into another answer."""
+        request.state.is_on_record = True
         now = self._app.clock()
         if self._since is None or not timedelta(0) <= now - self._since < _TOLD_EVERY:
             self._since, self._told = now, 0
@@ -148,9 +164,7 @@ def _is_loopback(peer: str) -> bool:
 
 
 def _is_direct(caller: Caller) -> bool:
-    names = {name.lower().replace("_", "-") for name, _ in caller.headers}
-    is_passed_on = any(name.startswith("x-forwarded-") or name in {"forwarded", "via", "x-real-ip"} for name in names)
-    return caller.is_loopback and not is_passed_on
+    return caller.is_loopback and not Identities.forwarded_by(caller)
 
 
 def _form_of(request: Request) -> Form:

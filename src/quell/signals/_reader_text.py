@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "`": "\\x60"}
+from quell.domain import is_hidden, spelled
+
 _MARKS_MAX = 2
 _CUT = "…"
 
@@ -35,11 +35,4 @@ def quote(text: str, *, chars_max: int) -> str:
 
 
 def _visible(letter: str) -> str:
-    if " " <= letter <= "~" and letter != "`":
-        return letter
-    if letter in _NAMED:
-        return _NAMED[letter]
-    if unicodedata.category(letter) in _HIDDEN:
-        code = ord(letter)
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-    return letter
+    return spelled(letter) if letter == "`" or is_hidden(letter) else letter

@@ -15,4 +15,3 @@ from quell.telemetry._catalogue import EVENTS as EVENTS
 from quell.telemetry._catalogue import EventSpec as EventSpec
 from quell.telemetry._open import Telemetry as Telemetry
 from quell.telemetry._open import open_telemetry as open_telemetry
-from quell.telemetry._text import printable as printable

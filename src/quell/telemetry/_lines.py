@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal, TypeAlias
 
+from quell.domain import printable, printable_json
 from quell.telemetry._catalogue import Level
-from quell.telemetry._text import printable
 
 Style: TypeAlias = Literal["plain", "colour", "json"]
 Cell: TypeAlias = str | int | float | bool | list[str] | None
@@ -40,14 +40,7 @@ def _json_line(at: datetime, level: Level, name: str, *, run: str, body: Mapping
     # Keys of the head win: a body cannot forge the name or the time of its event.
     document = head | {key: value for key, value in body.items() if key not in head}
     # JSON escapes C0 itself; what is left (C1, direction marks) is escaped as JSON wants it.
-    raw = json.dumps(document, ensure_ascii=False, default=str)
-    return re.sub(
-        "[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]", _unicode_escape, raw
-    )
-
-
-def _unicode_escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found.group()):04x}"
+    return printable_json(json.dumps(document, ensure_ascii=False, default=str))
 
 
 def _plain(value: Cell) -> str:

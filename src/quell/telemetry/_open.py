@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
@@ -190,7 +190,12 @@ def open_telemetry(
         stderr=sys.stderr if console == "stderr" else None,
         clean=clean,
     )
-    install(opened)
+    try:
+        install(opened)
+    except BaseException:
+        # It would go on writing what libraries log, beside the one that is open and with its own idea of secrets.
+        opened.close_now()
+        raise
     return opened
 
 
@@ -239,10 +244,21 @@ class _LibraryLogs(logging.Handler):
             if record.exc_info and record.exc_info[0] is not None:
                 body["traceback"] = logging.Formatter().formatException(record.exc_info)
             self._telemetry.event("library.logged", EVENTS["library.logged"], run="", body=body)
-        except Exception:  # noqa: BLE001 - a log line that cannot be formatted must not break who wrote it
-            self.handleError(record)
+        except Exception as error:  # noqa: BLE001 - a log line that cannot be formatted must not break who wrote it
+            self._tell_broken(record, error)
         finally:
             self._is_writing = False
+
+    def _tell_broken(self, record: logging.LogRecord, error: Exception) -> None:
+        """Write what of a record can be; the standard library would print its arguments to stderr as they are."""
+        with suppress(Exception):
+            message = f"{record.msg} (a log line of {record.pathname}:{record.lineno} is broken: {error})"
+            body: dict[str, Value] = {
+                "logger": record.name,
+                "severity": record.levelname.lower(),
+                "message": message,
+            }
+            self._telemetry.event("library.logged", EVENTS["library.logged"], run="", body=body)
 
 
 def _style_of(settings: Settings, *, env: Mapping[str, str], stderr: TextIO | None) -> Style:

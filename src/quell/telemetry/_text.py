@@ -1,13 +1,10 @@
-"""Text that is safe to put into a line: no control characters, no secrets."""
+"""Text that is safe to put into a line: no secrets."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
 
-# C0, DEL, C1, line and paragraph separators, the marks that turn the direction of text, zero-width characters, surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _SECRET_KEY = re.compile(
     r"(^|[_.\-])(password|passwd|secret|authorization|cookie|api[_-]?key|token|bearer|dsn)$", re.IGNORECASE
 )
@@ -15,17 +12,6 @@ _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 REDACTED = "[redacted]"
 _SECRET_CHARACTERS_MIN = 4
-
-
-def printable(text: str) -> str:
-    """Escape everything that could move a cursor, hide text, turn its direction or start a new line."""
-    return _UNPRINTABLE.sub(_escaped, text)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    character = found.group()
-    code = ord(character)
-    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 class Redactor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import msgspec
 
@@ -52,6 +53,15 @@ class ServerAsks:
         )
 
     @staticmethod
+    def retain(connection: Connection, *, before: datetime) -> int:
+        """Delete questions from before then whose runs are gone; return how many."""
+        return connection.run(
+            "DELETE FROM quell_server_asks WHERE at < :before"
+            " AND NOT EXISTS (SELECT 1 FROM quell_runs WHERE quell_runs.id = quell_server_asks.run)",
+            before=before.isoformat(),
+        )
+
+    @staticmethod
     def find(connection: Connection, *, run: str, call: str) -> NeedsPeople | None:
         """Return what a server asked about a call, if it did."""
         where = "SELECT needs FROM quell_server_asks WHERE run = :run AND call = :call"
@@ -66,22 +76,31 @@ def next_round(call: str) -> str | None:
     return f"{base}~{number + 1}" if number < _ROUNDS_MAX else None
 
 
+def base_of(call: str) -> str:
+    """Return the id of the call that a round goes on with."""
+    found = _ROUND.fullmatch(call)
+    return found["base"] if found else call
+
+
 def is_round(call: str) -> bool:
     """Tell whether a call may be the continuation of one."""
     return _ROUND.fullmatch(call) is not None
 
 
-def replies_of(asks: Sequence[Ask]) -> Mapping[str, Reply] | None:
-    """Return the answers that an approval stands for; None where yes is no answer.
+def replies_of(asks: Sequence[Ask], *, answers: str = "") -> Mapping[str, Reply] | None:
+    """Return the answers that an approval stands for, each question's own fields to it; None where they are none.
 
-    Yes answers a form whose required fields are all of the kind true or false, and a page that was to be visited.
+    A yes alone answers fields of yes or no, and a page that was to be visited.
     """
+    said = json.loads(answers) if answers else {}
     replies = {}
     for ask in asks:
         schema = json.loads(ask.schema) if ask.schema else {}
         fields = schema.get("properties") or {}
         wanted = schema.get("required") or []
-        if any((fields.get(name) or {}).get("type") != "boolean" for name in wanted):
+        yes = {name: True for name in wanted if (fields.get(name) or {}).get("type") == "boolean"}
+        content = yes | {name: value for name, value in said.items() if name in fields}
+        if not set(wanted) <= set(content):
             return None
-        replies[ask.key] = Reply(action="accept", content=json.dumps(dict.fromkeys(wanted, True)))
+        replies[ask.key] = Reply(action="accept", content=json.dumps(content))
     return replies

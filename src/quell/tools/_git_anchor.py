@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ _HINT = "check the repository, the remote and the rights of its key; nothing is 
 class GitAnchor:
     """Checkpoints in a bare repository of its own, and on a remote: read back from there, never pushed by force.
 
-    Whoever could rewrite the log and this repository could not rewrite a remote that refuses such pushes.
+    Whoever could rewrite the log and this repository could not rewrite a remote that refuses such pushes. Where a remote
+    does not refuse them, this repository remembers what stood there: a branch that was rewritten is told at the next
+    checkpoint, and what was taken from it still counts.
     """
 
     def __init__(
@@ -33,24 +36,40 @@ class GitAnchor:
         self._repository = repository
         self._remote = remote
         self._ref = f"refs/heads/{branch}"
+        # A remote of another address is another place.
+        self._seen = f"refs/quell/seen/{hashlib.sha256(remote.encode()).hexdigest()[:12]}/{branch}"
+        """What stood on the remote when it was read or written last."""
         self._timeout_s = timeout_s
 
     def publish(self, note: str) -> None:
-        """Commit a note on top of what is there, and push it."""
+        """Commit a note on top of what is there, and push it.
+
+        Raises WorldError, too, when the remote's branch does not continue what stood there before.
+        """
         parent = self._tip()
+        if self._remote and self._is_rewritten(parent):
+            raise WorldError(
+                f"{self.name}: its branch was rewritten or deleted: it does not continue what stood there",
+                hint=f"find out who pushed by force; {self._seen} in {self._repository} holds what stood there",
+            )
         tree = self._git("mktree", given="")
         commit = self._git("commit-tree", tree, *(("-p", parent) if parent else ()), given=note)
         # The old value is named too: of two that publish at once, one is told to come again.
         self._git("update-ref", self._ref, commit, self._local())
         if self._remote:
             self._git("push", "--quiet", "--", self._remote, f"{self._ref}:{self._ref}")
+            self._git("update-ref", self._seen, commit)
 
     def published(self) -> Sequence[str]:
-        """Return the messages of all commits, those of the remote where there is one."""
+        """Return the messages of all commits, those of the remote where there is one, and those that stood there."""
         tip = self._tip()
-        if not tip:
+        seen = self._commit_of(self._seen) if self._remote else ""
+        tips = [each for each in (tip, seen) if each]
+        if not tips:
             return []
-        told = self._git("log", "--reverse", "--format=%B%x00", tip, "--")
+        if tip and not self._is_rewritten(tip):
+            self._git("update-ref", self._seen, tip)
+        told = self._git("log", "--reverse", "--format=%B%x00", *tips, "--")
         return [f"{message.strip()}\n" for message in told.split("\0") if message.strip()]
 
     def _tip(self) -> str:
@@ -66,8 +85,16 @@ class GitAnchor:
         self._git("fetch", "--quiet", "--no-tags", "--", self._remote, self._ref)
         return told.split()[0]
 
+    def _is_rewritten(self, tip: str) -> bool:
+        """Whether the remote's branch has lost what stood there."""
+        seen = self._commit_of(self._seen)
+        return bool(seen) and (not tip or self._run(*self._at(), "merge-base", seen, tip, accepts=1) != seen)
+
     def _local(self) -> str:
-        return self._run(*self._at(), "rev-parse", "--verify", "--quiet", self._ref, accepts=1) or "0" * 40
+        return self._commit_of(self._ref) or "0" * 40
+
+    def _commit_of(self, ref: str) -> str:
+        return self._run(*self._at(), "rev-parse", "--verify", "--quiet", ref, accepts=1)
 
     def _at(self) -> tuple[str, str]:
         return "--git-dir", str(self._repository)

@@ -1,4 +1,4 @@
-"""The last steps before a program that is not trusted: limits, Landlock, and then the program takes our place.
+"""The last steps before a program that is not trusted: limits, no keyrings, Landlock; then the program takes our place.
 
 It runs as a program of its own, inside the sandbox, on the standard library alone: nothing of Quell may be imported
 here. What it is told and cannot do ends it before the program begins. Landlock: docs.kernel.org/userspace-api/landlock.
@@ -32,6 +32,19 @@ _NET_SINCE, _SCOPE_SINCE = 4, 6
 _TCP = 0b11
 _SCOPES = 0b11
 _CANNOT, _NOT_FOUND = 126, 127
+_PR_SET_SECCOMP, _MODE_FILTER = 22, 2
+_KEY_CALLS = {
+    0xC000003E: (248, 249, 250),
+    0x40000003: (286, 287, 288),
+    0xC00000B7: (217, 218, 219),
+    0x40000028: (309, 310, 311),
+}
+"""add_key, request_key and keyctl by architecture, as the kernel names them (AUDIT_ARCH): x86 and ARM, of 64 and 32 bits."""
+_LOAD, _EQUAL, _AND, _RETURN = 0x20, 0x15, 0x54, 0x06
+_AT_NUMBER, _AT_ARCHITECTURE = 0, 4
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050001
+_NOT_X32 = 0xBFFFFFFF
+"""The bit that a third way into x86 sets in its numbers."""
 
 
 def landlock_version() -> int:
@@ -60,6 +73,31 @@ def confine(*, read_only: Iterable[str], read_write: Iterable[str], network: str
     _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     _checked(libc.syscall(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)), "the restriction")
     os.close(rules)
+
+
+def close_keyrings() -> None:
+    """Refuse this process, and what it starts, every call that reads or writes keys. Raises OSError when it cannot be.
+
+    Keys of the kernel (keyrings(7)) hold Kerberos tickets, keys of disks and passwords. A session's keyring is handed
+    down to every child and no namespace divides it; a user's is found by its number from inside of a namespace.
+    """
+    steps: list[bytes] = []
+    for architecture, numbers in _KEY_CALLS.items():
+        steps += [_step(_LOAD, _AT_ARCHITECTURE), _step(_EQUAL, architecture, otherwise=len(numbers) + 4)]
+        steps += [_step(_LOAD, _AT_NUMBER), _step(_AND, _NOT_X32)]
+        steps += [_step(_EQUAL, number, then=len(numbers) - at) for at, number in enumerate(numbers)]
+        steps += [_step(_RETURN, _ALLOW), _step(_RETURN, _REFUSE)]
+    steps.append(_step(_RETURN, _ALLOW))
+    code = ctypes.create_string_buffer(b"".join(steps))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    libc = _libc()
+    _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
+    _checked(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0), "a filter of calls")
+
+
+def _step(code: int, value: int, *, then: int = 0, otherwise: int = 0) -> bytes:
+    """Write one step of a filter (struct sock_filter): what to do, and how many steps to leave out."""
+    return struct.pack("=HBBI", code, then, otherwise, value)
 
 
 def _allow(rules: int, path: str, *, rights: int) -> None:
@@ -132,6 +170,7 @@ def _enter(spec: Mapping[str, Any], command: list[str]) -> NoReturn:
         os.chdir(spec["working_directory"])
     environment = _only(spec["environment"])
     _limit(spec["limits"])
+    close_keyrings()
     if spec["landlock"]:
         confine(read_only=spec["read_only"], read_write=spec["read_write"], network=spec["network"])
     try:

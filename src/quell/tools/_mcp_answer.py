@@ -10,16 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import mcp_types as types
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 from pydantic import ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
 from quell.domain import Ask, NeedsPeople, OutcomeKind, ServerAnswer
-from quell.tools._wire import Exchange
+from quell.tools._canonical import canonical
+from quell.tools._exchange import Exchange
+from quell.tools._mcp_schema import OutputSchema
 
 ASK_MAX_BYTES = 64_000
 """A question is shown to people whole, so a longer one is not shown at all."""
@@ -36,10 +32,8 @@ Json: TypeAlias = Any
 class Expectation:
     """What an answer must be to be believed."""
 
-    has_schema: bool
-    """Whether the tool declares an output schema."""
-    output: Validator | None
-    """Of that schema; None when it is no schema."""
+    output: OutputSchema | None
+    """None when the tool declares none."""
     answers: Literal["anything", "json"] = "anything"
     as_of: str = ""
     fresh_for_s: float | None = None
@@ -47,20 +41,8 @@ class Expectation:
     result_max_bytes: int
 
 
-def validator_of(schema: object) -> Validator | None:
-    """Compile an output schema; None for one that is no schema. It never fetches what it refers to."""
-    if not isinstance(schema, dict):
-        return None
-    kind = validator_for(schema, default=Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except SchemaError:
-        return None
-    return kind(schema, registry=Registry())
-
-
 def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAnswer:
-    """Judge a result of `tools/call` as it came over the wire."""
+    """Judge a result of `tools/call` as it came over the wire; blocks for as long as its schema takes."""
     structured = raw.get("structuredContent")
     value, content, is_json = _content(structured, raw.get("content"))
     encoded = content.encode("utf-8", "replace")
@@ -80,7 +62,7 @@ def judge_result(raw: Mapping[str, Json], *, expected: Expectation) -> ServerAns
         return answer(OutcomeKind.TRUNCATED, limit, shown=head)
     if raw.get("isError") is True and not _form_doubt(raw):
         return answer(OutcomeKind.TOOL_ERROR, "the tool says that it failed")
-    if doubt := _form_doubt(raw) or _doubt(value, structured, is_json=is_json, expected=expected):
+    if doubt := _form_doubt(raw) or _doubt(value, structured, is_json=is_json, size_bytes=size, expected=expected):
         return answer(OutcomeKind.SUSPICIOUS, doubt)
     if _is_empty(value, content):
         return answer(OutcomeKind.EMPTY, "the tool answered nothing")
@@ -108,6 +90,11 @@ def judge_refusal(code: int, message: str, exchange: Exchange) -> ServerAnswer:
             status == 200 and is_other,
             OutcomeKind.SUSPICIOUS,
             f"HTTP 200 with {kind} where JSON was promised: the page of a login, or of a proxy?",
+        ),
+        (
+            200 < status < 400,
+            OutcomeKind.SUSPICIOUS,
+            f"HTTP {status} is no answer: nobody knows what becomes of the call",
         ),
         (code == types.PARSE_ERROR, OutcomeKind.SUSPICIOUS, "the body is no message of the protocol"),
         (code == types.CONNECTION_CLOSED, OutcomeKind.TRANSPORT_ERROR, f"no answer came: {said}"),
@@ -151,11 +138,6 @@ def key_of_question(params: types.ElicitRequestParams) -> str:
     return hashlib.sha256(canonical(shown).encode()).hexdigest()[:32]
 
 
-def canonical(value: object) -> str:
-    """Write JSON in one way only; escapes show what is invisible."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
 def _form_doubt(raw: Mapping[str, Json]) -> str:
     """Return why a result is none; empty when it is one. The SDK lets some pass (mcp 2.3, 2026-07-28)."""
     blocks = raw.get("content")
@@ -171,15 +153,31 @@ def _form_doubt(raw: Mapping[str, Json]) -> str:
 def _content(structured: Json, blocks: Json) -> tuple[Json, str, bool]:
     """Return the value if there is one, its text, and whether that is JSON. Structured content goes first."""
     if structured is not None:
-        return structured, json.dumps(structured, sort_keys=True, separators=(",", ":"), ensure_ascii=False), True
+        text = json.dumps(structured, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return structured, text, _has_json_numbers(text)
     known = [block for block in blocks if isinstance(block, dict)] if isinstance(blocks, list) else []
     text = "\n".join(filter(None, map(_text_of, known)))
     if text.lstrip()[:1] in {"{", "["}:
         try:
-            return json.loads(text), text, True
+            return json.loads(text, parse_constant=_refuse), text, True
         except (ValueError, RecursionError):
             pass
     return None, text, False
+
+
+def _has_json_numbers(text: str) -> bool:
+    """Tell whether what Python wrote is JSON: the SDK's parser takes NaN and infinity, and Python writes them."""
+    if "NaN" not in text and "Infinity" not in text:
+        return True
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number in JSON")
 
 
 def _text_of(block: Mapping[str, Json]) -> str:
@@ -196,31 +194,20 @@ def _text_of(block: Mapping[str, Json]) -> str:
     return f"[{kind} {block.get('mimeType')}, {len(str(block.get('data', '')))} characters of base64]"
 
 
-def _doubt(value: Json, structured: Json, *, is_json: bool, expected: Expectation) -> str:
+def _doubt(value: Json, structured: Json, *, is_json: bool, size_bytes: int, expected: Expectation) -> str:
     """Return why an answer is not what was promised; empty when it is."""
-    if expected.has_schema and (doubt := _schema_doubt(structured, expected.output)):
-        return doubt
+    if structured is not None and not is_json:
+        return "its structured content is no JSON: it holds NaN or infinity"
+    if expected.output is not None:
+        if structured is None:
+            return "the tool promises structured output and gave none"
+        if doubt := expected.output.doubt(structured, size_bytes=size_bytes):
+            return doubt
     if expected.answers == "json" and not is_json:
         return "JSON was promised and something else came: a login or an error page?"
     if isinstance(value, dict) and (value.get("error") or value.get("errors")) and value.keys() <= _ENVELOPE:
         return "the tool says that all is well, and its answer is nothing but an error"
     return ""
-
-
-def _schema_doubt(structured: Json, output: Validator | None) -> str:
-    """Return why an answer does not fit the output schema that the tool declares."""
-    if output is None:
-        return "the tool promises output of a schema that is none"
-    if structured is None:
-        return "the tool promises structured output and gave none"
-    try:
-        error = next(iter(output.iter_errors(structured)), None)
-    except (Unresolvable, RecursionError) as failure:
-        return f"its output schema cannot be used: {type(failure).__name__}"
-    if error is None:
-        return ""
-    where = "/".join(str(step) for step in error.absolute_path)
-    return f"the output does not fit its schema at /{where}: {error.validator}"
 
 
 def _is_empty(value: Json, content: str) -> bool:

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from quell.domain import ConfigError, Problem, ToolServer
 
+CLIENT = "client"
+"""Stands where the name of a server stands, for the tools that chat clients bring along; no server may have it."""
 RESERVED_HEADERS = frozenset(
     {
         "accept",
@@ -51,6 +53,8 @@ def is_reserved(header: str) -> bool:
 def _problems(server: ToolServer) -> Iterator[Problem]:
     if not _NAME.fullmatch(server.name):
         yield _problem(server, "name", f"{server.name!r} is no name", "use up to 32 of a-z, 0-9 and -")
+    if server.name == CLIENT:
+        yield _problem(server, "name", "stands for the tools of chat clients", "give the server another name")
     is_stdio, url = server.transport == "stdio", urlsplit(server.url)
     if is_stdio and (not server.command or server.url):
         yield _problem(server, "command", "a stdio server has a command and no url", "set command alone")

@@ -22,8 +22,9 @@ from mcp.client.session import ClientRequestContext, ClientSession
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
 from quell.domain import Entropy, Reply, ServerIdentity, ServerUnavailable, ToolServer, UsageError
+from quell.tools._exchange import EXCHANGE, Exchange
 from quell.tools._mcp_answer import key_of_question
-from quell.tools._wire import EXCHANGE, Carrier, Exchange, child_streams, http_streams
+from quell.tools._wire import Carrier, child_streams, http_streams
 
 CLOSE_S = 2.0
 RELISTEN_S = 1.0
@@ -179,7 +180,18 @@ class Link:
             server=self.server.name,
             was_sent=was_sent,
             retry_after_s=retry_after_s,
-            hint="check that it runs and that its command, URL and headers are right",
+            hint=self._hint(),
+        )
+
+    def _hint(self) -> str:
+        where = f"mcp.servers.{self.server.name}"
+        if self.server.transport != "stdio":
+            return f"check that it runs, and {where}.url and .headers"
+        if tuple(self._argv) == (self.server.command, *self.server.args):
+            return f"check {where}.cmd, .args and .env"
+        return (
+            f"check {where}.cmd, .args and .env; it runs confined and begins in /: what it may read beside the directory "
+            'of its program stands in .readable, what it may write in .writable; .network = "host" gives it the network'
         )
 
     async def _own(self) -> None:
@@ -240,7 +252,7 @@ class Link:
         else:
             transport = http_streams(self.server, headers=self._headers, carrier=carrier, lost=self.lose)
         return Client(
-            transport,  # type: ignore[arg-type]  # its streams are typed more loosely than they are used
+            transport,
             mode="auto",
             cache=None,
             client_info=types.Implementation(name="quell", version="1"),

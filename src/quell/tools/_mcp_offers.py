@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import mcp_types as types
-from jsonschema.protocols import Validator
 from mcp.client.session import ClientSession
 from mcp.shared.inbound import find_invalid_x_mcp_header, x_mcp_header_map
 from pydantic import RootModel
 
 from quell.domain import BoundExceededError, Offer, ServerIdentity, ToolServer, WorldError
-from quell.tools._mcp_answer import canonical, validator_of
+from quell.tools._canonical import canonical
+from quell.tools._mcp_schema import OutputSchema
 from quell.tools._pins import definition_digest
 
 PAGES_MAX = 100
@@ -30,8 +30,7 @@ class Known:
     """A tool of a connection, with what a call of it needs at hand."""
 
     offer: Offer
-    output: Validator | None
-    has_output_schema: bool
+    output: OutputSchema | None
     header_map: Mapping[tuple[str, ...], str]
     """Arguments that are mirrored into headers (MCP 2026-07-28, x-mcp-header)."""
 
@@ -92,7 +91,6 @@ def _known(definition: dict[str, Any], server: ToolServer, identity: ServerIdent
             digest=definition_digest(json.loads(text), identity),
             identity=identity,
         ),
-        output=validator_of(outputs),
-        has_output_schema=outputs is not None,
+        output=None if outputs is None else OutputSchema(text=canonical(outputs)),
         header_map=x_mcp_header_map(inputs),
     )

@@ -26,11 +26,11 @@ from quell.domain import (
     ServerUnavailable,
     WorldError,
 )
+from quell.tools._exchange import Exchange
 from quell.tools._mcp_answer import Expectation, ask_of, judge_refusal, judge_result, key_of_question, needs_of
 from quell.tools._mcp_link import CallExchange, Link, elicit_result
 from quell.tools._mcp_offers import Known, Listing, Raw, list_tools
 from quell.tools._mcp_wish import OnProgress, Wish
-from quell.tools._wire import Exchange
 
 PROGRESS_MAX = 1_000
 """Reports of one call that are passed on; a flood of them is not."""
@@ -69,7 +69,6 @@ class Peer:
         exchange = CallExchange(headers={**({KEY_HEADER: wish.key} if wish.key else {}), **mirrored}, replies=said)
         expected = Expectation(
             output=known.output,
-            has_schema=known.has_output_schema,
             answers=wish.answers,
             as_of=wish.as_of,
             fresh_for_s=wish.fresh_for_s,
@@ -132,7 +131,8 @@ class Peer:
             if isinstance(error, TimeoutError):
                 raise self.link.unavailable("it does not list its tools in time", was_sent=False) from None
             if isinstance(error, MCPError):
-                raise self.link.unavailable(str(error)[:300], was_sent=False) from None
+                why = str(error)[:300] if self.link.has(session) else self.link.reason or "the connection was lost"
+                raise self.link.unavailable(why, was_sent=False) from None
             if isinstance(error, ValidationError):
                 what = f"tool server {self.link.server.name} lists its tools in a form that is none"
                 raise WorldError(what, hint="tell who runs it") from None
@@ -187,9 +187,18 @@ async def _exchange(
         return ServerAnswer(kind=OutcomeKind.SUSPICIOUS, detail="the result does not have the form of the protocol")
     except MCPError as error:
         return _refused(link, session, exchange, error)
+    return await _judged(raw, exchange, expected)
+
+
+async def _judged(raw: Raw, exchange: CallExchange, expected: Expectation) -> ServerAnswer:
     if raw.root.get("resultType") == "input_required":
         return _parked(needs_of(raw.root))
-    return _asked(exchange.asked) if exchange.asked else judge_result(raw.root, expected=expected)
+    if exchange.asked:
+        return _asked(exchange.asked)
+    if expected.output is None:
+        return judge_result(raw.root, expected=expected)
+    # In a thread: the other calls do not wait for the work that this server's schema asks for.
+    return await asyncio.to_thread(judge_result, raw.root, expected=expected)
 
 
 def _refused(link: Link, session: ClientSession, exchange: CallExchange, error: MCPError) -> ServerAnswer:
@@ -233,6 +242,6 @@ def _forwarding(on_progress: OnProgress | None) -> ProgressFnT | None:
         left -= 1
         if left >= 0:
             with suppress(Exception):
-                on_progress(CallProgress(done=progress, total=total, message=(message or "")[:1000]))
+                on_progress(CallProgress(done=progress, total=total, message=(message or "")[:4000]))
 
     return forward

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from quell.domain import Clock, Offer, Principal, RefusedError, ToolPin, ToolServer, ToolTerms
+from datetime import datetime
+
+from quell.domain import Clock, Offer, Principal, RefusedError, Signer, ToolPin, ToolServer, ToolTerms
 from quell.runs import Connection
 from quell.tools import _pins as pins
 
@@ -22,15 +24,18 @@ class Pins:
     judge = staticmethod(pins.judge_offer)
     """Says what an offer is to the pin of that name: pinned, changed or unknown."""
 
-    def __init__(self, *, clock: Clock) -> None:
+    def __init__(self, *, clock: Clock, signer: Signer) -> None:
+        """Seal what people accept with a key that does not lie in the database."""
         self._clock = clock
+        self._signer = signer
 
     def accept(self, connection: Connection, offer: Offer, terms: ToolTerms, *, by: Principal) -> ToolPin:
-        """Pin an offer in a person's name. Raises RefusedError for anybody else."""
+        """Pin an offer in a person's name. Raises RefusedError for anybody else, and for what no call can use."""
         if by.agent or by.agent_tools is not None or by.workflow or not {"operator", "admin"} & set(by.roles):
             raise RefusedError("only a person with the role operator or admin pins tools", hint="do it yourself")
+        _refuse_unusable(offer, terms, pinned_by=by.user, at=self._clock())
         pin = pins.pin_offer(offer, terms, pinned_by=by.user, at=self._clock())
-        pins.keep_pin(connection, pin)
+        pins.keep_pin(connection, pin, signer=self._signer)
         return pin
 
     @staticmethod
@@ -38,17 +43,39 @@ class Pins:
         """Take a pin back; False when there was none."""
         return pins.drop_pin(connection, server, original)
 
-    @staticmethod
-    def find(connection: Connection, server: str, original: str) -> ToolPin | None:
-        """Return the pin of a tool, if there is one."""
-        return pins.find_pin(connection, server, original)
+    def find(self, connection: Connection, server: str, original: str) -> ToolPin | None:
+        """Return the pin of a tool, if there is one and it is what a person accepted."""
+        return next((pin for pin in self.listed(connection) if (pin.server, pin.original) == (server, original)), None)
+
+    def listed(self, connection: Connection) -> tuple[ToolPin, ...]:
+        """Return every pin that is what a person accepted, by server and name."""
+        return pins.list_pins(connection, signer=self._signer)[0]
+
+    def broken(self, connection: Connection) -> tuple[str, ...]:
+        """Return the names of rows that look like pins and are not what a person accepted: they serve nothing."""
+        return pins.list_pins(connection, signer=self._signer)[1]
 
     @staticmethod
-    def listed(connection: Connection) -> tuple[ToolPin, ...]:
-        """Return every pin, by server and name."""
-        return pins.list_pins(connection)
+    def turn(connection: Connection) -> int:
+        """Return the number of the last change of any pin; read it before the pins themselves."""
+        return pins.turn_of(connection)
 
     @staticmethod
     def check(server: ToolServer) -> None:
         """Check what the settings say of a server. Raises ConfigError when the catalogue has no such section."""
         pins.check_catalogue(server.catalogue)
+
+
+def _refuse_unusable(offer: Offer, terms: ToolTerms, *, pinned_by: str, at: datetime) -> None:
+    """Refuse a definition that no policy could be written for: pinned, it would keep every tool from being taken."""
+    # Loaded here: who lists pins waits neither for Cedar nor for the hands.
+    from quell.governance import PolicySet  # noqa: PLC0415
+    from quell.tools._registry import tool_of  # noqa: PLC0415
+
+    tool = tool_of(pins.pin_offer(offer, terms, pinned_by=pinned_by, at=at), name="tool", names={})
+    report = PolicySet.check((), tools=[tool])
+    if report.problems:
+        raise RefusedError(
+            f"{offer.original!a} of {offer.server} can not be used: {report.problems[0].reason}",
+            hint="tell who wrote its definition",
+        )

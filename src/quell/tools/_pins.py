@@ -26,12 +26,14 @@ from quell.domain import (
     RefusedError,
     ResourceRule,
     ServerIdentity,
+    Signer,
     ToolClass,
     ToolPin,
     ToolServer,
     ToolTerms,
 )
 from quell.runs import Connection
+from quell.tools._canonical import canonical
 
 TABLES: tuple[str, ...] = (
     """
@@ -49,7 +51,18 @@ TABLES: tuple[str, ...] = (
         PRIMARY KEY (server, original)
     )
     """,
+    (
+        "CREATE TABLE IF NOT EXISTS quell_pin_seals (server TEXT NOT NULL, original TEXT NOT NULL,"
+        " signature TEXT NOT NULL, PRIMARY KEY (server, original))"
+    ),
+    "CREATE TABLE IF NOT EXISTS quell_pin_turns (one INTEGER PRIMARY KEY, turn BIGINT NOT NULL)",
 )
+_NEXT_TURN = (
+    "INSERT INTO quell_pin_turns (one, turn) VALUES (1, 1)"
+    " ON CONFLICT (one) DO UPDATE SET turn = quell_pin_turns.turn + 1"
+)
+"""Written with every change of a pin: who holds tools in memory sees by one number that they are of yesterday."""
+
 
 _URL_WORDS = frozenset({"url", "urls", "uri", "uris", "host", "hosts", "hostname", "endpoint", "webhook", "domain"})
 _URL_FORMATS = frozenset({"uri", "uri-reference", "iri", "url", "hostname", "idn-hostname", "ipv4", "ipv6"})
@@ -60,7 +73,7 @@ _SHOWN_DEPTH_MAX = 64
 def definition_digest(definition: Mapping[str, object], identity: ServerIdentity) -> str:
     """Digest a whole wire object together with all that says whose it is."""
     whole = {"definition": definition, "identity": asdict(identity)}
-    return "sha256:" + hashlib.sha256(_canonical(whole).encode()).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical(whole).encode()).hexdigest()
 
 
 def judge_offer(offer: Offer, pin: ToolPin | None) -> Literal["pinned", "changed", "unknown"]:
@@ -96,8 +109,15 @@ def pin_offer(offer: Offer, terms: ToolTerms, *, pinned_by: str, at: datetime) -
     )
 
 
-def keep_pin(connection: Connection, pin: ToolPin) -> None:
-    """Write a pin, in the place of any that the tool had."""
+def keep_pin(connection: Connection, pin: ToolPin, *, signer: Signer) -> None:
+    """Write a pin with its seal, in the place of any that the tool had."""
+    connection.run(
+        "INSERT INTO quell_pin_seals (server, original, signature) VALUES (:server, :original, :signature)"
+        " ON CONFLICT (server, original) DO UPDATE SET signature = excluded.signature",
+        server=pin.server,
+        original=pin.original,
+        signature=signer.sign(_sealed(pin)),
+    )
     connection.run(
         "INSERT INTO quell_pins (server, original, digest, definition, identity, tool_class, recovery, terms, pinned_by,"
         " pinned_at) VALUES (:server, :original, :digest, :definition, :identity, :tool_class, :recovery, :terms,"
@@ -109,32 +129,50 @@ def keep_pin(connection: Connection, pin: ToolPin) -> None:
         original=pin.original,
         digest=pin.digest,
         definition=pin.definition,
-        identity=_canonical(asdict(pin.identity)),
+        identity=canonical(asdict(pin.identity)),
         tool_class=pin.terms.tool_class,
         recovery=pin.terms.recovery,
-        terms=_canonical(asdict(pin.terms)),
+        terms=canonical(asdict(pin.terms)),
         pinned_by=pin.pinned_by,
         pinned_at=pin.pinned_at.isoformat(),
     )
+    connection.run(_NEXT_TURN)
 
 
 def drop_pin(connection: Connection, server: str, original: str) -> bool:
     """Take a pin back; tell whether there was one."""
     where = "DELETE FROM quell_pins WHERE server = :server AND original = :original"
-    return connection.run(where, server=server, original=original) > 0
+    is_gone = connection.run(where, server=server, original=original) > 0
+    seal = "DELETE FROM quell_pin_seals WHERE server = :server AND original = :original"
+    connection.run(seal, server=server, original=original)
+    if is_gone:
+        connection.run(_NEXT_TURN)
+    return is_gone
 
 
-def find_pin(connection: Connection, server: str, original: str) -> ToolPin | None:
-    """Return the pin of a tool, if it has one."""
-    where = "SELECT * FROM quell_pins WHERE server = :server AND original = :original"
-    row = connection.first(where, server=server, original=original)
-    return None if row is None else _pin_of_row(vars(row))
+def turn_of(connection: Connection) -> int:
+    """Return the number of the last change of any pin; read it before the pins themselves."""
+    row = connection.first("SELECT turn FROM quell_pin_turns WHERE one = 1")
+    return int(row.turn) if row is not None else 0
 
 
-def list_pins(connection: Connection) -> tuple[ToolPin, ...]:
-    """Return every pin, by server and name."""
-    rows = connection.all("SELECT * FROM quell_pins ORDER BY server, original")
-    return tuple(_pin_of_row(vars(row)) for row in rows)
+def list_pins(connection: Connection, *, signer: Signer) -> tuple[tuple[ToolPin, ...], tuple[str, ...]]:
+    """Return every pin by server and name, and the names of those that are not what a person sealed.
+
+    Who writes the database writes rows, and not the seal of what a person accepted: the class of a tool decides
+    whether anybody is asked.
+    """
+    seals = {(row.server, row.original): row.signature for row in connection.all("SELECT * FROM quell_pin_seals")}
+    whole: list[ToolPin] = []
+    broken: list[str] = []
+    for row in connection.all("SELECT * FROM quell_pins ORDER BY server, original"):
+        pin = _read(vars(row))
+        signature = seals.get((row.server, row.original), "")
+        if pin is not None and signature and signer.verify(_sealed(pin), signature=signature):
+            whole.append(pin)
+        else:
+            broken.append(f"{row.server}: {row.original}")
+    return tuple(whole), tuple(broken)
 
 
 def terms_for(offer: Offer, *, server: ToolServer, operator: ToolTerms | None = None) -> ToolTerms:
@@ -192,24 +230,20 @@ def _leaves(path: str, value: object, *, depth: int) -> Iterator[str]:
     """Yield one line per leaf, and per line of a text: a difference then shows what differs and little else."""
     if isinstance(value, dict) and value and depth < _SHOWN_DEPTH_MAX:
         for name in sorted(value):
-            yield from _leaves(f"{path}.{_visible(str(name))}", value[name], depth=depth + 1)
+            yield from _leaves(f"{path}.{_escaped(str(name))}", value[name], depth=depth + 1)
     elif isinstance(value, list) and value and depth < _SHOWN_DEPTH_MAX:
         for index, item in enumerate(value):
             yield from _leaves(f"{path}[{index}]", item, depth=depth + 1)
     elif isinstance(value, str) and "\n" in value:
         for number, line in enumerate(value.split("\n"), start=1):
-            yield f"{path} line {number}: {_visible(line)}"
+            yield f"{path} line {number}: {_escaped(line)}"
     else:
-        yield f"{path}: {_canonical(value)}"
+        yield f"{path}: {canonical(value)}"
 
 
-def _visible(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape all but plain printable ASCII: letters that look like others, direction marks, terminal codes."""
-    return json.dumps(text, ensure_ascii=True)[1:-1].replace("\x7f", "\\u007f")
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).replace("\x7f", "\\u007f")
+    return canonical(text)[1:-1]
 
 
 def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:
@@ -230,6 +264,20 @@ def _destination(schema: object, *, name: str = "", depth: int = 0) -> str:
         if {word.lower() for word in _WORDS.findall(own)} & _URL_WORDS:
             return str(own)
     return next(filter(None, (_destination(part, name=key, depth=depth + 1) for key, part in schema.items())), "")
+
+
+def _sealed(pin: ToolPin) -> bytes:
+    """Return what a seal is over: everything that a person accepted, and said."""
+    whole = {**asdict(pin), "pinned_at": pin.pinned_at.isoformat()}
+    return b"quell pin 1\n" + canonical(whole).encode()
+
+
+def _read(row: Mapping[str, str]) -> ToolPin | None:
+    """Return the pin of a row; None for a row that is none."""
+    try:
+        return _pin_of_row(row)
+    except (ValueError, TypeError, KeyError, AssertionError):
+        return None
 
 
 def _pin_of_row(row: Mapping[str, str]) -> ToolPin:

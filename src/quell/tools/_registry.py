@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from quell.domain import (
     CallRequest,
+    ClientTools,
     OutcomeKind,
     PadOwner,
     RefusedError,
+    Reply,
     ServerAnswer,
     ServerUnavailable,
     Tool,
@@ -20,8 +23,11 @@ from quell.domain import (
 )
 from quell.governance import pin_of
 from quell.tools._asks import NeedsPeopleError, replies_of
+from quell.tools._canonical import canonical
+from quell.tools._client import ClientHand, ClientSeat
 from quell.tools._code import CodeTool
 from quell.tools._mcp import Servers
+from quell.tools._mcp_checks import CLIENT
 from quell.tools._naming import model_names
 from quell.tools._programs import definition, program_reader
 from quell.tools._scratchpad import Reader, Scratchpad
@@ -33,8 +39,8 @@ class Hand(Protocol):
     dependency: str
     """What it rests on, for retries and breakers: a server's name, or its own."""
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
-        """Do it. `key` is the idempotency key of an effect, empty for a read."""
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:
+        """Do it, and say in time how it ended. `key` is the idempotency key of an effect, empty for a read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,9 @@ class Entry:
 class Registry:
     """The tools of one process by name; what is not in here does not exist."""
 
+    Seat: TypeAlias = ClientSeat
+    """Where one client is that brings tools along: made of what it declares, given with the caller of its calls."""
+
     def __init__(
         self,
         builtin: Iterable[tuple[Tool, Hand]] = (),
@@ -59,39 +68,72 @@ class Registry:
         own = [*builtin, *(_pad_tools(scratchpad, code) if scratchpad is not None else ())]
         self._builtin: Mapping[str, Entry] = {tool.name: Entry(tool=tool, hand=hand) for tool, hand in own}
         self._served: Mapping[str, Entry] = {}
+        self.turn = -1
+        """Number of the change of pins that the served tools are taken from."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
         """Every tool, by name."""
         return self.tools_with(self._served)
 
-    def find(self, name: str) -> Entry:
-        """Return a tool by exactly its name. Raises RefusedError when there is none: names are never guessed."""
+    def there_for(self, client: ClientTools | None) -> tuple[Tool, ...]:
+        """Return every tool that `find` finds for a caller, by name."""
+        entries = {**self._served, **self._builtin}
+        return tuple(entry.tool for _, entry in sorted(entries.items()) if _is_there(entry, client))
+
+    def find(self, name: str, *, client: ClientTools | None = None) -> Entry:
+        """Return a tool by exactly its name. Raises RefusedError when there is none: names are never guessed.
+
+        A tool of clients is there for a caller whose client declares it as it was pinned.
+        """
         entry = self._builtin.get(name) or self._served.get(name)
         if entry is None:
             raise RefusedError(
                 "there is no such tool", hint="use a name of the catalogue as it stands there", code="unknown"
             )
+        if isinstance(entry.hand, ClientHand):
+            entry.hand.check(client)
         return entry
 
     def with_served(self, pins: Iterable[ToolPin], *, servers: Servers, known: Container[str]) -> Mapping[str, Entry]:
-        """Return what `serve` would take: the pinned tools of known servers, named so that no two look alike."""
-        kept = [pin for pin in pins if pin.server in known]
+        """Return what `serve` would take: the pinned tools of known servers and of clients, no two names alike."""
+        kept = [pin for pin in pins if pin.server in known or pin.server == CLIENT]
         names = model_names([(pin.server, pin.original) for pin in kept], taken=frozenset(self._builtin))
         by_wire = {(pin.server, pin.original): names[pin.server, pin.original] for pin in kept}
         served = {}
         for pin in kept:
             tool = tool_of(pin, name=names[pin.server, pin.original], names=by_wire)
-            served[tool.name] = Entry(tool=tool, hand=ServerHand(servers, pin))
+            hand: Hand = ClientHand(pin) if pin.server == CLIENT else ServerHand(servers, pin)
+            served[tool.name] = Entry(tool=tool, hand=hand)
         return served
 
-    def serve(self, served: Mapping[str, Entry]) -> None:
-        """Take pinned tools in the place of those that were taken before."""
-        self._served = dict(served)
+    def serve(self, served: Mapping[str, Entry], *, turn: int) -> None:
+        """Take pinned tools, as they are since a change of pins, in the place of those that were taken before."""
+        self._served, self.turn = dict(served), turn
+
+    def is_builtin(self, name: str) -> bool:
+        """Tell whether a name is that of a tool of our own, which needs no pin."""
+        return name in self._builtin
+
+    def unchanged(self, served: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        """Return those tools that are served already, just so."""
+        return {
+            name: entry
+            for name, entry in served.items()
+            if name in self._served and self._served[name].tool == entry.tool
+        }
 
     def tools_with(self, served: Mapping[str, Entry]) -> tuple[Tool, ...]:
         """Return every tool there would be."""
         return tuple(entry.tool for _, entry in sorted({**served, **self._builtin}.items()))
+
+
+def _is_there(entry: Entry, client: ClientTools | None) -> bool:
+    with suppress(RefusedError):
+        if isinstance(entry.hand, ClientHand):
+            entry.hand.check(client)
+        return True
+    return False
 
 
 def tool_of(pin: ToolPin, *, name: str, names: Mapping[tuple[str, str], str]) -> Tool:
@@ -103,14 +145,15 @@ def tool_of(pin: ToolPin, *, name: str, names: Mapping[tuple[str, str], str]) ->
         server=pin.server,
         original=pin.original,
         description=str(definition.get("description") or ""),
-        input_schema=_canonical(definition.get("inputSchema") or {"type": "object"}),
-        output_schema=_canonical(definition["outputSchema"]) if definition.get("outputSchema") else "",
+        input_schema=canonical(definition.get("inputSchema") or {"type": "object"}),
+        output_schema=canonical(definition["outputSchema"]) if definition.get("outputSchema") else "",
         tool_class=terms.tool_class,
         recovery=terms.recovery,
         resource=terms.resource,
         key_argument=terms.key_argument,
         probe=names.get((pin.server, terms.probe), terms.probe),
         revert=names.get((pin.server, terms.revert), terms.revert),
+        dry_run=names.get((pin.server, terms.dry_run), terms.dry_run),
         timeout_s=terms.timeout_s,
         result_max_bytes=terms.result_max_bytes,
         pin="",
@@ -127,7 +170,7 @@ class ServerHand:
         self._pin = pin
         self.dependency = f"mcp:{pin.server}"
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:
         """Call the server; a connection that is not there is an outcome, not an error."""
         arguments = json.loads(request.call.arguments)
         terms = self._pin.terms
@@ -139,20 +182,32 @@ class ServerHand:
                 self._pin.original,
                 arguments,
                 digest=self._pin.digest,
-                timeout_s=terms.timeout_s,
+                timeout_s=min(terms.timeout_s, within_s),
                 headers=request.caller.headers,
                 key=key,
                 answers=terms.answers,
                 as_of=terms.as_of,
+                fresh_for_s=terms.fresh_for_s,
                 result_max_bytes=terms.result_max_bytes,
-                replies=replies_of(request.needs.asks) if request.needs is not None else None,
+                replies=_replies(request),
                 request_state=request.needs.request_state if request.needs is not None else "",
+                on_progress=request.caller.on_progress,
             )
         except ServerUnavailable as error:
             kind = OutcomeKind.TRANSPORT_ERROR
             sent = {"sent": "perhaps" if error.was_sent else "no"}
             return outcome(request, kind, detail=f"{error}", evidence=sent)
         return _of_answer(request, answer)
+
+
+def _replies(request: CallRequest) -> Mapping[str, Reply] | None:
+    """Return what people say to the server. Raises RefusedError when it is not all that it asked."""
+    if request.needs is None:
+        return None
+    replies = replies_of(request.needs.asks, answers=request.answers)
+    if replies is None:
+        raise RefusedError("the form of the server is not filled in", hint="nothing was sent; ask people anew")
+    return replies
 
 
 def _of_answer(request: CallRequest, answer: ServerAnswer) -> ToolOutcome:
@@ -182,7 +237,7 @@ class LocalHand:
         self.dependency = f"builtin:{name}"
         self._work = work
 
-    async def use(self, request: CallRequest, *, key: str) -> ToolOutcome:
+    async def use(self, request: CallRequest, *, key: str, within_s: float) -> ToolOutcome:  # noqa: ARG002 - cut off like any
         """Do it."""
         return await self._work(request, key)
 
@@ -226,7 +281,3 @@ def outcome(
         size_bytes=len(content.encode("utf-8", "replace")),
         evidence=evidence or {},
     )
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

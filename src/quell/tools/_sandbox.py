@@ -6,7 +6,6 @@ refused or told, as the policy says; it is never left out quietly.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from quell.domain import ConfigError, Problem, RefusedError, SandboxCapabilities, SandboxedCommand, SandboxPolicy
 from quell.tools import _landlock
-from quell.tools._cgroup import find_delegated, make_group, remove_group
+from quell.tools._cgroup import find_delegated, limits_of, make_group, remove_group, sweep
 
 _WALLS = (
     "--unshare-all",
@@ -86,7 +85,7 @@ class Sandbox:
             argv=argv,
             environment={name: environment[name] for name in policy.environment if name in environment},
             layers=layers,
-            missing=tuple(_missing(machine, policy, is_grouped=bool(group))),
+            missing=tuple(_missing(machine, policy, limits=limits_of(Path(machine.cgroup)) if group else frozenset())),
             cgroup=group,
         )
 
@@ -175,26 +174,19 @@ class Sandbox:
         return (*shim, name, json.dumps(spec), "--", *command)
 
 
-_groups = itertools.count()
-
-
 def _group(machine: SandboxCapabilities, policy: SandboxPolicy) -> str:
     """Make a group for one program; empty when there is no place for groups, or it cannot be made any more."""
     if not machine.cgroup:
         return ""
+    place = Path(machine.cgroup)
+    sweep(place)
     try:
-        group = make_group(
-            Path(machine.cgroup),
-            f"quell-{os.getpid()}-{next(_groups)}",
-            memory_max_bytes=policy.memory_max_bytes,
-            processes_max=policy.processes_max,
-        )
+        return str(make_group(place, memory_max_bytes=policy.memory_max_bytes, processes_max=policy.processes_max))
     except OSError:
         return ""
-    return str(group)
 
 
-def _missing(machine: SandboxCapabilities, policy: SandboxPolicy, *, is_grouped: bool) -> Iterator[str]:
+def _missing(machine: SandboxCapabilities, policy: SandboxPolicy, *, limits: frozenset[str]) -> Iterator[str]:
     """Say what the policy wants and nothing holds."""
     if not machine.bubblewrap:
         yield f"bubblewrap does not work here ({machine.problem}): it sees the users and sockets of this machine"
@@ -208,10 +200,12 @@ def _missing(machine: SandboxCapabilities, policy: SandboxPolicy, *, is_grouped:
             yield "it may send signals to our other processes"
     elif not machine.landlock:
         yield "the kernel has no Landlock: bubblewrap is the only wall"
-    if not is_grouped:
-        yield "no cgroup is delegated to us: memory is limited for each process, shared memory and all together are not"
-        if machine.is_root or not machine.bubblewrap:
-            yield "the number of its processes is not limited"
+    if policy.network == "host" and machine.bubblewrap and machine.landlock < _SCOPE_SINCE:
+        yield "with the host's network it reaches the host's abstract sockets, which may obey whoever comes"
+    if "memory" not in limits:
+        yield "no cgroup with memory is delegated to us: it is limited for each process, shared and all together is not"
+    if "pids" not in limits and (machine.is_root or not machine.bubblewrap):
+        yield "no cgroup with pids is delegated to us: the number of its processes is not limited"
 
 
 def _problems(policy: SandboxPolicy, *, protected: Sequence[str]) -> Iterator[Problem]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import os
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Protocol, Self
 
 import anyio
 import httpx2
@@ -28,7 +28,9 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
 from quell.domain import ToolServer
+from quell.tools._exchange import EDGE_BYTES, EXCHANGE, QUESTIONS_MAX, Calls, Exchange, Fault, Questions
 from quell.tools._trust import trusted
+from quell.tools._wire_events import EVENT_MAX_BYTES, Events
 
 FRAME_BYTES = 65_536
 """What an envelope and the fields beside the content may take over the largest result."""
@@ -38,57 +40,42 @@ JUNK_LINES_MAX = 1_000
 UNSENT_MAX_BYTES = 64_000_000
 GRACE_S = 1.0
 _LAST_WORDS_S = 0.3
+_WORDS_CHARS = 200
+_TELLING = re.compile(r"(?=\S).*[A-Za-z]{3}")
 UNREACHABLE_STATUS = 599
 OVERFLOW_CODE = -32_097
 """Ours, in the range of JSON-RPC that is left to implementations; told apart by `Exchange.fault`, not by itself."""
 _CHUNK_BYTES = 65_536
 _POLL_S = 0.01
-_EDGE_BYTES = 512
 _READ_TIMEOUT_S = 300.0
-_ID_FIRST = re.compile(rb'^\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d+)\s*,')
-_ID_LAST = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*$')
+_ADDRESS_MAX_CHARS = 120
+_TURN_MESSAGES = 16
+REOPEN_S = 1.0
+"""Between two times that a stream of events is opened."""
 _CHILD = Path(__file__).with_name("_mcp_child.py")
 
-Fault = Literal["", "overflow", "unreachable", "cut"]
 Lost = Callable[[str], None]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Exchange:
-    """What the wire saw of one call, for whoever judges its answer. It travels in the context of the call."""
-
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """Sent with this call alone."""
-    status: int = 0
-    content_type: str = ""
-    fault: Fault = ""
-    detail: str = ""
-    is_sent: bool = False
-    """Whether any of the call may have reached the server."""
-    on_fault: Callable[[], object] | None = None
-
-    def end(self, fault: Fault, detail: str) -> None:
-        """Say once why no answer will come, and wake whoever waits."""
-        if not self.fault:
-            self.fault, self.detail = fault, detail
-            if self.on_fault is not None:
-                self.on_fault()
-
-
-EXCHANGE: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("quell_exchange", default=None)
-
-
 Item = SessionMessage | Exception
 
 
 class Incoming:
     """Messages as they come, from any source; tells once when there will be no more."""
 
-    def __init__(self, source: AsyncIterator[Item], *, contexts: object, lost: Lost, reason: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        source: AsyncIterator[Item],
+        *,
+        contexts: object,
+        questions: Questions,
+        lost: Lost,
+        reason: Callable[[], str],
+    ) -> None:
         self._source = source
+        self._questions = questions
         self._contexts = contexts
         self._lost = lost
         self._reason = reason
+        self._count = 0
 
     @property
     def last_context(self) -> contextvars.Context | None:
@@ -109,11 +96,54 @@ class Incoming:
         return self
 
     async def __anext__(self) -> Item:
+        self._count += 1
+        if not self._count % _TURN_MESSAGES:
+            # What has come already is read without a pause: a flood would leave nobody else a turn.
+            await asyncio.sleep(0)
         try:
-            return await anext(self._source)
+            item = await anext(self._source)
         except StopAsyncIteration:
             self._lost(self._reason())
             raise
+        if isinstance(item, SessionMessage) and not self._questions.came(item.message):
+            self._lost(f"the server asks more than {QUESTIONS_MAX} things at once, or one thing twice")
+            raise StopAsyncIteration
+        return item
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Writer(Protocol):
+    """Where the SDK writes messages to."""
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Write one."""
+
+    async def aclose(self) -> None:
+        """Write no more."""
+
+
+class Outgoing:
+    """Messages as they go, over HTTP."""
+
+    def __init__(self, inner: Writer, *, questions: Questions) -> None:
+        self._inner = inner
+        self._questions = questions
+
+    async def send(self, item: SessionMessage, /) -> None:
+        """Write one message."""
+        await self._inner.send(item)
+        self._questions.went(item.message)
+
+    async def aclose(self) -> None:
+        """Write no more."""
+        await self._inner.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,7 +161,8 @@ class Child:
         self._process = process
         self._line_max = line_max_bytes
         self._lost = lost
-        self._calls: dict[int | str, Exchange] = {}
+        self._calls = Calls()
+        self.questions = Questions()
         self._stderr = bytearray()
         self.draining = asyncio.create_task(self._drain(), name="quell mcp stderr")
 
@@ -141,8 +172,7 @@ class Child:
         assert stdin is not None, "spawned with pipes"
         exchange = EXCHANGE.get()
         if exchange is not None and isinstance(message, types.JSONRPCRequest):
-            self._forget_ended()
-            self._calls[message.id] = exchange
+            self._calls.went(message.id, exchange)
             exchange.is_sent = True
         if stdin.is_closing() or stdin.transport.get_write_buffer_size() > UNSENT_MAX_BYTES:
             self._lost(self.epitaph())
@@ -150,6 +180,7 @@ class Child:
         try:
             stdin.write(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             await stdin.drain()
+            self.questions.went(message)
         except OSError:
             self._lost(self.epitaph())
             raise anyio.BrokenResourceError from None
@@ -169,26 +200,23 @@ class Child:
         """Yield what the program writes, line by line; an over-long line fails its call and is not kept."""
         junk = 0
         async for line, size in self._lines():
-            try:
-                message = (
-                    types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-                    if size <= self._line_max
-                    else self._overflow(line, size)
-                )
-            except ValueError:
+            message = self._message(line, size)
+            if message is None:
                 junk += 1
                 if junk > JUNK_LINES_MAX:
                     return
                 continue
-            if isinstance(message, types.JSONRPCResponse | types.JSONRPCError) and message.id is not None:
-                self._calls.pop(message.id, None)
+            if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+                self._calls.came(message.id)
             yield SessionMessage(message)
         await asyncio.wait({self.draining}, timeout=_LAST_WORDS_S)
 
     def epitaph(self) -> str:
         """Say what is known about why it is gone."""
-        said = self._stderr.decode(errors="replace").strip().splitlines()
-        return "; ".join(said[-3:])[-400:] or "the server closed its output"
+        said = self._stderr.decode(errors="replace").splitlines()
+        # Stack traces are indented; what went wrong is not, and often stands far above the last line.
+        told = [line.rstrip()[:_WORDS_CHARS] for line in said if _TELLING.match(line)] or said[-3:]
+        return "; ".join(told[-3:])[-400:] or "the server closed its output"
 
     async def _lines(self) -> AsyncIterator[tuple[bytes, int]]:
         """Yield lines with their true size; of one that is too long only both edges are kept."""
@@ -206,24 +234,22 @@ class Child:
                 parts.append(piece)
                 if size > self._line_max:
                     whole = b"".join(parts)
-                    parts = [whole[:_EDGE_BYTES], whole[-_EDGE_BYTES:]]
+                    parts = [whole[:EDGE_BYTES], whole[-EDGE_BYTES:]]
 
-    def _overflow(self, edges: bytes, size: int) -> types.JSONRPCError:
-        """Answer for a message that was too long. Raises ValueError when it cannot be told whose it was."""
-        found = _ID_FIRST.search(edges) or _ID_LAST.search(edges)
-        exchange = self._calls.get(int(found[1])) if found else None
-        if found is None or exchange is None:
-            raise ValueError("an over-long message of nobody's")
-        detail = f"the answer has {size} bytes"
-        exchange.end("overflow", detail)
-        return types.JSONRPCError(
-            jsonrpc="2.0", id=int(found[1]), error=types.ErrorData(code=OVERFLOW_CODE, message=detail)
-        )
-
-    def _forget_ended(self) -> None:
-        """Drop the calls that timed out or were given up: no answer takes them away."""
-        if len(self._calls) > 256:
-            self._calls = {id_: exchange for id_, exchange in self._calls.items() if exchange.on_fault is not None}
+    def _message(self, line: bytes, size: int) -> types.JSONRPCMessage | None:
+        """Read a line; one that is none, or too long, fails the call that it names, and is junk when it names none."""
+        if size <= self._line_max:
+            with suppress(ValueError):
+                return types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+        meant = self._calls.meant_by(line)
+        if meant is None:
+            return None
+        id_, exchange = meant
+        error = types.ErrorData(code=types.PARSE_ERROR, message="the answer cannot be read")
+        if size > self._line_max:
+            error = types.ErrorData(code=OVERFLOW_CODE, message=f"the answer has {size} bytes")
+            exchange.end("overflow", error.message)
+        return types.JSONRPCError(jsonrpc="2.0", id=id_, error=error)
 
     async def _drain(self) -> None:
         """Read standard error so that the program never blocks on it; keep its end."""
@@ -277,7 +303,8 @@ async def child_streams(
     )
     child = Child(process, line_max_bytes=server.result_max_bytes + FRAME_BYTES, lost=lost)
     try:
-        yield Incoming(child.messages(), contexts=None, lost=lost, reason=child.epitaph), child
+        incoming = Incoming(child.messages(), contexts=None, questions=child.questions, lost=lost, reason=child.epitaph)
+        yield incoming, child
     finally:
         with anyio.CancelScope(shield=True):
             await child.stop()
@@ -296,6 +323,8 @@ class Carrier(httpx2.AsyncBaseTransport):
         self._gap_s = server.call_timeout_s + GRACE_S
         self._is_events = server.transport == "sse"
         self._lost = lost
+        self._calls = Calls()
+        self._listened_s = -REOPEN_S
         self.failure = ""
         """What went wrong last, for a connection that could not be made."""
 
@@ -303,10 +332,11 @@ class Carrier(httpx2.AsyncBaseTransport):
         """Send a request and watch its answer."""
         exchange = EXCHANGE.get() if request.method == "POST" else None
         if exchange is not None:
-            request.headers.update(exchange.headers)
-            # A gap longer than any call may take: nobody waits for what comes after it.
-            request.extensions["timeout"] = {**request.extensions["timeout"], "read": self._gap_s}
-            exchange.is_sent = True
+            self._prepare(request, exchange)
+        elif request.method == "GET":
+            # A server that ends its stream at once, and says that it may be opened again at once, would keep us busy.
+            await anyio.sleep(max(0.0, self._listened_s + REOPEN_S - anyio.current_time()))
+            self._listened_s = anyio.current_time()
         try:
             response = await self._inner.handle_async_request(request)
         except httpx2.TransportError as error:
@@ -319,19 +349,43 @@ class Carrier(httpx2.AsyncBaseTransport):
         if response.headers.get("content-encoding", "identity") != "identity":
             await response.aclose()
             return self._failed(request, exchange, "it compressed its answer although asked not to")
+        self._watch(request, response, exchange)
+        return response
+
+    def _prepare(self, request: httpx2.Request, exchange: Exchange) -> None:
+        message = json.loads(request.content) if self._is_events else {}
+        if "id" in message:  # a notification has none
+            self._calls.went(message["id"], exchange)
+        request.headers.update(exchange.headers)
+        # A gap longer than any call may take: nobody waits for what comes after it.
+        request.extensions["timeout"] = {**request.extensions["timeout"], "read": self._gap_s}
+        exchange.is_sent = True
+
+    def _watch(self, request: httpx2.Request, response: httpx2.Response, exchange: Exchange | None) -> None:
+        """Take down how it answers, and bound the body that follows."""
         if response.status_code >= 400:
             self.failure = f"HTTP status {response.status_code}"
+        elif request.method == "POST" and response.has_redirect_location:
+            self.failure = _not_followed(request, response)
         if exchange is not None:
             exchange.status = response.status_code
             exchange.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        assert isinstance(response.stream, httpx2.AsyncByteStream), "an asynchronous transport"
         if request.method == "POST":
-            assert isinstance(response.stream, httpx2.AsyncByteStream), "an asynchronous transport"
             response.stream = _Bounded(response.stream, exchange=exchange, body_max_bytes=self._body_max)
-        return response
+        elif self._is_events:
+            event_max = min(self._body_max, EVENT_MAX_BYTES)
+            response.stream = Events(response.stream, event_max_bytes=event_max, dropped=self._dropped)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
+
+    def _dropped(self, edges: bytes, size: int) -> None:
+        """Fail the call whose answer was too long for an event; an answer that names none is waited for in vain."""
+        if meant := self._calls.meant_by(edges):
+            most = min(self._body_max, EVENT_MAX_BYTES)
+            meant[1].end("overflow", f"the answer has {size} bytes, and an event of this server carries {most}")
 
     def _failed(self, request: httpx2.Request, exchange: Exchange | None, reason: str) -> httpx2.Response:
         self.failure = reason
@@ -373,6 +427,16 @@ class _Bounded(httpx2.AsyncByteStream):
             self._exchange.end(fault, detail)
 
 
+def _not_followed(request: httpx2.Request, response: httpx2.Response) -> str:
+    """Take the new address out of an answer, or the SDK would send the request there: a call is sent once."""
+    location = response.headers.pop("location")
+    try:
+        where = str(request.url.join(location).copy_with(userinfo=b"", query=None, fragment=None))[:_ADDRESS_MAX_CHARS]
+    except (httpx2.InvalidURL, ValueError):
+        where = "what is no address"
+    return f"HTTP status {response.status_code}: it redirects to {where}, which is not followed; write that address"
+
+
 def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200] if str(error) else type(error).__name__
 
@@ -380,7 +444,7 @@ def _words(error: Exception) -> str:
 @asynccontextmanager
 async def http_streams(
     server: ToolServer, *, headers: Mapping[str, str], carrier: Carrier, lost: Lost
-) -> AsyncIterator[tuple[Incoming, object]]:
+) -> AsyncIterator[tuple[Incoming, Outgoing]]:
     """Open the streams of an HTTP server, of today's kind or of the old one with a stream of events."""
     bounds = httpx2.Timeout(server.connect_timeout_s, read=max(_READ_TIMEOUT_S, 2 * server.call_timeout_s))
     whole = {**server.headers, **headers, "accept-encoding": "identity"}
@@ -393,11 +457,15 @@ async def http_streams(
 
     if server.transport == "sse":
         async with sse_client(server.url, httpx_client_factory=client) as (read, write):
-            yield Incoming(aiter(read), contexts=read, lost=lost, reason=reason), write
+            questions = Questions()
+            incoming = Incoming(aiter(read), contexts=read, questions=questions, lost=lost, reason=reason)
+            yield incoming, Outgoing(write, questions=questions)
         return
     event_max = server.result_max_bytes + FRAME_BYTES
     async with (
         client() as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=event_max) as (read, write),
     ):
-        yield Incoming(aiter(read), contexts=read, lost=lost, reason=reason), write
+        questions = Questions()
+        incoming = Incoming(aiter(read), contexts=read, questions=questions, lost=lost, reason=reason)
+        yield incoming, Outgoing(write, questions=questions)

@@ -10,6 +10,31 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from quell.audit._anchor import FileAnchor
+from quell.audit._blobs import Blobs
+from quell.audit._checkpoint import Signer, make_signer, public_keys
+from quell.audit._export import export_records, prove_consistency, verify_export
+from quell.audit._merkle import is_consistent
+from quell.audit._redact import DEPTH_MAX, Redactor
+from quell.audit._tables import (
+    TABLES,
+    Head,
+    Watch,
+    canonical,
+    follow,
+    lock_head,
+    make_tables,
+    newest_checkpoint,
+    next_record,
+    note_digest,
+    read_naming,
+    read_newest,
+    read_records,
+    write_checkpoint,
+    write_head,
+    write_record,
+)
+from quell.audit._verify import verify_log
 from quell.domain import (
     AuditAnchor,
     AuditCheckpoint,
@@ -23,37 +48,27 @@ from quell.domain import (
     OverloadError,
     WorldError,
 )
-from quell.governance._anchor import FileAnchor
-from quell.governance._audit_tables import (
-    TABLES,
-    Head,
-    canonical,
-    follow,
-    lock_head,
-    make_tables,
-    newest_checkpoint,
-    next_record,
-    note_digest,
-    read_newest,
-    read_records,
-    write_checkpoint,
-    write_head,
-    write_record,
-)
-from quell.governance._audit_verify import verify_log
-from quell.governance._blobs import Blobs
-from quell.governance._checkpoint import Signer, make_signer, public_keys
-from quell.governance._export import export_records, prove_consistency, verify_export
-from quell.governance._merkle import is_consistent
-from quell.governance._redact import DEPTH_MAX, Redactor
 from quell.runs import Connection, Database
 
+_LEAVES = frozenset({str, int, bool, type(None)})
 INLINE_MAX_BYTES = 2_048
 """A longer text goes to the blob store; its record keeps digest and size."""
 CHECKPOINT_S = 60
 BUFFERED_MAX = 50
 BUFFERED_MAX_S = 0.05
 _WAITING_MAX = 2_000
+_SIGNED_AT_ONCE = frozenset(
+    {
+        AuditKind.APPROVAL,
+        AuditKind.AUTONOMY,
+        AuditKind.IDENTITY,
+        AuditKind.PIN,
+        AuditKind.POLICY,
+        AuditKind.SWITCH,
+    }
+)
+"""What authority rests on, and what is rare: signed in the transaction that records it, so that no word of people ever
+rests on the chain alone."""
 _NUMBER_MAX = 1 << 62
 
 
@@ -100,6 +115,9 @@ class Audit:
         self._flushing = threading.Lock()
         self._waiting: list[AuditEntry] = []
         self._waiting_since_s = 0.0
+        self._has_added = False
+        self._anchored: dict[str, str] = {}
+        """The note that each anchor took last; what it holds in all is read once, for it grows for years."""
 
     def prepare(self) -> None:
         """Make the tables, the directory and the key, where they are missing; blocks.
@@ -140,13 +158,16 @@ class Audit:
             BoundExceededError: the body is nested too deeply.
             WorldError: a long text cannot be kept.
         """
-        kept = self._kept(self._redactor.value(_checked(body, depth=0)))
+        # Looked through together: every look costs, and every decision is recorded.
+        whole = [run, principal, _checked(body, depth=0)]
+        clean = self._redactor.value(whole)
+        assert isinstance(clean, list), "a list stays a list"
         return AuditEntry(
             at=_written(self._clock()),
             kind=kind,
-            run=_printable(self._redactor.text(run)),
-            principal=_printable(self._redactor.text(principal)),
-            body=canonical(kept),
+            run=_printable(str(clean[0])),
+            principal=_printable(str(clean[1])),
+            body=self._body_of(clean[2]),
         )
 
     def append(self, connection: Connection, *entries: AuditEntry) -> list[AuditRecord]:
@@ -155,6 +176,7 @@ class Audit:
         Raises:
             JournalError: the head of the log is damaged, or the database fails.
         """
+        self._has_added = True
         head = lock_head(connection, for_update=self._database.for_update)
         records = []
         for entry in entries:
@@ -168,6 +190,8 @@ class Audit:
             head = follow(head, record, leaf)
             if self._is_due(head, at=entry.at):
                 head, _ = self._sign(connection, head, at=entry.at)
+        if any(entry.kind in _SIGNED_AT_ONCE for entry in entries) and head.size != head.signed + 1:
+            head, _ = self._sign(connection, head, at=entries[-1].at)
         write_head(connection, head)
         return records
 
@@ -206,6 +230,15 @@ class Audit:
                 # After a failure too: a database that is away is not asked for every note.
                 self._waiting_since_s = self._monotonic()
 
+    def finish(self) -> None:
+        """Write what waits, and sign what this process has added: whoever ends leaves nothing to the chain alone.
+
+        Raises JournalError when the database fails.
+        """
+        self.flush()
+        if self._has_added:
+            self.checkpoint()
+
     async def keep_flushing(self) -> None:
         """Write waiting notes every 50 ms until cancelled, and what is left then; failures are retried."""
         try:
@@ -242,8 +275,10 @@ class Audit:
         failures = []
         for anchor in self._anchors:
             try:
-                if checkpoint.note not in anchor.published():
+                last = self._anchored.get(anchor.name)
+                if last != checkpoint.note and (last is not None or checkpoint.note not in anchor.published()):
                     anchor.publish(checkpoint.note)
+                self._anchored[anchor.name] = checkpoint.note
             except WorldError as error:
                 failures.append(f"{anchor.name}: {error}")
         if failures:
@@ -253,11 +288,12 @@ class Audit:
             )
         return checkpoint
 
-    def verify(self, *, keys: Sequence[str] | None = None) -> AuditReport:
+    def verify(self, *, keys: Sequence[str] | None = None, watch: Watch | None = None) -> AuditReport:
         """Walk over everything and name every tampering; needs no private key.
 
         Args:
             keys: Public keys that are trusted; None: those of this machine, which whoever owns it could replace.
+            watch: Hears from time to time how many records were read; whatever it raises ends the walk.
 
         Raises:
             WorldError: an anchor or a body cannot be read: nothing is said then, rather than too little.
@@ -267,6 +303,7 @@ class Audit:
             keys=public_keys(self._directory) if keys is None else keys,
             anchored=[(anchor.name, note) for anchor in self._anchors for note in anchor.published()],
             blobs=self._blobs,
+            watch=watch,
         )
 
     def records(
@@ -289,6 +326,11 @@ class Audit:
         with self._database.reading() as connection:
             return read_newest(connection, run=run, kinds=tuple(kinds), since=since, items_max=items_max)
 
+    @staticmethod
+    def naming(connection: Connection, text: str, *, run: str) -> list[AuditRecord]:
+        """Return the records of a run whose body holds a plain text, in order, as this transaction sees them."""
+        return read_naming(connection, text, run=run)
+
     def body(self, digest: str) -> str | None:
         """Return a long text by its digest; None when it is no longer kept.
 
@@ -305,11 +347,20 @@ class Audit:
         """Remove long texts that no record has named for so long; their digests stay. Return how many."""
         return self._blobs.sweep(kept_for=kept_for)
 
-    def export(self, *, run: str = "", change: str = "") -> Iterator[str]:
-        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change."""
+    def export(self, *, run: str = "", change: str = "", watch: Watch | None = None) -> Iterator[str]:
+        """Give JSON lines that prove themselves against a public key: all, or the evidence pack of a run or a change.
+
+        `watch` hears from time to time how many records were read; whatever it raises ends the export.
+        """
         checkpoint = self.checkpoint()
         return export_records(
-            self._database, checkpoint=checkpoint, blobs=self._blobs, public_key=self.public_key, run=run, change=change
+            self._database,
+            checkpoint=checkpoint,
+            blobs=self._blobs,
+            public_key=self.public_key,
+            run=run,
+            change=change,
+            watch=watch,
         )
 
     @staticmethod
@@ -364,6 +415,12 @@ class Audit:
         write_record(connection, record)
         return replace(follow(head, record, leaf), signed=checkpoint.size, signed_at=at), checkpoint
 
+    def _body_of(self, clean: object) -> str:
+        text = canonical(clean)
+        # No text in it is longer than the whole: most bodies are short, and need not be gone through.
+        is_short = len(text) <= INLINE_MAX_BYTES and len(text.encode("utf-8", "surrogatepass")) <= INLINE_MAX_BYTES
+        return text if is_short else canonical(self._kept(clean))
+
     def _kept(self, value: object) -> object:
         if isinstance(value, str) and len(value) > INLINE_MAX_BYTES // 4:
             content = value.encode("utf-8", "surrogatepass")
@@ -378,17 +435,25 @@ class Audit:
 
 def _checked(value: object, *, depth: int) -> object:
     """Return a JSON value with plain containers; floats have no canonical form."""
-    if isinstance(value, bool | int | str) or value is None:
+    if value is None or isinstance(value, (str, int)):
         return value
     if depth > DEPTH_MAX:
         return value  # The redactor says so.
-    if isinstance(value, Mapping):
-        if any(not isinstance(key, str) for key in value):
-            raise TypeError("the keys of an audit body are texts")
-        return {key: _checked(under, depth=depth + 1) for key, under in value.items()}
+    # Plain dicts first: asking for the abstract class is what costs.
+    if type(value) is dict or isinstance(value, Mapping):
+        return _checked_table(value, depth=depth)
     if isinstance(value, list | tuple):
-        return [_checked(part, depth=depth + 1) for part in value]
+        return [part if type(part) in _LEAVES else _checked(part, depth=depth + 1) for part in value]
     raise TypeError(f"an audit body holds no {type(value).__name__}: write numbers as integers of a named unit")
+
+
+def _checked_table(value: Mapping[object, object], *, depth: int) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for key, under in value.items():
+        if not isinstance(key, str):
+            raise TypeError("the keys of an audit body are texts")
+        table[key] = under if type(under) in _LEAVES else _checked(under, depth=depth + 1)
+    return table
 
 
 def _written(at: datetime) -> str:
@@ -400,4 +465,4 @@ def _read_at(text: str) -> datetime:
 
 
 def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

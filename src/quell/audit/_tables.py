@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from quell.audit._checkpoint import read_note
+from quell.audit._merkle import GENESIS, Frontier, chain_hash, leaf_hash
 from quell.domain import AuditCheckpoint, AuditKind, AuditRecord, JournalError
-from quell.governance._checkpoint import read_note
-from quell.governance._merkle import GENESIS, Frontier, chain_hash, leaf_hash
 from quell.runs import Connection, Database
 
 TABLES = (
@@ -40,6 +40,8 @@ TABLES = (
     )""",
 )
 _PAGE = 2_000
+Watch: TypeAlias = Callable[[int], None]
+"""Hears from time to time how many records were read; whatever it raises ends the walk."""
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 """Writes JSON as it is hashed: sorted keys, no spaces, ASCII."""
 _COLUMNS = "number, at, kind, run, principal, body, previous, hash"
@@ -154,13 +156,16 @@ def newest_checkpoint(connection: Connection) -> AuditCheckpoint | None:
 
 
 def read_records(
-    database: Database, *, after: int | None = None, last: int, run: str = ""
+    database: Database, *, after: int | None = None, last: int, run: str = "", watch: Watch | None = None
 ) -> Iterator[AuditRecord | int]:
     """Give the records after a number, in order; the number alone of one that cannot be read."""
-    at = after
+    at, count = after, 0
     while True:
         page = _read_page(database, after=at, last=last, run=run, limit=_PAGE)
         yield from page
+        count += len(page)
+        if watch is not None:
+            watch(count)
         if len(page) < _PAGE:
             return
         end = page[-1]
@@ -179,6 +184,16 @@ def read_newest(
             bound[name] = value
     where = f"WHERE {' AND '.join(wanted)} " if wanted else ""
     rows = connection.all(f"SELECT {_COLUMNS} FROM quell_audit {where}ORDER BY number DESC LIMIT :items_max", **bound)
+    return [AuditRecord(**vars(row)) for row in rows]
+
+
+def read_naming(connection: Connection, text: str, *, run: str) -> list[AuditRecord]:
+    """Return the records of a run whose body holds a plain text, in order."""
+    rows = connection.all(
+        f"SELECT {_COLUMNS} FROM quell_audit WHERE run = :run AND body LIKE :wanted ORDER BY number",
+        run=run,
+        wanted=f"%{text}%",
+    )
     return [AuditRecord(**vars(row)) for row in rows]
 
 

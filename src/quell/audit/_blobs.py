@@ -9,8 +9,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from quell.audit._checkpoint import flush_directory, write_flushed
 from quell.domain import Clock, Entropy, WorldError
-from quell.governance._checkpoint import flush_directory, write_flushed
 
 PREFIX = "sha256:"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

@@ -6,12 +6,20 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from quell.audit._blobs import Blobs
+from quell.audit._checkpoint import Verifier, read_note
+from quell.audit._merkle import GENESIS, Frontier, chain_hash
+from quell.audit._order import Stretch, judge_order
+from quell.audit._tables import (
+    Watch,
+    digests_in,
+    leaf_at,
+    leaf_tail,
+    note_digest,
+    read_checkpoints,
+    read_records,
+)
 from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering
-from quell.governance._audit_order import Stretch, judge_order
-from quell.governance._audit_tables import digests_in, leaf_at, leaf_tail, note_digest, read_checkpoints, read_records
-from quell.governance._blobs import Blobs
-from quell.governance._checkpoint import Verifier, read_note
-from quell.governance._merkle import GENESIS, Frontier, chain_hash
 from quell.runs import Database
 
 _SEARCH_MAX = 5_000
@@ -53,6 +61,8 @@ class _Walk:
     last: int
     stretches: list[Stretch] = field(default_factory=list)
     rehashed: list[int] = field(default_factory=list)
+    since: dict[int, str] = field(default_factory=dict)
+    """When the records were written that come first behind a checkpoint and the record that tells of it."""
     chains: dict[int, str] = field(default_factory=dict)
     roots: dict[int, str] = field(default_factory=dict)
     told: list[_Told] = field(default_factory=list)
@@ -129,6 +139,8 @@ class _Walk:
         self.is_whole = self.is_whole and place == self.frontier.size + 1
         if self.is_whole:
             self.frontier = self.frontier.append(leaf_at(place, tail))
+        if place == 1 or place - 2 in self.sizes:
+            self.since[place] = record.at
         if place in self.sizes:
             self.chains[place] = record.hash
             if self.is_whole:
@@ -139,7 +151,12 @@ class _Walk:
 
 
 def verify_log(
-    database: Database, *, keys: Sequence[str], anchored: Sequence[tuple[str, str]], blobs: Blobs
+    database: Database,
+    *,
+    keys: Sequence[str],
+    anchored: Sequence[tuple[str, str]],
+    blobs: Blobs,
+    watch: Watch | None = None,
 ) -> AuditReport:
     """Walk over everything and name every tampering."""
     verifier = Verifier(keys)
@@ -148,7 +165,7 @@ def verify_log(
     notes = _judge_notes(kept, verifier, claim, findings)
     elsewhere = _judge_anchored(anchored, verifier, claim, findings)
     walk = _Walk(sizes=frozenset(note.size for note in (*notes, *elsewhere)), last=claim.last)
-    for record in read_records(database, last=claim.last):
+    for record in read_records(database, last=claim.last, watch=watch):
         walk.step(record)
     # A checkpoint is followed by the record that tells of it, in the same transaction.
     known = max((note.size + 1 for note in (*notes, *elsewhere)), default=0)
@@ -165,12 +182,16 @@ def verify_log(
     for signed in (notes, elsewhere):
         _judge_forks(walk, signed, rows=rows, findings=findings)
     expired = _judge_bodies(walk.bodies, blobs, findings)
+    signed_to = max((note.size for note in notes if note.size <= reach), default=0)
+    behind = signed_to + 2 if signed_to else 1
     return AuditReport(
         origin=claim.origin,
         records=walk.count,
         root=walk.frontier.root.hex() if walk.is_whole else "",
         checkpoints=len(kept),
-        signed=max((note.size for note in notes if note.size <= reach), default=0),
+        signed=signed_to,
+        unsigned=max(0, reach - behind + 1),
+        unsigned_since=walk.since.get(behind, ""),
         anchored=max((note.size for note in elsewhere if note.size <= reach), default=0),
         blobs=len(walk.bodies),
         blobs_expired=expired,

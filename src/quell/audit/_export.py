@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from quell.audit._blobs import PREFIX, Blobs
+from quell.audit._checkpoint import Verifier, read_note
+from quell.audit._merkle import Tree, chain_hash, is_included
+from quell.audit._tables import Watch, digests_in, leaf_at, leaf_tail, read_records
 from quell.domain import AuditCheckpoint, AuditFinding, AuditKind, AuditRecord, AuditReport, Tampering, UsageError
-from quell.governance._audit_tables import digests_in, leaf_at, leaf_tail, read_records
-from quell.governance._blobs import PREFIX, Blobs
-from quell.governance._checkpoint import Verifier, read_note
-from quell.governance._merkle import Tree, chain_hash, is_included
 from quell.runs import Database
 
 FORMAT = "quell-audit-export-1"
@@ -28,26 +28,37 @@ PACK = (
 
 
 def export_records(
-    database: Database, *, checkpoint: AuditCheckpoint, blobs: Blobs, public_key: str, run: str = "", change: str = ""
+    database: Database,
+    *,
+    checkpoint: AuditCheckpoint,
+    blobs: Blobs,
+    public_key: str,
+    run: str = "",
+    change: str = "",
+    watch: Watch | None = None,
 ) -> Iterator[str]:
     """Give a head line, the records with their proofs, then their large bodies.
+
+    The log is read twice, first for its leaves and then for what is told: of a large one only hashes are held.
 
     Raises:
         UsageError: nothing is recorded of that run or change.
     """
     leaves: list[bytes] = []
-    chosen: list[AuditRecord] = []
-    for record in read_records(database, last=checkpoint.size):
+    chosen: dict[int, str] = {}
+    for record in read_records(database, last=checkpoint.size, watch=watch):
         if isinstance(record, AuditRecord):
             leaves.append(leaf_at(record.number, leaf_tail(record)))
             if (not run or record.run == run) and (not change or _is_of_change(record, change)):
-                chosen.append(record)
+                chosen[record.number] = record.kind
     if not chosen and (run or change):
         raise UsageError(f"the audit log holds nothing of {change or run}", hint="check the id")
     yield _line(_head(chosen, checkpoint=checkpoint, public_key=public_key, run=run, change=change))
     tree = Tree(leaves)
     digests: dict[str, None] = {}
-    for record in chosen:
+    for record in read_records(database, last=checkpoint.size, run=run, watch=watch):
+        if not isinstance(record, AuditRecord) or record.number not in chosen:
+            continue
         # A log that was tampered with is exported as it is: its proofs then fail, and say where.
         path = tree.inclusion(record.number - 1) if 0 < record.number <= len(leaves) else []
         yield _line({"type": "record", **asdict(record), "proof": [step.hex() for step in path]})
@@ -80,11 +91,11 @@ def prove_consistency(database: Database, *, first: int, second: int) -> list[st
 
 
 def _head(
-    chosen: Sequence[AuditRecord], *, checkpoint: AuditCheckpoint, public_key: str, run: str, change: str
+    chosen: Mapping[int, str], *, checkpoint: AuditCheckpoint, public_key: str, run: str, change: str
 ) -> dict[str, object]:
     sections: dict[str, list[int]] = {kind: [] for kind in PACK} if run or change else {}
-    for record in chosen:
-        sections.setdefault(record.kind, []).append(record.number)
+    for number, kind in chosen.items():
+        sections.setdefault(kind, []).append(number)
     return {
         "type": "head",
         "format": FORMAT,
@@ -192,6 +203,8 @@ def verify_export(lines: Iterable[str], *, keys: Sequence[str]) -> AuditReport:
         root="" if reading.is_part or checkpoint is None else checkpoint.root,
         checkpoints=int(checkpoint is not None),
         signed=checkpoint.size if checkpoint else 0,
+        unsigned=0,
+        unsigned_since="",
         anchored=0,
         blobs=len(reading.digests),
         blobs_expired=len(reading.digests) - len(reading.kept),

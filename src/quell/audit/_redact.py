@@ -13,12 +13,13 @@ import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
+from quell.audit._redact_forms import FORM_MIN_BYTES, credentials_of, forms_of, secrets_inside, unquoted
+from quell.audit._redact_rules import RULE_MAX_BYTES, RULE_NAMES, Span, looks_random, rule_of_key, spans_by_rule
 from quell.config import Secret
 from quell.domain import BoundExceededError
-from quell.governance._redact_forms import FORM_MIN_BYTES, forms_of
-from quell.governance._redact_rules import RULE_MAX_BYTES, RULE_NAMES, Span, rule_of_key, spans_by_rule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,19 +27,23 @@ if TYPE_CHECKING:
 
 DEPTH_MAX = 64
 _GRAM = FORM_MIN_BYTES
-_WIDE_MIN_BYTES = 256
+_WIDE_MIN_BYTES = 128
 _LOAD_MIN_BYTES = 16_384
+_LOAD_AFTER_BYTES = 65_536
+"""Who looks through that much will look through more: then the faster way is worth loading."""
 """Loading numpy takes as long as looking through a megabyte without it."""
 _PIECE = 65_536
+_TORN_MIN_BYTES = 8
 _TABLE_BITS = 20
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MARKER = re.compile(rb"\[redacted:([A-Za-z0-9_.:/-]{1,64})\]")
 _CREDENTIAL_NAME = re.compile(
-    r"SECRET|TOKEN|PASSW|PASSPHRASE|PWD$|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|AUTH(?!OR)|_KEY$|_PAT$|_DSN$|WEBHOOK",
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|PWD$|API[_-]?KEY|ACCESS[_-]?KEY|PRIVATE[_-]?KEY|CREDENTIAL|AUTH(?!OR(?!I[SZ]))|_KEY$|_PAT$"
+    r"|_DSN$|WEBHOOK",
     re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"://[^\s/:@]*:([^\s@]+)@")
-_PERCENT = re.compile(r"%([0-9A-Fa-f]{2})")
+LATE_MAX = 256
+"""Credentials that were shown to us and are held at a time."""
 _TOKEN_ENDS = (b" ", b"\n", b"\t", b"\r", b'"', b"'", b"<", b">", b"\0")
 _WORDS_BEFORE = 96
 _CHANGING_MAX_BYTES = 4 * RULE_MAX_BYTES
@@ -56,16 +61,28 @@ class Redactor:
     ) -> None:
         """Hold secrets by name, and what looks like credentials in an environment; `rules` are the second net."""
         self._lock = threading.Lock()
+        self._looked_bytes = 0
         self._rules = rules
         self._forms: dict[bytes, tuple[tuple[bytes, str], ...]] = {}
         self._names: set[str] = set(RULE_NAMES)
         self._longest = 1
         self._table: npt.NDArray[np.bool_] | None = None
         self._refused: list[str] = []
+        self._kept: list[tuple[str, frozenset[bytes]]] = []
+        self._late: dict[str, tuple[str, frozenset[bytes]]] = {}
         for name, secret in (secrets or {}).items():
             self.hold(name, secret)
-        for name, value in _credentials(environment or {}):
-            self.hold(name, Secret(value))
+        for name, secret in _credentials(environment or {}):
+            self.hold(name, secret)
+
+    @classmethod
+    def of(cls, settings: object, *, environment: Mapping[str, str]) -> Self:
+        """Hold every secret of settings under the key that it stands at, and the credentials of an environment."""
+        redactor = cls()
+        # Keys of the settings first: they tell an operator more than the variable that they were taken from.
+        for name, secret in (*_secrets_of(settings, ""), *_credentials(environment)):
+            redactor.hold(name, secret)
+        return redactor
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -77,27 +94,57 @@ class Redactor:
         value = secret.reveal().strip()
         if not value:
             return
-        for inside in _url_passwords(value):
-            # Errors tell a password without the URL that it came from.
-            self.hold(name, Secret(inside))
-        if len(value) < FORM_MIN_BYTES:
-            self._refused.append(name)
+        # Errors tell a password without the URL, and a token without the word `Bearer`.
+        for part in (value, *secrets_inside(value)):
+            if len(part) < FORM_MIN_BYTES:
+                self._refused.append(name)
+                continue
+            held = _label(name), forms_of(part)
+            with self._lock:
+                self._kept.append(held)
+                self._index(self._forms, *held)
+
+    def hold_shown(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Redact the credentials in headers of a request, as long as they are among the latest `LATE_MAX`.
+
+        Call it once they proved somebody, never for those of a stranger: they are taken out of everything.
+        """
+        for name, value in headers:
+            if name.lower() == "cookie" or _CREDENTIAL_NAME.search(name):
+                for part in credentials_of(value):
+                    self._hold_lately(f"header.{name.lower()}", part)
+
+    def _hold_lately(self, name: str, value: str) -> None:
+        if value in self._late or not _is_telling(value.encode("utf-8", "surrogatepass")):
             return
-        label = re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)[:64] or "secret"
-        forms = forms_of(value)
+        held = _label(name), forms_of(value)
         with self._lock:
-            self._names.add(label)
-            self._longest = max(self._longest, *map(len, forms))
-            for form in forms:
-                known = self._forms.get(form[:_GRAM], ())
-                if all(form != other for other, _ in known):
-                    longest_first = sorted((*known, (form, label)), key=lambda pair: -len(pair[0]))
-                    self._forms[form[:_GRAM]] = tuple(longest_first)
-                if self._table is not None:
-                    self._table[_slot(form[:_GRAM])] = True
+            self._late[value] = held
+            if len(self._late) <= LATE_MAX:
+                self._index(self._forms, *held)
+                return
+            # The older half goes; who still shows one of those has it held again.
+            self._late = dict(list(self._late.items())[LATE_MAX // 2 :])
+            forms: dict[bytes, tuple[tuple[bytes, str], ...]] = {}
+            for each in (*self._kept, *self._late.values()):
+                self._index(forms, *each)
+            self._forms = forms
+
+    def _index(self, index: dict[bytes, tuple[tuple[bytes, str], ...]], label: str, forms: frozenset[bytes]) -> None:
+        self._names.add(label)
+        self._longest = max(self._longest, *map(len, forms))
+        for form in forms:
+            known = index.get(form[:_GRAM], ())
+            if all(form != other for other, _ in known):
+                longest_first = sorted((*known, (form, label)), key=lambda pair: -len(pair[0]))
+                index[form[:_GRAM]] = tuple(longest_first)
+            if self._table is not None:
+                self._table[_slot(form[:_GRAM])] = True
 
     def text(self, text: str) -> str:
         """Return a text without secrets; the very same one when it had none."""
+        if not text:
+            return text
         data = text.encode("utf-8", "surrogatepass")
         spans = self.spans(data)
         return _replaced(data, spans).decode("utf-8", "surrogatepass") if spans else text
@@ -154,13 +201,16 @@ class Redactor:
         if not self._forms or len(data) < _GRAM:
             return
         for at in self._candidates(data):
-            for form, name in self._forms.get(data[at : at + _GRAM], ()):
-                if data.startswith(form, at):
-                    yield at, at + len(form), name, at
-                    break
+            known = self._forms.get(data[at : at + _GRAM], ())
+            whole = next(((len(form), name) for form, name in known if data.startswith(form, at)), None)
+            many, name = whole or max(((_torn(data, at, form), name) for form, name in known), default=(0, ""))
+            if many:
+                yield at, at + many, name, at
 
     def _candidates(self, data: bytes) -> Iterable[int]:
-        is_wide = len(data) >= (_WIDE_MIN_BYTES if "numpy" in sys.modules else _LOAD_MIN_BYTES)
+        self._looked_bytes += len(data)
+        is_loaded = "numpy" in sys.modules or self._looked_bytes >= _LOAD_AFTER_BYTES
+        is_wide = len(data) >= (_WIDE_MIN_BYTES if is_loaded else _LOAD_MIN_BYTES)
         if not is_wide:
             forms = self._forms
             return [at for at in range(len(data) - _GRAM + 1) if data[at : at + _GRAM] in forms]
@@ -289,6 +339,16 @@ def _open_token(data: bytes) -> int:
     return max(token - _WORDS_BEFORE, 0)
 
 
+def _torn(data: bytes, at: int, form: bytes) -> int:
+    """Return how much of a form stands there when it is more than half: somebody cut the text before it came here."""
+    many = max(len(form) // 2 + 1, _TORN_MIN_BYTES)
+    if many >= len(form) or not data.startswith(form[:many], at):
+        return 0
+    while data.startswith(form[: many + 1], at) and many < len(form):
+        many += 1
+    return many
+
+
 def _slot(gram: bytes) -> int:
     number = int.from_bytes(gram, "little") << 16
     return ((number * _MULTIPLIER) & 0xFFFFFFFFFFFFFFFF) >> (64 - _TABLE_BITS)
@@ -337,34 +397,73 @@ def _gather(value: object, texts: list[str], *, depth: int) -> bool:
     if isinstance(value, str):
         texts.append(value)
         return False
-    if isinstance(value, Mapping):
-        is_suspect = False
-        for key, under in value.items():
-            texts.append(str(key))
-            is_suspect |= isinstance(under, str) and bool(rule_of_key(str(key), under))
-            is_suspect |= _gather(under, texts, depth=depth + 1)
-        return is_suspect
+    if value is None or isinstance(value, bool):
+        return False
+    if isinstance(value, (int, float)):
+        texts.append(str(value))
+        return False
+    # Plain containers first: asking for the abstract classes is what costs.
+    if type(value) is dict or isinstance(value, Mapping):
+        return _gather_table(value, texts, depth=depth)
+    is_suspect = False
     if isinstance(value, Sequence):
-        is_suspect = False
         for part in value:
             is_suspect |= _gather(part, texts, depth=depth + 1)
-        return is_suspect
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        texts.append(str(value))
-    return False
+    return is_suspect
 
 
-def _url_passwords(value: str) -> tuple[str, ...]:
-    """Return the password of a URL as it stands there and as it is meant; none when it has none."""
-    inside = _URL_PASSWORD.search(value)
-    return (inside[1], _PERCENT.sub(lambda code: chr(int(code[1], 16)), inside[1])) if inside else ()
+def _gather_table(value: Mapping[object, object], texts: list[str], *, depth: int) -> bool:
+    is_suspect = False
+    for key, under in value.items():
+        texts.append(str(key))
+        if isinstance(under, str):
+            texts.append(under)
+            is_suspect |= bool(rule_of_key(str(key), under))
+        elif type(under) is int:
+            texts.append(str(under))
+        elif under is not None and type(under) is not bool:
+            is_suspect |= _gather(under, texts, depth=depth + 1)
+    return is_suspect
 
 
-def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _secrets_of(value: object, path: str) -> Iterator[tuple[str, Secret]]:
+    if isinstance(value, Secret):
+        yield path, value
+    elif isinstance(value, str):
+        if "://" in value:
+            # An address that carries its credential, for servers that know no other way.
+            yield from ((path, Secret(inside)) for inside in secrets_inside(value))
+    else:
+        for name, under in _parts_of(value):
+            yield from _secrets_of(under, f"{path}.{name}" if path else name)
+
+
+def _parts_of(value: object) -> Iterable[tuple[str, object]]:
+    if is_dataclass(value):
+        return [(each.name, getattr(value, each.name)) for each in fields(value)]
+    if isinstance(value, Mapping):
+        return [(str(name), item) for name, item in value.items()]
+    return [(str(index), item) for index, item in enumerate(value)] if isinstance(value, tuple) else ()
+
+
+def _is_telling(value: bytes) -> bool:
+    """Tell a credential from a word: who may call could else have words taken out of what others are told."""
+    return looks_random(value) or 24 <= len(value) <= RULE_MAX_BYTES
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", name)[:64] or "secret"
+
+
+def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, Secret]]:
     """Give the variables whose name or value says that they hold a credential, under `env.NAME`."""
     for name, value in environment.items():
-        passwords = _url_passwords(value)
-        if passwords:
-            yield from ((f"env.{name}", password) for password in passwords)
+        if "://" in value and (passwords := secrets_inside(value)):
+            yield from ((f"env.{name}", Secret(password)) for password in passwords)
+        elif name.upper().endswith("HEADERS"):
+            # As OpenTelemetry writes them: `authorization=Bearer%20abc,x-scope=1`.
+            pairs = (pair.partition("=") for pair in value.split(","))
+            held = (unquoted(told).strip() for header, _, told in pairs if _CREDENTIAL_NAME.search(header))
+            yield from ((f"env.{name}", Secret(told)) for told in held if len(told) >= FORM_MIN_BYTES)
         elif _CREDENTIAL_NAME.search(name) and not value.startswith(("/", "./", "~")) and len(value) >= FORM_MIN_BYTES:
-            yield f"env.{name}", value
+            yield f"env.{name}", Secret(value)

@@ -3,14 +3,75 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import html
 import json
+import re
 from collections.abc import Iterator
 
 FORM_MIN_BYTES = 6
 """Shorter ones would be found everywhere."""
 _LINE_MIN = 16
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+_URL_PASSWORDS = (
+    re.compile(r"://[^\s/:@]{0,256}:([^\s@]{1,1024})@"),
+    # One that holds @ or / itself ends at the last @.
+    re.compile(r"://[^\s/:@]{0,256}:(\S{1,1024})@"),
+)
+_PERCENTS = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_URL_TOKEN = re.compile(r"://([^\s/:@]{16,1024})@")
+_QUERIED = re.compile(
+    r"[?&](?:[^\s=&#]{0,64}[_.-])?(?:api)?(?:key|token|secret|sig|signature)=([^\s&#]{1,1024})", re.IGNORECASE
+)
+_ASSIGNED = re.compile(r"(?:password|passwd|pwd)\s{0,4}=\s{0,4}(?:'([^']{1,1024})'|([^\s'&;,]{1,1024}))", re.IGNORECASE)
+_SCHEME = re.compile(r"(basic|bearer|token|apikey|api-key|key|digest|negotiate|splunk)\s+(\S{1,16384})", re.IGNORECASE)
+
+
+def secrets_inside(value: str) -> tuple[str, ...]:
+    """Return what is secret within a secret: passwords of URLs and connection strings, credentials after a scheme."""
+    found: dict[str, None] = {}
+    for pattern in (*_URL_PASSWORDS, _ASSIGNED, _QUERIED):
+        for match in pattern.finditer(value):
+            told = match[match.lastindex or 0]
+            found |= {told: None, unquoted(told): None}
+    found |= {match[1]: None for match in _URL_TOKEN.finditer(value) if any(map(str.isdigit, match[1]))}
+    if shown := _SCHEME.fullmatch(value.strip()):
+        found |= {shown[2]: None} | ({password: None} if (password := _basic_password(shown)) else {})
+    found.pop(value, None)
+    return tuple(found)
+
+
+def credentials_of(header: str) -> tuple[str, ...]:
+    """Return what is secret in the value of a header: of an API key not its id, of a JWT not what it says."""
+    shown = _SCHEME.fullmatch(header.strip())
+    if shown is None:
+        # A token by itself, or cookies.
+        return tuple(_core(pair.strip().partition("=")[2] or pair.strip()) for pair in header.split(";"))
+    return tuple(filter(None, (_core(shown[2]), _basic_password(shown))))
+
+
+def _core(token: str) -> str:
+    if token.startswith("qk_"):
+        return token.rpartition("_")[2]
+    return token.rpartition(".")[2] if token.startswith("eyJ") and token.count(".") == 2 else token
+
+
+def unquoted(text: str) -> str:
+    """Decode what is percent-encoded in a text."""
+    return _PERCENTS.sub(lambda run: bytes.fromhex(run[0].replace("%", "")).decode("utf-8", "replace"), text)
+
+
+def _basic_password(shown: re.Match[str]) -> str:
+    """Return the password of `Basic`, empty when there is none (RFC 7617)."""
+    if shown[1].lower() != "basic":
+        return ""
+    try:
+        pair = base64.b64decode(shown[2], validate=True).decode("utf-8", "replace")
+    except (binascii.Error, ValueError):
+        return ""
+    return pair.partition(":")[2]
 
 
 def forms_of(secret: str) -> frozenset[bytes]:
