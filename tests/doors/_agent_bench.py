@@ -57,7 +57,7 @@ class AgentRoom:
             await asyncio.sleep(0.02)
         raise AssertionError("the run does not wait for people")
 
-    def approve(self, parked: Parked) -> None:
+    async def approve(self, parked: Parked, run: Run) -> None:
         with self.runs.database.writing() as connection:
             self.authority.guard.approvals.decide(
                 connection,
@@ -67,6 +67,7 @@ class AgentRoom:
                 digest_seen=parked.digest,
                 reason="",
             )
+        assert await self.runs.wake(run.id)
 
 
 @asynccontextmanager

@@ -290,7 +290,7 @@ def test_an_effect_waits_for_people_as_a_row_and_goes_on_when_they_said_yes(tmp_
             run = await room.start("Scale web.")
             parked = await room.parked(run)
             assert room.world.done == []
-            room.approve(parked)
+            await room.approve(parked, run)
             return await room.answer(run, timeout_s=20), room, list(room.world.done)
 
     answer, room, done = asyncio.run(story())

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from quell.domain import RefusedError, RunStatus, StepError, UsageError
-from quell.runs import Done, Next, RunContext, system_clock
+from quell.runs import Done, Next, RunContext, WaitUntil, system_clock
 from tests.doors._runs_bench import Story, ended, journal, story
 
 pytestmark = pytest.mark.timeout(20)
@@ -319,6 +319,36 @@ def test_a_wait_outlives_the_process(tmp_path: Path) -> None:
             run = ended(await runs.wait(run.id, timeout_s=8), "succeeded")
             assert run.updated_at >= waiting.updated_at + timedelta(seconds=0.9)
             assert (work.done["one"], run.attempts) == (1, 1)
+
+    asyncio.run(tell())
+
+
+@pytest.mark.parametrize("when", ["while it waits", "before it waits"])
+def test_who_brings_news_wakes_a_run_that_waits_and_one_that_is_about_to(tmp_path: Path, when: str) -> None:
+    async def tell() -> None:
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def work(context: RunContext) -> Next:
+            if context.state:
+                return Done(result={"outcome": "woken"})
+            reached.set()
+            await go_on.wait()
+            return WaitUntil(at=await context.now() + timedelta(hours=1), state={"waited": True})
+
+        async with journal(tmp_path, works={"sleeper": work}) as runs:
+            run = await runs.start("sleeper", subject="x", arguments={})
+            await reached.wait()
+            if when == "before it waits":
+                assert await runs.wake(run.id)
+                go_on.set()
+            else:
+                go_on.set()
+                async for event in runs.follow(run=run.id):
+                    if event.name == "run.waiting":
+                        break
+                assert await runs.wake(run.id)
+            ended(await runs.wait(run.id, timeout_s=15), "succeeded")
+            assert not await runs.wake(run.id)
 
     asyncio.run(tell())
 

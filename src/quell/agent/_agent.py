@@ -38,8 +38,8 @@ from quell.tools import Toolbox
 _READS_AT_ONCE = 8
 _MODEL_MINUTES_MAX = 10.0
 _STEP_SLACK_S = 30.0
-_LOOK_AGAIN_S = 5.0
-"""Who waits for people looks this often by itself; a decision in this process wakes it at once."""
+_LOOK_AGAIN_S = 30.0
+"""Who waits for people looks this often by itself; who decides wakes it."""
 _HEAD_CHARS = 240
 
 Ended: TypeAlias = AgentAnswer | WaitUntil

@@ -213,6 +213,10 @@ class Executor:
             case Done():
                 pass
 
+    def look(self) -> None:
+        """Look at once for runs that should be on their way."""
+        self._sweep_now.set()
+
     def _ripen(self, run: str) -> None:
         """A wait is over by a clock that nobody can set."""
         self._ripe.add(run)

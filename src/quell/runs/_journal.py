@@ -176,6 +176,15 @@ class Journal:
             self._event(connection, run, f"run.resumed.{now.round + 1}", "run.resumed", body)
             return _run(self._locked(connection, run)), now.dispatch + 1
 
+    def wake(self, run: str) -> bool:
+        """Let a run that waits go on at once, and one that is about to wait not wait; tell whether it has not ended."""
+        with self._writing() as connection:
+            now = self._find_locked(connection, run)
+            if now is None or now.status not in ("queued", "running", "waiting"):
+                return False
+            self._update(connection, run, wake_at=to_text(self._clock()))
+            return True
+
     # -- segments -----------------------------------------------------------------------------------------------
 
     def begin(self, run: str, *, dispatch: int, slot: str, token: str, attempts_max: int) -> Begun | None:
@@ -257,7 +266,9 @@ class Journal:
                     body = {"segment": begun.segment + 1}
                     self._event(connection, run, f"run.continued.{begun.segment + 1}", "run.continued", body)
                 case WaitUntil(at=at, state=state):
-                    until = to_text(at)
+                    # Who was woken while it still ran does not go to sleep over it.
+                    woken = self._locked(connection, run).wake_at
+                    until = min(woken or to_text(at), to_text(at))
                     self._held(connection, begun, status="waiting", token="", executor="", wake_at=until, **following)
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
                     self._event(connection, run, f"run.waiting.{begun.segment + 1}", "run.waiting", {"until": until})

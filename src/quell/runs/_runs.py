@@ -231,6 +231,14 @@ class Runs:
         await self._send(run, dispatch=dispatch)
         return run
 
+    async def wake(self, run_id: str) -> bool:
+        """Let a run that waits go on at once, wherever it is executed; False when it has ended. For who brings news."""
+        is_open = await self._call(self._journal.wake, run_id)
+        if is_open and self._executor is not None:
+            self._executor.look()
+        self._bell.ring()
+        return is_open
+
     async def retain(self) -> int:
         """Delete runs that ended longer ago than the configured retention; return how many."""
         before = self._clock() - timedelta(days=self._settings.retention_days)
