@@ -206,6 +206,37 @@ def test_a_page_is_read_without_its_tags_scripts_and_comments(library: Library, 
     assert asked(library, "evilscript") == asked(library, "hiddenword") == asked(library, "color") == []
 
 
+BEGINNINGS = (
+    "<",
+    "<a ",
+    "<!--",
+    "<!",
+    "<?",
+    "&#",
+    "</",
+    "<script>",
+    "<SVG>",
+    "<a b='",
+    '<a b="',
+    "<p>",
+    "<h1>x",
+    "<pre>",
+)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("unit", BEGINNINGS)
+def test_a_broken_page_is_read_in_one_pass_and_nothing_after_it_is_lost(
+    library: Library, docs: Path, unit: str
+) -> None:
+    (docs / "broken.html").write_text("<p>lighthouse</p>" + unit * (200_000 // len(unit)) + "<p>and the harbour</p>")
+    (docs / "open.html").write_text("<html><head><title>T</title><body><SCRIPT>no</Script ><p a='>'>pier &lt; quay")
+    library.ingest(docs, store="documents")
+    assert asked(library, "lighthouse")
+    assert asked(library, "harbour")
+    assert asked(library, "pier")[0].text == "pier < quay"
+
+
 def test_a_long_section_is_cut_into_pieces_that_overlap_and_lose_nothing(library: Library, docs: Path) -> None:
     lines = [f"Line number {number} tells about widget{number}." for number in range(400)]
     (docs / "long.md").write_text("# Widgets\n\n" + "\n".join(lines) + "\n\n" + "x" * 9_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
+from html import unescape
 
 PIECE_CHARS = 1_600
 """A piece is about a screen: large enough to say something, small enough that four of them fit a prompt."""
@@ -144,51 +144,63 @@ def _piece(heading: str, lines: Sequence[tuple[int, str]]) -> Iterator[Piece]:
         yield Piece(heading=heading, line=first, text=text.strip("\n"))
 
 
-_SILENT = frozenset({"script", "style", "noscript", "template", "svg", "head"})
+_SILENT = frozenset({"script", "style", "noscript", "template", "svg", "title"})
 _BREAKS = frozenset(
     {"p", "div", "br", "li", "tr", "ul", "ol", "table", "section", "article", "pre", "blockquote", "hr", "dt", "dd"}
 )
 _TITLES = {f"h{level}": "#" * level for level in range(1, 7)}
-
-
-class _Reader(HTMLParser):
-    """Keeps what a page says, with its headings as headings; tags, scripts, styles and comments go."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._silent: list[str] = []
-        self._verbatim = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - its signature
-        if tag in _SILENT:
-            self._silent.append(tag)
-        elif tag in _TITLES:
-            self.parts.append(f"\n\n{_TITLES[tag]} ")
-        elif tag in _BREAKS:
-            self.parts.append("\n\n" if tag == "p" else "\n")
-        elif tag in {"td", "th"}:
-            self.parts.append(" ")
-        self._verbatim += tag == "pre"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._silent:
-            # An end that was forgotten inside ends with what it stands in.
-            while self._silent.pop() != tag:
-                continue
-        elif tag in _TITLES or tag in _BREAKS:
-            self.parts.append("\n\n" if tag in _TITLES or tag == "p" else "\n")
-        if tag == "pre" and self._verbatim:
-            self._verbatim -= 1
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.parts.append(data if self._verbatim else re.sub(r"\s+", " ", data))
+_TAG = re.compile(
+    r"""<!--|<(?P<end>/?)(?P<name>[a-zA-Z][a-zA-Z0-9]*)(?:[^<>"']|"[^"<]*"|'[^'<]*')*>|<[!?][^<>]*>""",
+)
+"""No tag reaches over a `<`, so that a page of nothing but beginnings is read in one pass as well."""
 
 
 def _text_of_html(text: str) -> str:
-    reader = _Reader()
-    reader.feed(text)
-    reader.close()
-    lines = (line.strip() for line in "".join(reader.parts).splitlines())
+    """Return what a page says, with its headings as headings; tags, scripts, styles and comments go.
+
+    The standard library's parser takes minutes for some broken pages of a few hundred kilobytes.
+    """
+    parts: list[str] = []
+    endless: set[str] = set()
+    at = verbatim = 0
+    while (tag := _TAG.search(text, at)) is not None:
+        _say(parts, text[at : tag.start()], is_verbatim=verbatim > 0)
+        at = tag.end()
+        name = (tag["name"] or "").lower()
+        if tag[0] == "<!--":
+            at = _after(text, "-->", at, endless)
+        elif name in _SILENT and not tag["end"]:
+            at = _after(text, f"</{name}", at, endless)
+        elif name:
+            parts.append(_break(name, is_end=bool(tag["end"])))
+            verbatim += 0 if name != "pre" else -1 if tag["end"] and verbatim else not tag["end"]
+    _say(parts, text[at:], is_verbatim=verbatim > 0)
+    lines = (line.strip() for line in "".join(parts).splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _say(parts: list[str], text: str, *, is_verbatim: bool) -> None:
+    if text:
+        said = unescape(text)
+        parts.append(said if is_verbatim else re.sub(r"\s+", " ", said))
+
+
+def _after(text: str, end: str, at: int, endless: set[str]) -> int:
+    """Return where something silent ends; what has no end is not silent, and is looked for once."""
+    if end in endless:
+        return at
+    found = re.compile(re.escape(end), re.IGNORECASE).search(text, at)
+    if found is None:
+        endless.add(end)
+        return at
+    # Of an end tag the rest is left: it is no tag any more, so it goes here.
+    close = text.find(">", found.end() - 1, found.end() + 100)
+    return close + 1 if close >= 0 else found.end()
+
+
+def _break(name: str, *, is_end: bool) -> str:
+    if name in _TITLES:
+        return "\n\n" if is_end else f"\n\n{_TITLES[name]} "
+    if name in _BREAKS:
+        return "\n\n" if name == "p" else "\n"
+    return " " if name in {"td", "th"} else ""
