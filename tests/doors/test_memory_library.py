@@ -135,6 +135,8 @@ def test_a_permission_that_changes_counts_from_the_next_ingest_on(library: Libra
     assert asked(library, "rollback") == []
     assert asked(library, "rollback", audience=Audience(roles=("sre",)))
     assert library.sources()[0].roles == ("sre",)
+    assert library.sources(audience=EVERYBODY) == ()
+    assert len(library.sources(audience=Audience(roles=("sre",)))) == 1
 
 
 @pytest.mark.timeout(60)

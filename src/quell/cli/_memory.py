@@ -20,6 +20,8 @@ from quell.cli._values import away
 from quell.domain import one_line, printable
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from quell.app import Office
     from quell.domain import Principal
     from quell.memory import Library, Passage, Source, Step
@@ -54,14 +56,15 @@ def ingest(session: Session, directory: Path, *, store: str, roles: str, tenant:
         by = _allowed(session, office, tenant=tenant, verb="memory.ingest", about=str(directory))
         given = tuple(each.strip() for each in roles.split(",")) if roles else ()
         with _counted(session) as counter:
-            steps = await asyncio.to_thread(
-                _library(office).ingest,
-                directory,
-                store=store,
-                tenant=by.tenant,
-                roles=given,
-                hear=counter.take,
-            )
+            work = _library(office).ingest
+            try:
+                steps = await asyncio.to_thread(
+                    work, directory, store=store, tenant=by.tenant, roles=given, hear=counter.take
+                )
+            except asyncio.CancelledError:
+                # A thread cannot be cancelled: it is told at its next file.
+                counter.is_stopped = True
+                raise
         counts = Counter(step.kind for step in steps)
         told: dict[str, object] = {"directory": root, "store": store, "readable_by": list(given)}
         _record(office, by, verb="memory.ingest", told=told | dict(counts))
@@ -88,10 +91,14 @@ def list_documents(session: Session, *, store: str, limit: int, tenant: str) -> 
     """List the documents that you may see: store, version, who else may, age."""
 
     def use(office: Office) -> int:
+        from quell.memory import Audience
+
         by = person_of(session, office, tenant=tenant)
-        found = _library(office).sources(store=store, tenant=by.tenant, sources_max=limit + 1)
-        seen = [each for each in found if _may_see(by, each)]
-        shown = seen[:limit]
+        # Who administers what agents know sees all of it.
+        audience = None if "admin" in by.roles else Audience(tenant=by.tenant, roles=by.roles)
+        library = _library(office)
+        found = library.sources(audience=audience, store=store, tenant=by.tenant, sources_max=limit + 1)
+        shown = found[:limit]
         if session.is_json:
             put_document("memory", sources=shown, is_cut=len(found) > limit)
             return ExitCode.DONE
@@ -189,14 +196,7 @@ def _record(office: Office, by: Principal, *, verb: str, told: dict[str, object]
         office.record(connection, AuditKind.EVIDENCE, by=by, verb=verb, body={**told, "login": login_name()})
 
 
-def _may_see(by: Principal, source: Source) -> bool:
-    return not source.roles or bool(set(source.roles) & set(by.roles)) or "admin" in by.roles
-
-
-def _row(source: Source, *, now: object) -> tuple[str, ...]:
-    from datetime import datetime
-
-    assert isinstance(now, datetime)
+def _row(source: Source, *, now: datetime) -> tuple[str, ...]:
     seen_by = ",".join(source.roles) or "everybody"
     version = source.version.removeprefix("sha256:")[:12]
     return (source.store, version, away(source.modified_at, now=now), seen_by, str(source.pieces), source.path)
@@ -223,8 +223,11 @@ class _Counter:
     def __init__(self, *, is_shown: bool) -> None:
         self._is_shown = is_shown
         self._count = 0
+        self.is_stopped = False
 
     def take(self, step: Step) -> None:
+        if self.is_stopped:
+            raise InterruptedError("the command was interrupted")
         self._count += 1
         if self._is_shown:
             sys.stderr.write(f"\r\x1b[2K{self._count} files, {printable(step.path)[:60]}")

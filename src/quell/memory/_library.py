@@ -51,8 +51,9 @@ _TABLES = (
     """CREATE TRIGGER piece_out AFTER DELETE ON piece BEGIN
         INSERT INTO piece_text(piece_text, rowid, heading, text) VALUES ('delete', old.id, old.heading, old.text); END""",
 )
-_SEEN = """s.store = :store AND s.tenant = :tenant AND (s.is_open OR EXISTS (
+_PERMITTED = """(s.is_open OR EXISTS (
     SELECT 1 FROM permission p WHERE p.source = s.id AND p.role IN (SELECT value FROM json_each(:roles))))"""
+_SEEN = f"s.store = :store AND s.tenant = :tenant AND {_PERMITTED}"
 _SEARCH = f"""SELECT piece.id, piece.content, piece.line, piece.heading, piece.text, content.digest,
     bm25(piece_text, {_HEADING_WEIGHT}, {_TEXT_WEIGHT}) AS rank, snippet(piece_text, 1, '', '', ' … ', 24) AS snippet
     FROM piece_text JOIN piece ON piece.id = piece_text.rowid JOIN content ON content.id = piece.content
@@ -60,9 +61,10 @@ _SEARCH = f"""SELECT piece.id, piece.content, piece.line, piece.heading, piece.t
     ORDER BY rank, piece.id LIMIT :most"""
 _HOLDERS = f"""SELECT s.root, s.path, s.modified_ms, count(*) OVER () AS holders FROM source s
     WHERE s.content = :content AND {_SEEN} ORDER BY s.root, s.path LIMIT 1"""
-_SOURCES = """SELECT s.*, c.digest, (SELECT count(*) FROM piece WHERE piece.content = s.content) AS pieces,
+_SOURCES = f"""SELECT s.*, c.digest, (SELECT count(*) FROM piece WHERE piece.content = s.content) AS pieces,
     (SELECT json_group_array(role) FROM (SELECT role FROM permission WHERE source = s.id ORDER BY role)) AS roles
     FROM source s JOIN content c ON c.id = s.content WHERE s.tenant = :tenant AND (:store = '' OR s.store = :store)
+    AND (:is_all OR {_PERMITTED})
     ORDER BY s.store, s.root, s.path LIMIT :most"""
 
 
@@ -156,12 +158,19 @@ class Library:
             raw.rollback()
         return tuple(found)
 
-    def sources(self, *, store: str = "", tenant: str = "local", sources_max: int = 1_000) -> tuple[Source, ...]:
-        """Return what was taken in, by store and path. Raises SourceError when the file cannot be used."""
+    def sources(
+        self, *, audience: Audience | None = None, store: str = "", tenant: str = "local", sources_max: int = 1_000
+    ) -> tuple[Source, ...]:
+        """Return what an audience may see, or without one all of a tenant, by store and path.
+
+        Raises SourceError when the file cannot be used.
+        """
         if not self._path.exists():
             return ()
+        who = audience or Audience(tenant=tenant)
+        wanted = {"store": store, "tenant": who.tenant, "roles": _json(who.roles), "is_all": audience is None}
         with self._opened("read") as raw:
-            rows = raw.execute(_SOURCES, {"store": store, "tenant": tenant, "most": sources_max}).fetchall()
+            rows = raw.execute(_SOURCES, {**wanted, "most": sources_max}).fetchall()
         return tuple(_source(row) for row in rows)
 
     def forget(self, path: Path, *, store: str = "", tenant: str = "local") -> tuple[str, ...]:
