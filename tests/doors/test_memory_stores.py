@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -85,10 +86,12 @@ async def by_letter(texts: Sequence[str]) -> Sequence[Sequence[float]]:
 @needs("qdrant_client", "qdrant")
 @pytest.mark.timeout(60)
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("where", [":memory:", "directory"])
 @in_loop
-async def test_a_collection_is_searched_and_its_permissions_are_held() -> None:
+async def test_a_collection_is_searched_and_its_permissions_are_held(where: str, tmp_path: Path) -> None:
     models = importlib.import_module("qdrant_client").models
-    store = QdrantStore(name="kb", url=":memory:", collection="c", embed=by_letter)
+    url = where if where == ":memory:" else str(tmp_path / "qdrant")
+    store = QdrantStore(name="kb", url=url, collection="c", embed=by_letter)
     client = await store.opened()
     size = models.VectorParams(size=2, distance=models.Distance.COSINE)
     await client.create_collection("c", vectors_config=size)
