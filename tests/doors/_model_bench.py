@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from quell.domain import Message, ModelRequest, ToolSpec
-from quell.models import Endpoint
 from quell.models._exchange import Patience
-from quell.models._openai import OpenAIModel
+from quell.models._openai import Endpoint, OpenAIModel
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 READ_LOGS = ToolSpec(

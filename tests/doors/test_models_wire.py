@@ -22,9 +22,9 @@ from quell.domain import (
     TextPiece,
     TokenUsage,
 )
-from quell.models import Endpoint, ask
+from quell.models import ask
 from quell.models._exchange import Patience
-from quell.models._openai import OpenAIModel
+from quell.models._openai import Endpoint, OpenAIModel
 from quell.models._sse import EventSplitter
 from tests.doors._model_bench import (
     HELLO,

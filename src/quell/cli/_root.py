@@ -59,6 +59,9 @@ COMMANDS: Mapping[str, Entry] = {
         module="quell.cli._policy", section="Decide", text="Check, show, test, simulate and explain policies."
     ),
     "tool": Entry(module="quell.cli._tool", section="Decide", text="List tools; pin what servers offer."),
+    "memory": Entry(
+        module="quell.cli._memory", section="Decide", text="Take in documents, list, search and forget them."
+    ),
     "key": Entry(module="quell.cli._key", section="Decide", text="Make, list and revoke API keys."),
     "budget": Entry(module="quell.cli._budget", section="Look", text="Show what a run has spent, and its caps."),
     "audit": Entry(module="quell.cli._audit", section="Look", text="List, verify, sign and export the audit log."),

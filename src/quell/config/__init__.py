@@ -5,7 +5,9 @@ Never: keeps a file open, reads the environment it was not handed, prints a secr
 """
 
 from quell.config._agent_settings import AgentSettings as AgentSettings
+from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
 from quell.config._agent_settings import LlmSettings as LlmSettings
+from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings
 from quell.config._agents import AgentFiles as AgentFiles
 from quell.config._agents import load_agents as load_agents
 from quell.config._explain import Explanation as Explanation
