@@ -205,6 +205,7 @@ def test_a_chat_gets_the_question_whole_or_a_link(desk: a.Desk, clock: FakeClock
     hook = Approvals.webhook("https://chat.example/hook", secret=Secret(""))
     small = desk.ask(explanation="<!channel> & <https://evil|approve>")
     text = json.loads(hook.slack(small, link="https://quell/a/1", at=clock.at).body)["text"]
+    assert text.startswith(f"*Approval {small.id}*")
     assert "<" not in text
     assert "&lt;!channel&gt; &amp;" in text
     assert '"replicas": 6' in text

@@ -28,6 +28,7 @@ _BODY_MAX_BYTES = 1_000_000
 _REASON_MAX_CHARS = 2_000
 _SLACK_MAX_CHARS = 3_900
 _SIGNATURE = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_BOLD = re.compile(r"^\*\*(.+)\*\*$", re.MULTILINE)
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -219,7 +220,9 @@ class Webhook:
     def slack(self, approval: Approval, *, link: str, at: datetime) -> WebhookMessage:
         """Write the question for an incoming webhook of a chat: whole, or as a link with the digest."""
         text = shown(approval, form="markdown", chars_max=_SLACK_MAX_CHARS, link=link)
-        safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        # Slack's own marks: one star is bold there, and two are stars.
+        marked = _BOLD.sub(r"*\1*", text)
+        safe = marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         return self._message({"text": safe}, context=f"approval-request:{decision_id_of(approval.id)}", at=at)
 
     def answer(self, body: bytes, *, headers: Iterable[tuple[str, str]], approval: str, at: datetime) -> WebhookAnswer:
