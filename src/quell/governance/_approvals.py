@@ -174,14 +174,15 @@ class Approvals:
         assert position is not None, "it was found by its call"
         return newest, newest.terms.calls[position].call.arguments
 
-    def answers(self, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
-        """Return what those who approved a call filled into its server's form; empty when nobody did.
+    def answers(self, connection: Connection, call: FrozenCall, *, approval: str, tenant: str) -> str:
+        """Return what those who approved a call by this approval filled into its server's form; empty when nobody did.
 
-        Raises RefusedError when they do not say the same: nothing may be sent then.
+        Raises RefusedError when it is not of exactly this call, or they do not say the same: nothing may be sent then.
         """
-        identifier = rows.find_of_call(connection, run=call.run, call=call.id) or ""
-        approval = self.find(connection, identifier, tenant=tenant)
-        said = {vote.answers for vote in approval.votes if vote.verdict == "approve"} if approval else set()
+        found = self.find(connection, approval, tenant=tenant)
+        if found is None or all(asked.call != call for asked in found.terms.calls):
+            raise RefusedError("nobody approved what the server asks about this call", hint="ask anew")
+        said = {vote.answers for vote in found.votes if vote.verdict == "approve"}
         if len(said) != 1:
             raise RefusedError("those who approved it do not say the same to the server", hint="ask anew")
         return said.pop()

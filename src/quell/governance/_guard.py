@@ -397,7 +397,7 @@ class Guard:
         return (
             request.edited
             or request.caller.approval
-            or approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            or approval_rows.find_of_call(connection, run=call.run, call=call.id, digest=call.digest)
             or ""
         )
 
