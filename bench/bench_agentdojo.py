@@ -332,7 +332,14 @@ class Stage:
         self.clock.at += timedelta(hours=2)
         run = await self.runs.start("episode", subject=self.suite, arguments={})
         principal = Principal(
-            user="emma", roles=("operator",), agent="assistant", agent_tools=("*",), level=self.gate.level
+            user="emma",
+            roles=("operator",),
+            agent="assistant",
+            agent_tools=("*",),
+            workflow="assist",
+            workflow_digest="assist-1",
+            workflow_tools=("*",),
+            level=self.gate.level,
         )
         caller = ToolCaller(principal=principal, run=run.id, fence=self._hold(run.id))
         for number, (tool, arguments) in enumerate(calls):
