@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 
 class ToolClass(StrEnum):
@@ -121,6 +121,10 @@ class Resource:
     units: int
     host: str
     """Host that the call reaches by its arguments; empty when none."""
+
+
+Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
+"""Tells people who decide what is known of a resource, as names and values; it may fail and be slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

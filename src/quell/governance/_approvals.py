@@ -342,9 +342,9 @@ class Approvals:
         connection.run("DELETE FROM quell_approval_replays WHERE at < :at", at=stamp(now - _REPLAY_KEPT))
         return rows.expire(connection, at=now)
 
-    def forget(self, connection: Connection, *, kept_for: timedelta) -> int:
-        """Remove requests that ended so long ago; what became of them stays in the audit log. Return how many."""
-        return rows.forget(connection, before=self._clock() - kept_for)
+    def forget(self, connection: Connection, *, before: datetime) -> int:
+        """Remove requests that ended before that; what became of them stays in the audit log. Return how many."""
+        return rows.forget(connection, before=before)
 
     def take_signature(self, connection: Connection, signature: str) -> None:
         """Take a webhook's signature, once, in the transaction that decides. Raises RefusedError for a repetition."""

@@ -25,6 +25,7 @@ from quell.domain import (
     Clock,
     Effect,
     Ending,
+    Inventory,
     NeedsPeople,
     NotHappened,
     OutcomeKind,
@@ -47,7 +48,7 @@ from quell.domain import (
 from quell.governance import Guard, Passage, freeze
 from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, base_of, is_round, next_round
-from quell.tools._beside import Inventory, diff_of, facts_of, no_dry_run
+from quell.tools._beside import diff_of, facts_of, no_dry_run
 from quell.tools._endings import denied, ending, outcome_of, seen, tell, with_edit
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
