@@ -50,6 +50,11 @@ class OutcomeKind(StrEnum):
     STALE = "stale"
     SUSPICIOUS = "suspicious"
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether the tool did what it was called for, however little or old what it told is."""
+        return self in {OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE}
+
 
 class Level(IntEnum):
     """How far an agent may go by itself, per workflow digest, action class and environment."""
