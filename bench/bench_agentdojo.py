@@ -28,7 +28,9 @@ from typing import Any, Literal
 from quell.app import Authority, open_authority
 from quell.config import BudgetSettings, GovernanceSettings, Settings
 from quell.domain import (
+    AutonomyScope,
     CallRequest,
+    Clock,
     Fence,
     Level,
     OutcomeKind,
@@ -42,8 +44,8 @@ from quell.domain import (
     ToolClass,
     ToolOutcome,
 )
-from quell.governance import Approvals
-from quell.runs import Done, Next, RunContext, Runs
+from quell.governance import Approvals, Autonomy
+from quell.runs import Connection, Database, Done, Next, RunContext, Runs
 from quell.tools import LocalHand
 
 PACKAGE = "agentdojo==0.1.35"
@@ -151,6 +153,17 @@ GATES = (
         taint="tracked",
     ),
 )
+
+
+class _Earned(Autonomy):
+    """Levels that every workflow has earned."""
+
+    def __init__(self, database: Database, *, clock: Clock, level: Level) -> None:
+        super().__init__(database, clock=clock)
+        self._earned = level
+
+    def level(self, connection: Connection, scope: AutonomyScope) -> Level:  # noqa: ARG002 - it is the same for all
+        return self._earned
 
 
 class Bridge:
@@ -319,7 +332,14 @@ class Stage:
         self.clock.at += timedelta(hours=2)
         run = await self.runs.start("episode", subject=self.suite, arguments={})
         principal = Principal(
-            user="emma", roles=("operator",), agent="assistant", agent_tools=("*",), level=self.gate.level
+            user="emma",
+            roles=("operator",),
+            agent="assistant",
+            agent_tools=("*",),
+            workflow="assist",
+            workflow_digest="assist-1",
+            workflow_tools=("*",),
+            level=self.gate.level,
         )
         caller = ToolCaller(principal=principal, run=run.id, fence=self._hold(run.id))
         for number, (tool, arguments) in enumerate(calls):
@@ -415,6 +435,8 @@ async def stage(gate: Gate, suite: str, bridge: Bridge, catalogue: Mapping[str, 
             builtin=[(tool, LocalHand(tool.name, use)) for tool in tools],
             monotonic=clock.monotonic,
         )
+        # What a pack lets go by itself is asked here, not how a workflow comes to it: the level is earned.
+        authority.guard.autonomy = _Earned(runs.database, clock=clock, level=gate.level)
         try:
             hands.append(Stage(gate=gate, suite=suite, bridge=bridge, clock=clock, runs=runs, authority=authority))
             yield hands[0]

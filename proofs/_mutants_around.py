@@ -121,9 +121,9 @@ def _any_holder() -> list[Patch]:
 def _answered_by_policy() -> list[Patch]:
     answers = approvals.Approvals.answers
 
-    def said(self: Any, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
+    def said(self: Any, connection: Connection, call: FrozenCall, **named: Any) -> str:
         with suppress(RefusedError):
-            return answers(self, connection, call, tenant=tenant)
+            return answers(self, connection, call, **named)
         return ""
 
     return [(guard, "needs_people", lambda _request: False), (approvals.Approvals, "answers", said)]

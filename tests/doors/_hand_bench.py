@@ -322,3 +322,26 @@ async def hand_room(
             await authority.close()
     finally:
         await runs.close()
+
+
+def play(tmp_path: Path, story: Callable[[Room], Awaitable[None]], **settings: object) -> None:
+    """Play a story in a room of its own; its audit log is intact afterwards."""
+
+    async def tell() -> None:
+        async with hand_room(tmp_path, **settings) as room:  # type: ignore[arg-type]  # settings of a room
+            await story(room)
+            assert room.authority.guard.audit.verify().is_intact
+
+    asyncio.run(tell())
+
+
+def outcome_of(ended: ToolOutcome | Parked) -> ToolOutcome:
+    """Return how a call ended that did end."""
+    assert isinstance(ended, ToolOutcome), ended
+    return ended
+
+
+def parked_of(ended: ToolOutcome | Parked) -> Parked:
+    """Return what waits for people."""
+    assert isinstance(ended, Parked), ended
+    return ended

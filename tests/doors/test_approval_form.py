@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,29 @@ def say(room: Room, parked: Parked, by: Any, **answers: Any) -> Approval:
         return room.authority.guard.approvals.decide(
             connection, parked.approval, by=by, verdict="approve", digest_seen=parked.digest, answers=answers
         ).approval
+
+
+def test_what_was_filled_in_for_one_call_is_not_sent_with_another_of_the_same_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mcp_rogue, "FORM", FORM)
+
+    async def story(room: Room, _server: Rogue) -> None:
+        parked = await asked(room)
+        assert isinstance(parked, Parked)
+        say(room, parked, BOB, name="Ann", sure=True)
+        approvals = room.authority.guard.approvals
+        with room.runs.database.reading() as connection:
+            approval = approvals.find(connection, parked.approval, tenant="local")
+            assert approval is not None
+            call = approval.terms.calls[0].call
+            said = approvals.answers(connection, call, approval=approval.id, tenant="local")
+            assert json.loads(said)["name"] == "Ann"
+            for other, by in ((replace(call, arguments='{"n":2}', digest="0"), approval.id), (call, ""), (call, "x")):
+                with pytest.raises(RefusedError, match="nobody approved"):
+                    approvals.answers(connection, other, approval=by, tenant="local")
+
+    told(tmp_path, story)
 
 
 def shown(room: Room, parked: Parked, form: Any = "text") -> str:

@@ -192,7 +192,7 @@ def test_ended_requests_are_removed_after_their_time_and_the_live_and_the_log_st
         live = await asked(room, "restart", "c3", service="web", environment="staging")
         guard = room.authority.guard
         with room.runs.database.writing() as connection:
-            assert guard.approvals.forget(connection, kept_for=timedelta(days=30)) == 2
+            assert guard.approvals.forget(connection, before=room.clock() - timedelta(days=30)) == 2
             left = guard.approvals.listed(connection, tenant="local")
             assert [each.id for each in left] == [live.approval]
             for table in ("calls", "seals"):

@@ -26,28 +26,9 @@ from quell.domain import (
 )
 from tests._mcp_rogue import Rogue, rogue
 from tests._postgres import fresh_database
-from tests.doors._hand_bench import Room, hand_room, person
+from tests.doors._hand_bench import Room, hand_room, outcome_of, parked_of, person, play
 
 pytestmark = pytest.mark.timeout(60)
-
-
-def _told(tmp_path: Path, story: Callable[[Room], Awaitable[None]], **settings: object) -> None:
-    async def tell() -> None:
-        async with hand_room(tmp_path, **settings) as room:  # type: ignore[arg-type]  # settings of a room
-            await story(room)
-            assert room.authority.guard.audit.verify().is_intact
-
-    asyncio.run(tell())
-
-
-def _outcome(ended: ToolOutcome | Parked) -> ToolOutcome:
-    assert isinstance(ended, ToolOutcome), ended
-    return ended
-
-
-def _parked(ended: ToolOutcome | Parked) -> Parked:
-    assert isinstance(ended, Parked), ended
-    return ended
 
 
 def _refusals(room: Room) -> list[str]:
@@ -71,65 +52,65 @@ def test_an_id_that_no_database_can_carry_is_refused_and_never_raises(
                 ("restart", {"service": "web", "environment": "production"}),
             ):
                 wanted = ToolCall(id=odd, tool=tool, arguments=json.dumps(arguments))
-                outcome = _outcome(await room.authority.toolbox.call(wanted, caller=room.caller()))
+                outcome = outcome_of(await room.authority.toolbox.call(wanted, caller=room.caller()))
                 assert outcome.kind is OutcomeKind.DENIED
                 assert outcome.call.encode() is not None, "the outcome itself can be written down"
         assert room.world.reads == 0
         assert len(_refusals(room)) == 10
 
     if dialect == "sqlite":
-        _told(tmp_path, story)
+        play(tmp_path, story)
     else:
         with fresh_database(request.getfixturevalue("postgres_url")) as url:
-            _told(tmp_path, story, url=url)
+            play(tmp_path, story, url=url)
 
 
 def test_what_people_rejected_is_refused_again_on_record(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
-        room.decide(_parked(await _restart(room, "r")), person("bob", "approver"), verdict="reject", reason="not now")
+        room.decide(parked_of(await _restart(room, "r")), person("bob", "approver"), verdict="reject", reason="not now")
         assert _refusals(room) == []
-        assert _outcome(await _restart(room, "r")).kind is OutcomeKind.DENIED
+        assert outcome_of(await _restart(room, "r")).kind is OutcomeKind.DENIED
         (told,) = _refusals(room)
         assert "not now" in told
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 def test_what_a_cap_refuses_is_on_record_for_reads_and_for_effects(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
         await room.call("logs_search", service="web", query="x")
         await room.call("logs_search", service="web", query="x")
-        parked = _parked(await _restart(room, "r"))
+        parked = parked_of(await _restart(room, "r"))
         room.decide(parked, person("bob", "approver"))
-        assert _outcome(await _restart(room, "r")).kind is OutcomeKind.DENIED
+        assert outcome_of(await _restart(room, "r")).kind is OutcomeKind.DENIED
         assert len(_refusals(room)) == 2
         assert all("calls of run" in told for told in _refusals(room))
         assert room.world.done == []
 
-    _told(tmp_path, story, budgets=BudgetSettings(run_calls=1))
+    play(tmp_path, story, budgets=BudgetSettings(run_calls=1))
 
 
 def test_the_id_of_an_effect_with_other_arguments_is_refused_before_people_are_asked(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
-        room.decide(_parked(await _restart(room, "r")), person("bob", "approver"))
+        room.decide(parked_of(await _restart(room, "r")), person("bob", "approver"))
         await _restart(room, "r")
-        other = _outcome(await _restart(room, "r", service="pay"))
+        other = outcome_of(await _restart(room, "r", service="pay"))
         assert (other.kind, len(room.world.done)) == (OutcomeKind.DENIED, 1)
         assert "other arguments" in other.detail
         (told,) = _refusals(room)
         assert "other arguments" in told
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 def test_one_id_in_flight_twice_happens_once_and_both_learn_how_it_ended(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
-        room.decide(_parked(await _restart(room, "r")), person("bob", "approver"))
+        room.decide(parked_of(await _restart(room, "r")), person("bob", "approver"))
         ended = await asyncio.gather(*(_restart(room, "r") for _ in range(5)))
-        assert [_outcome(each).kind for each in ended] == [OutcomeKind.OK] * 5
+        assert [outcome_of(each).kind for each in ended] == [OutcomeKind.OK] * 5
         assert len(room.world.done) == 1
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 @pytest.mark.parametrize(
@@ -143,32 +124,32 @@ def test_the_word_of_a_blind_tool_that_it_failed_is_left_to_a_person(
     tmp_path: Path, tool: str, arguments: dict[str, Any], state: EffectState
 ) -> None:
     async def story(room: Room) -> None:
-        parked = _parked(await room.call(tool, call="e", **arguments))
+        parked = parked_of(await room.call(tool, call="e", **arguments))
         for who in ("bob", "cat")[: parked.quorum]:
             room.decide(parked, person(who, "approver"))
         room.world.says = [
             ToolOutcome(call="e", tool=tool, kind=OutcomeKind.TOOL_ERROR, detail="sent, then lost the thread")
         ]
-        outcome = _outcome(await room.call(tool, call="e", **arguments))
+        outcome = outcome_of(await room.call(tool, call="e", **arguments))
         assert "lost the thread" in outcome.detail
         with room.runs.database.reading() as connection:
             (effect,) = room.authority.guard.ledger.entries(connection)
         assert effect.state is state
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 def test_a_result_that_was_too_large_to_keep_is_not_cited_when_it_is_asked_for_again(tmp_path: Path) -> None:
     async def story(room: Room) -> None:
-        room.decide(_parked(await _restart(room, "r")), person("bob", "approver"))
+        room.decide(parked_of(await _restart(room, "r")), person("bob", "approver"))
         room.world.says = [ToolOutcome(call="r", tool="restart", kind=OutcomeKind.OK, content="y" * 300_000)]
-        assert _outcome(await _restart(room, "r")).is_citable
-        again = _outcome(await _restart(room, "r"))
+        assert outcome_of(await _restart(room, "r")).is_citable
+        again = outcome_of(await _restart(room, "r"))
         assert (again.kind, again.is_citable) == (OutcomeKind.TRUNCATED, False)
         assert "too large" in again.detail
         assert len(room.world.done) == 1
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 def test_a_read_that_is_given_up_while_it_is_decided_holds_nothing_of_the_budget(tmp_path: Path) -> None:
@@ -198,7 +179,7 @@ def test_a_read_that_is_given_up_while_it_is_decided_holds_nothing_of_the_budget
         assert any(balance.cap.kind is BudgetKind.BYTES for balance in balances)
         assert room.world.reads == 0
 
-    _told(tmp_path, story)
+    play(tmp_path, story)
 
 
 # -- servers that ask people ----------------------------------------------------------------------------------------
@@ -221,21 +202,21 @@ def _asked(tmp_path: Path, tool_class: ToolClass, story: Callable[[Room, Rogue],
 
 def test_a_read_that_a_server_asked_about_goes_on_under_its_first_id_too(tmp_path: Path) -> None:
     async def story(room: Room, server: Rogue) -> None:
-        parked = _parked(await room.call("park", call="p", n=1))
+        parked = parked_of(await room.call("park", call="p", n=1))
         room.decide(parked, person("bob", "approver"))
-        outcome = _outcome(await room.call("park", call="p", n=1))
+        outcome = outcome_of(await room.call("park", call="p", n=1))
         assert (outcome.call, outcome.kind) == ("p~1", OutcomeKind.OK), outcome
         assert server.calls[-1]["inputResponses"], "the server got its answer"
-        assert _parked(await room.call("park", call="p", n=1)).approval != parked.approval, "a yes is used once"
+        assert parked_of(await room.call("park", call="p", n=1)).approval != parked.approval, "a yes is used once"
 
     _asked(tmp_path, ToolClass.READ, story)
 
 
 def test_a_servers_question_that_people_rejected_is_a_refusal_and_not_an_error(tmp_path: Path) -> None:
     async def story(room: Room, _server: Rogue) -> None:
-        parked = _parked(await room.call("park", call="p", n=1))
+        parked = parked_of(await room.call("park", call="p", n=1))
         room.decide(parked, person("bob", "approver"), verdict="reject", reason="no")
-        assert _outcome(await room.call("park", call="p", n=1)).kind is OutcomeKind.DENIED
+        assert outcome_of(await room.call("park", call="p", n=1)).kind is OutcomeKind.DENIED
         assert "rejected by bob" in _refusals(room)[-1]
 
     _asked(tmp_path, ToolClass.READ, story)
@@ -244,11 +225,11 @@ def test_a_servers_question_that_people_rejected_is_a_refusal_and_not_an_error(t
 def test_a_model_that_takes_the_id_of_a_round_first_gets_a_typed_outcome(tmp_path: Path) -> None:
     async def story(room: Room, server: Rogue) -> None:
         for call in ("p~1", "p"):
-            first = _parked(await room.call("park", call=call, n=1))
+            first = parked_of(await room.call("park", call=call, n=1))
             for who in ("bob", "cat"):
                 room.decide(first, person(who, "approver"))
             last = await room.call("park", call=call, n=1)
-        assert _outcome(last).kind is not OutcomeKind.OK
+        assert outcome_of(last).kind is not OutcomeKind.OK
         assert not any("inputResponses" in call for call in server.calls), "nobody answered the server"
 
     _asked(tmp_path, ToolClass.IRREVERSIBLE, story)

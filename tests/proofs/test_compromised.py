@@ -42,7 +42,7 @@ def test_moods_that_find_holes_find_none_where_there_is_none(mood: str) -> None:
     print(f"seed {SEED}")
     tally = play(seed=SEED, moves=300, mood=mood)
     assert tally.violations == 0, tally.failures
-    assert tally.counts["ok"] > 10
+    assert tally.counts["ok"] >= 3
     assert tally.counts[ABOUT.get(mood, "ok")] >= 1
 
 

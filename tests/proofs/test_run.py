@@ -37,6 +37,8 @@ def test_an_interrupted_run_says_what_was_not_tried_and_leaves_nothing_running(t
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        # Who runs the suite in the background of a shell has interrupts ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread here
     ) as running:
         assert running.stdout is not None
         for line in running.stdout:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
 from quell.app._office import Office
 from quell.app._toolset import Toolset, policy_sources
 from quell.audit import Audit, Redactor
 from quell.config import Settings
-from quell.domain import AuditKind, Clock, ConfigError, Entropy, PolicySource, QuellError, Resource, Tool
+from quell.domain import AuditKind, Clock, ConfigError, Entropy, Inventory, PolicySource, QuellError, Tool
 from quell.governance import Guard, PolicySet
 from quell.runs import Runs
 from quell.tools import LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 
 _TOLD_MAX = 20
-Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
-"""Tells what is known of a resource, for people who decide about a call."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from quell.config import version_of
@@ -54,8 +54,8 @@ def record_in_force(authority: Authority, *, known: InForce | None) -> InForce:
         wanted = authority.settings.governance
         body = {
             "verb": VERB,
-            "after": _flat(now),
-            "before": _flat(before) if before else {},
+            "after": asdict(now),
+            "before": asdict(before) if before else {},
             "pack": wanted.pack,
             "policies": list(wanted.policies),
             "watched": list(wanted.watched_policies),
@@ -74,10 +74,6 @@ def _told_last(authority: Authority) -> InForce | None:
         if told.get("verb") == VERB:
             return InForce(**told["after"])
     return None
-
-
-def _flat(what: InForce) -> dict[str, str]:
-    return {"policy": what.policy, "tools": what.tools, "settings": what.settings}
 
 
 def _login() -> str:

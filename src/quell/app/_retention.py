@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def forget_old(authority: Authority, *, before: datetime) -> None:
-    """Delete settled effects, ended reservations, accounts of past days and of runs that are gone.
+    """Delete settled effects, ended reservations and requests, accounts of past days and of runs that are gone.
 
     What is in flight or unknown stays, and so does everything in the audit log.
     """
@@ -23,3 +23,5 @@ def forget_old(authority: Authority, *, before: datetime) -> None:
         guard.budgets.forget(connection, sorted(set(guard.budgets.runs(connection)) - known))
     with database.writing(durability="written") as connection:
         authority.toolbox.retain(connection, before=before)
+    with database.writing(durability="written") as connection:
+        guard.approvals.forget(connection, before=before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -19,9 +19,9 @@ from quell.domain import (
     Effect,
     Entropy,
     IdentityPlan,
+    Inventory,
     Principal,
     Refusal,
-    Resource,
     Tool,
 )
 from quell.runs import Runs
@@ -74,7 +74,7 @@ class Warden:
         self.authority: Authority | None = None
         self.builtin: Callable[[], Iterable[tuple[Tool, LocalHand]]] = tuple
         """Gives our own tools, those that see with organs which are opened after this one."""
-        self.inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None
+        self.inventory: Inventory | None = None
         """Tells people what is known of what a call touches, once somebody is there who knows."""
         self.url = ""
         """Where this process answers, once it does."""
@@ -204,7 +204,6 @@ class Warden:
         kept_for = timedelta(days=self._settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
-        await asyncio.to_thread(self._forget, authority)
 
     async def keep_flushing(self) -> None:
         """Write waiting audit records, soon, until cancelled."""
@@ -223,11 +222,6 @@ class Warden:
         from quell.app._in_force import record_in_force  # noqa: PLC0415 - as above
 
         self._in_force = record_in_force(authority, known=self._in_force)
-
-    def _forget(self, authority: Authority) -> None:
-        kept_for = timedelta(days=self._settings.journal.retention_days)
-        with self._runs.database.writing(durability="written") as connection:
-            authority.guard.approvals.forget(connection, kept_for=kept_for)
 
     def _tend(self, authority: Authority) -> None:
         guard, database = authority.guard, self._runs.database

@@ -29,9 +29,9 @@ DEPTH_MAX = 64
 _GRAM = FORM_MIN_BYTES
 _WIDE_MIN_BYTES = 128
 _LOAD_MIN_BYTES = 16_384
+"""Loading numpy takes as long as looking through a megabyte without it."""
 _LOAD_AFTER_BYTES = 65_536
 """Who looks through that much will look through more: then the faster way is worth loading."""
-"""Loading numpy takes as long as looking through a megabyte without it."""
 _PIECE = 65_536
 _TORN_MIN_BYTES = 8
 _TABLE_BITS = 20

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from quell.config import Settings
 
 _SERVER_S = 20.0
-_PIN_RECORDS_MAX = 100_000
 _UNSIGNED = timedelta(minutes=10)
 """A server signs every minute: what is older shows that none does."""
 _KEYS = (

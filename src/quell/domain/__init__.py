@@ -85,6 +85,7 @@ from quell.domain._errors import WorldError as WorldError
 from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
+from quell.domain._guard import Inventory as Inventory
 from quell.domain._guard import Level as Level
 from quell.domain._guard import OutcomeKind as OutcomeKind
 from quell.domain._guard import Parked as Parked

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 
 class ToolClass(StrEnum):
@@ -49,6 +49,11 @@ class OutcomeKind(StrEnum):
     TRUNCATED = "truncated"
     STALE = "stale"
     SUSPICIOUS = "suspicious"
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the tool did what it was called for, however little or old what it told is."""
+        return self in {OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE}
 
 
 class Level(IntEnum):
@@ -121,6 +126,10 @@ class Resource:
     units: int
     host: str
     """Host that the call reaches by its arguments; empty when none."""
+
+
+Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]]
+"""Tells people who decide what is known of a resource, as names and values; it may fail and be slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

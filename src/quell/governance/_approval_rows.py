@@ -190,14 +190,18 @@ def end_step(connection: Connection, approval: str, *, position: int, state: Ste
     )
 
 
-def find_of_call(connection: Connection, *, run: str, call: str) -> str | None:
-    """Return the approval of a call: the newest live one, else the newest that nothing replaced, else the newest."""
+def find_of_call(connection: Connection, *, run: str, call: str, digest: str = "") -> str | None:
+    """Return the approval of a call: the newest live one, else the newest that nothing replaced, else the newest.
+
+    A model may use one id for several calls: with a digest only those of exactly this call count.
+    """
     row = connection.first(
         "SELECT a.id FROM quell_approval_calls c JOIN quell_approvals a ON a.id = c.approval"
-        " WHERE c.run = :run AND c.call = :call"
+        " WHERE c.run = :run AND c.call = :call AND a.body LIKE :wanted"
         f" ORDER BY CASE WHEN a.status IN {_LIVE_SQL} THEN 0 WHEN a.status = 'superseded' THEN 2 ELSE 1 END, a.requested_at DESC, a.id DESC LIMIT 1",
         run=run,
         call=call,
+        wanted=f"%{digest}%",
     )
     return None if row is None else row.id
 

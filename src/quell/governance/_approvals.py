@@ -174,14 +174,15 @@ class Approvals:
         assert position is not None, "it was found by its call"
         return newest, newest.terms.calls[position].call.arguments
 
-    def answers(self, connection: Connection, call: FrozenCall, *, tenant: str) -> str:
-        """Return what those who approved a call filled into its server's form; empty when nobody did.
+    def answers(self, connection: Connection, call: FrozenCall, *, approval: str, tenant: str) -> str:
+        """Return what those who approved a call by this approval filled into its server's form; empty when nobody did.
 
-        Raises RefusedError when they do not say the same: nothing may be sent then.
+        Raises RefusedError when it is not of exactly this call, or they do not say the same: nothing may be sent then.
         """
-        identifier = rows.find_of_call(connection, run=call.run, call=call.id) or ""
-        approval = self.find(connection, identifier, tenant=tenant)
-        said = {vote.answers for vote in approval.votes if vote.verdict == "approve"} if approval else set()
+        found = self.find(connection, approval, tenant=tenant)
+        if found is None or all(asked.call != call for asked in found.terms.calls):
+            raise RefusedError("nobody approved what the server asks about this call", hint="ask anew")
+        said = {vote.answers for vote in found.votes if vote.verdict == "approve"}
         if len(said) != 1:
             raise RefusedError("those who approved it do not say the same to the server", hint="ask anew")
         return said.pop()
@@ -341,9 +342,9 @@ class Approvals:
         connection.run("DELETE FROM quell_approval_replays WHERE at < :at", at=stamp(now - _REPLAY_KEPT))
         return rows.expire(connection, at=now)
 
-    def forget(self, connection: Connection, *, kept_for: timedelta) -> int:
-        """Remove requests that ended so long ago; what became of them stays in the audit log. Return how many."""
-        return rows.forget(connection, before=self._clock() - kept_for)
+    def forget(self, connection: Connection, *, before: datetime) -> int:
+        """Remove requests that ended before that; what became of them stays in the audit log. Return how many."""
+        return rows.forget(connection, before=before)
 
     def take_signature(self, connection: Connection, signature: str) -> None:
         """Take a webhook's signature, once, in the transaction that decides. Raises RefusedError for a repetition."""

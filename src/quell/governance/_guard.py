@@ -29,7 +29,6 @@ from quell.domain import (
     Entropy,
     Facts,
     Intent,
-    OutcomeKind,
     Parked,
     Principal,
     RefusedError,
@@ -68,8 +67,6 @@ _UNEARNED = Standing().level
 """How far everybody may go of whom nothing is known."""
 _QUIET_MIN_S = 1.0
 """What is on its way in a network does not hurry because its tool is quick."""
-_ENDED_WELL = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
-"""Reads after which a plan goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +212,7 @@ class Guard:
         used = passage.used
         body = _outcome_body(outcome) | ({"approval": used.approval} if used is not None else {})
         entry = self._ended(request, body)
-        ended: Literal["done", "failed"] = "done" if outcome.kind in _ENDED_WELL else "failed"
+        ended: Literal["done", "failed"] = "done" if outcome.kind.is_answer else "failed"
         with self._database.writing(durability="written") as connection:
             also = self.approvals.step_ended(connection, used, ended=ended) if used is not None else ()
             self.budgets.settle(connection, passage.reservation, _spent(request, outcome), spender=passage.spender)
@@ -397,7 +394,7 @@ class Guard:
         return (
             request.edited
             or request.caller.approval
-            or approval_rows.find_of_call(connection, run=call.run, call=call.id)
+            or approval_rows.find_of_call(connection, run=call.run, call=call.id, digest=call.digest)
             or ""
         )
 

@@ -6,14 +6,12 @@ It never leaves a gap blank: what could not be learned is said in so many words,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
-from quell.domain import OutcomeKind, Parked, Resource, ToolOutcome
+from quell.domain import Inventory, OutcomeKind, Parked, Resource, ToolOutcome
 
 Fact: TypeAlias = tuple[str, str]
-Inventory: TypeAlias = Callable[[Resource], Awaitable[Sequence[Fact]]]
-"""Tells what is known of a resource, as names and values; it may fail and be slow."""
 
 DIFF_MAX_CHARS = 16_000
 _FACTS_MAX = 24

@@ -24,9 +24,6 @@ from quell.domain import (
     Verdict,
 )
 
-_CAME = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE})
-"""Answers that say that an effect happened, whatever else they lack."""
-
 _BELIEVED = frozenset({Recovery.KEYED, Recovery.NATURAL})
 """Tools whose own word that they failed ends an effect: doing it again is safe by their class.
 
@@ -81,7 +78,7 @@ def ending(request: CallRequest, outcome: ToolOutcome) -> Ending:
     """Say what an answer tells about an effect: whether it happened, did not, or nobody knows."""
     kept = msgspec.json.encode(replace(outcome, evidence={})).decode()
     match outcome.kind:
-        case kind if kind in _CAME:
+        case kind if kind.is_answer:
             return Happened(result=kept)
         case OutcomeKind.DENIED:
             return NotHappened(detail=outcome.detail)

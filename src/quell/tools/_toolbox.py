@@ -25,6 +25,7 @@ from quell.domain import (
     Clock,
     Effect,
     Ending,
+    Inventory,
     NeedsPeople,
     NotHappened,
     OutcomeKind,
@@ -47,7 +48,7 @@ from quell.domain import (
 from quell.governance import Guard, Passage, freeze
 from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, base_of, is_round, next_round
-from quell.tools._beside import Inventory, diff_of, facts_of, no_dry_run
+from quell.tools._beside import diff_of, facts_of, no_dry_run
 from quell.tools._endings import denied, ending, outcome_of, seen, tell, with_edit
 from quell.tools._registry import Entry, Registry
 from quell.tools._resilience import Resilience
@@ -354,11 +355,11 @@ class Toolbox:
             explanation="",
         )
 
-    def _answered(self, request: CallRequest) -> CallRequest:
+    def _answered(self, request: CallRequest, *, approval: str) -> CallRequest:
         """Take up what people filled into the server's form. Raises RefusedError when they do not say the same."""
         tenant = request.caller.principal.tenant
         with self._database.reading() as connection:
-            said = self._guard.approvals.answers(connection, request.call, tenant=tenant)
+            said = self._guard.approvals.answers(connection, request.call, approval=approval, tenant=tenant)
         return replace(request, answers=said)
 
     def _next_round(self, request: CallRequest, needs: NeedsPeople) -> CallRequest:
@@ -383,7 +384,8 @@ class Toolbox:
     async def _read(self, request: CallRequest, entry: Entry, passage: Passage) -> ToolOutcome:
         outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, None, detail="it was given up")
         try:
-            outcome = await self._sent(request, entry, key="", retryable="read")
+            approval = passage.ids.get("approval", "")
+            outcome = await self._sent(request, entry, key="", retryable="read", approval=approval)
         except QuellError as error:
             outcome = self._outcome(request, OutcomeKind.TRANSPORT_ERROR, error)
         except NeedsPeopleError as asked:
@@ -393,14 +395,16 @@ class Toolbox:
             await asyncio.shield(_in_thread(self._guard.end_read, request, passage, outcome))
         return replace(outcome, evidence={**outcome.evidence, **passage.ids})
 
-    async def _sent(self, request: CallRequest, entry: Entry, *, key: str, retryable: str) -> ToolOutcome:
+    async def _sent(
+        self, request: CallRequest, entry: Entry, *, key: str, retryable: str, approval: str
+    ) -> ToolOutcome:
         """Have the hand do it, under the limits of what it rests on; what comes back holds no secret from here on.
 
         Raises OverloadError and RefusedError when nothing was sent, and NeedsPeopleError when the server asks first;
         whatever else a hand raises is an outcome.
         """
         if request.needs is not None:
-            request = await asyncio.to_thread(self._answered, request)
+            request = await asyncio.to_thread(self._answered, request, approval=approval)
         began_s = self._monotonic()
         deadline_s = min(request.caller.deadline_s, request.tool.timeout_s)
 
@@ -442,10 +446,11 @@ class Toolbox:
             raise RefusedError("only a run may change something", hint="start a run; a person's command is one too")
         last: list[ToolOutcome] = []
         asked: list[NeedsPeopleError] = []
+        used: list[str] = [""]
 
         async def send(key: str, attempt: int) -> Ending:
             try:
-                outcome = await self._sent(request, entry, key=key, retryable="effect")
+                outcome = await self._sent(request, entry, key=key, retryable="effect", approval=used[-1])
             except NeedsPeopleError as error:
                 asked.append(error)
                 return NotHappened(detail=str(error))
@@ -459,6 +464,7 @@ class Toolbox:
 
         def on_start(connection: Connection, effect: Effect) -> None:
             self._guard.on_start(connection, request, effect)
+            used[:] = [effect.approval]
 
         def on_end(connection: Connection, effect: Effect) -> None:
             self._guard.on_end(connection, request, effect, last[0] if last else None)
