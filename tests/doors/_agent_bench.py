@@ -14,11 +14,12 @@ import msgspec
 
 from quell.agent import Accounts, Agent, AgentAnswer, Live, Role, Talk, state_of, talk_of
 from quell.app import Authority, open_authority
-from quell.config import JournalSettings, Secret, Settings
+from quell.config import JournalSettings, Secret, Settings, StoreSettings
 from quell.domain import Level, Message, Parked, Principal, Run, ToolCaller
 from quell.models import Model
 from quell.models._scripted import ScriptedModel, Turn
 from quell.runs import Done, Next, RunContext, Runs, WaitUntil, system_clock
+from tests import _canaries
 from tests.doors._hand_bench import SmallWorld
 
 
@@ -80,13 +81,17 @@ async def agent_room(
     window: int | None = None,
 ) -> AsyncIterator[AgentRoom]:
     """Open everything, register the work `chat`, and launch."""
-    settings = Settings(state_dir=state_dir, journal=JournalSettings(url=Secret(""), lease_s=2.0))
+    settings = Settings(
+        state_dir=state_dir,
+        journal=JournalSettings(url=Secret(""), lease_s=2.0),
+        store=StoreSettings(password=Secret(_canaries.IN_SETTINGS)),
+    )
     runs = await Runs.open(settings.journal, state_dir=state_dir, clock=system_clock, entropy=os.urandom, version="v1")
     world, live = SmallWorld(), Live()
     model = turns if hasattr(turns, "stream") else ScriptedModel(turns, window=window)
     try:
         authority = await open_authority(
-            runs, settings, clock=system_clock, entropy=os.urandom, env={}, builtin=world.hands()
+            runs, settings, clock=system_clock, entropy=os.urandom, env=_canaries.ENVIRONMENT, builtin=world.hands()
         )
         try:
             agent = Agent(

@@ -18,7 +18,7 @@ from quell.agent import Agent, AgentAnswer, Role, Talk, talk_of
 from quell.app import Authority, open_authority
 from quell.app._senses import Senses, desired_of
 from quell.app._senses_tools import sense_tools
-from quell.config import InvestigationSettings, JournalSettings, Secret, Settings
+from quell.config import InvestigationSettings, JournalSettings, Secret, Settings, StoreSettings
 from quell.domain import (
     Answer,
     CallWanted,
@@ -41,6 +41,7 @@ from quell.models import ask
 from quell.models._builtin import BuiltinModel
 from quell.runs import Done, Next, RunContext, Runs, WaitUntil
 from quell.signals import Reader
+from tests import _canaries
 from tests._story import NOON, RecordedReader, operation
 from tests.conftest import FakeClock
 from tests.doors._hand_bench import SmallWorld
@@ -150,6 +151,7 @@ async def house(
     """Open everything; the work `chat` answers with the built-in model."""
     settings = Settings(
         state_dir=state_dir,
+        store=StoreSettings(password=Secret(_canaries.IN_SETTINGS)),
         journal=JournalSettings(url=Secret(""), lease_s=2.0),
         investigation=InvestigationSettings(settle_s=0.0, read_timeout_s=read_timeout_s),
     )
@@ -169,7 +171,9 @@ async def house(
             desired=desired_of(lambda: held[0], environment="production"),
         )
         builtin = [*senses.hands(), *SmallWorld().hands()]
-        authority = await open_authority(runs, settings, clock=clock, entropy=os.urandom, env={}, builtin=builtin)
+        authority = await open_authority(
+            runs, settings, clock=clock, entropy=os.urandom, env=_canaries.ENVIRONMENT, builtin=builtin
+        )
         held.append(authority)
         agent = Agent(role, model=BuiltinModel(), toolbox=authority.toolbox, monotonic=time.monotonic)
 

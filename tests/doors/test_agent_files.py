@@ -237,7 +237,8 @@ def _value(hint: object, key: str) -> st.SearchStrategy[object]:
     if isinstance(hint, type) and is_dataclass(hint):
         return _table(hint)
     if origin is tuple:
-        return st.lists(_value(inside[0], key), max_size=2)
+        # A server over stdio has a program, so that the rule about it is kept.
+        return st.lists(_value(inside[0], key), min_size=1 if key == "cmd" else 0, max_size=2)
     if origin is not None:
         return st.dictionaries(_NAME, _value(inside[1], key), max_size=2)
     numbers = st.integers(1, 10_000)
