@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from quell.agent import Accounts, Agent, AgentAnswer, Live, Role, Talk, state_of, talk_of
+from quell.agent import Accounts, Agent, AgentAnswer, Live, Role
 from quell.app import Authority, open_authority
 from quell.config import JournalSettings, Secret, Settings, StoreSettings
 from quell.domain import Level, Message, Parked, Principal, Run, ToolCaller
@@ -105,10 +105,11 @@ async def agent_room(
 
             async def chat(context: RunContext) -> Next:
                 question = str(context.arguments["question"])
-                talk = (
-                    talk_of(context.state) if context.state else Talk(messages=(Message(role="user", text=question),))
-                )
-                ended = await agent.converse(context, talk, caller=caller_of(context))
+                caller = caller_of(context)
+                if context.state:
+                    ended = await agent.go_on(context, context.state, caller=caller)
+                else:
+                    ended = await agent.begin(context, (Message(role="user", text=question),), caller=caller)
                 return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})
 
             runs.register("chat", chat)
@@ -135,4 +136,4 @@ def caller_of(context: RunContext) -> ToolCaller:
     return ToolCaller(principal=principal, run=context.run.id, fence=context.fence)
 
 
-__all__ = ["AgentRoom", "agent_room", "caller_of", "state_of"]
+__all__ = ["AgentRoom", "agent_room", "caller_of"]

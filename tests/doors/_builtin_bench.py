@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from quell.agent import Agent, AgentAnswer, Role, Talk, talk_of
+from quell.agent import Agent, AgentAnswer, Role
 from quell.app import Authority, open_authority
 from quell.app._senses import Senses, desired_of
 from quell.app._senses_tools import sense_tools
@@ -180,8 +180,11 @@ async def house(
         async def chat(context: RunContext) -> Next:
             said = context.arguments["said"]
             assert isinstance(said, list)
-            talk = talk_of(context.state) if context.state else Talk(messages=conversation(*said))
-            ended = await agent.converse(context, talk, caller=_caller(context, deadline_s=deadline_s))
+            caller = _caller(context, deadline_s=deadline_s)
+            if context.state:
+                ended = await agent.go_on(context, context.state, caller=caller)
+            else:
+                ended = await agent.begin(context, conversation(*said), caller=caller)
             return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})
 
         runs.register("chat", chat)

@@ -14,13 +14,15 @@ import msgspec
 from quell.agent._asking import Accounts, Asked, asked
 from quell.agent._claims import Held, Holder
 from quell.agent._context import fitted, request_of
-from quell.agent._live import Live
+from quell.agent._live import Live, Moved
 from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import counted, judged
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
 from quell.domain import (
+    CallProgress,
     CallWanted,
     Message,
+    OutcomeKind,
     Parked,
     StepError,
     TokenUsage,
@@ -48,6 +50,7 @@ Ended: TypeAlias = AgentAnswer | WaitUntil
 _NUDGE_LAST = "FINAL TURN: no tool can be called after this. Answer now from what you have."
 _NUDGE_REMAINING = "Only {n} turns remain. Wrap up."
 _NUDGE_REPEAT = "This call has brought the same result {n} times. Do something else, or answer with what you have."
+_NOT_TOGETHER = "(not carried out: it is the client's tool, and was called beside others; call it alone)"
 _WRAP_UP = (
     "You have reached the limit of {what}. Answer the question now from the results above, as far as they go, "
     "and say what is missing. No tool can be called any more."
@@ -92,6 +95,14 @@ class Agent:
         self._accounts = accounts or Accounts()
         self._monotonic = monotonic
 
+    async def begin(self, context: RunContext, messages: Sequence[Message], *, caller: ToolCaller) -> Ended:
+        """Begin a conversation: its last message is what is asked, or brings results of the client's own tools."""
+        return await self.converse(context, opened(messages), caller=caller)
+
+    async def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Ended:
+        """Go on with a conversation that waited."""
+        return await self.converse(context, talk_of(state), caller=caller)
+
     async def converse(self, context: RunContext, talk: Talk, *, caller: ToolCaller) -> Ended:
         """Go on with a conversation until it is answered, stopped, or waits for people.
 
@@ -112,6 +123,9 @@ class Agent:
                 return await self._failed(context, talk, reply)
             if not reply.calls:
                 return await self._answered(context, talk, reply)
+            talk, wanted = self._split(context, talk)
+            if wanted:
+                return await self._ended(context, talk, reply.text, Stop.CLIENT, held=reply.held, client_calls=wanted)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -146,15 +160,36 @@ class Agent:
 
         name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
         try:
-            return await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
+            reply = await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
         except StepError as error:
             return Asked(fault="step", detail=str(error))
+        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
+        self._live.settle(context.run.id)
+        return reply
+
+    def _split(self, context: RunContext, talk: Talk) -> tuple[Talk, tuple[CallWanted, ...]]:
+        """Return the calls that the client is to carry out, when the turn wants no others; else those wait for a turn of their own."""
+        theirs = {spec.name for spec in self.role.client_tools} - {tool.name for tool in self._tools()}
+        wanted = tuple(each for each in talk.waiting if each.name in theirs)
+        if not wanted:
+            return talk, ()
+        if len(wanted) == len(talk.waiting):
+            # Ids that no other run has: the client's next question brings them back as history.
+            named = tuple(replace(each, id=f"{context.run.id}.{each.id}") for each in wanted)
+            return replace(talk, waiting=()), named
+        messages = (
+            *talk.messages,
+            *(Message(role="tool", call=each.id, tool=each.name, text=_NOT_TOGETHER) for each in wanted),
+        )
+        return replace(talk, messages=messages, waiting=tuple(each for each in talk.waiting if each not in wanted)), ()
 
     def _offered(self) -> tuple[ToolSpec, ...]:
-        return tuple(
+        own = tuple(
             ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
             for tool in self._tools()
         )
+        names = {spec.name for spec in own}
+        return (*own, *(spec for spec in self.role.client_tools if spec.name not in names))
 
     def _tools(self) -> Iterable[Tool]:
         globs = self.role.tools
@@ -191,8 +226,12 @@ class Agent:
     ) -> _Acted:
         call = ToolCall(id=wanted.id, tool=wanted.name, arguments=wanted.arguments)
 
+        def tell(progress: CallProgress) -> None:
+            told = Moved(caller.run, wanted.id, wanted.name, progress.message, progress.done, progress.total)
+            self._live.say(told)
+
         async def work() -> _Acted:
-            ended = await self._toolbox.call(call, caller=caller)
+            ended = await self._toolbox.call(call, caller=replace(caller, on_progress=tell))
             return _Acted(parked=ended) if isinstance(ended, Parked) else _Acted(outcome=ended)
 
         async with gate:
@@ -291,7 +330,15 @@ class Agent:
         return await self._ended(context, talk, reply.text, stop, held=reply.held)
 
     async def _ended(
-        self, context: RunContext, talk: Talk, text: str, stop: Stop, *, fault: str = "", held: Held | None = None
+        self,
+        context: RunContext,
+        talk: Talk,
+        text: str,
+        stop: Stop,
+        *,
+        fault: str = "",
+        held: Held | None = None,
+        client_calls: tuple[CallWanted, ...] = (),
     ) -> AgentAnswer:
         if held is None:
             good = tuple(exhibit.id for exhibit in talk.exhibits if exhibit.is_citable and f"[{exhibit.id}]" in text)
@@ -309,6 +356,8 @@ class Agent:
             unverified=held.unverified,
             confidence="medium" if talk.failed and held.confidence == "high" else held.confidence,
             fault=fault,
+            client_calls=client_calls,
+            model=f"{self._model.provider}/{self._model.name}",
         )
         await context.emit("agent.answered", key="answered", **_told(answer))
         return answer
@@ -320,6 +369,21 @@ class Agent:
         return Holder(talk.exhibits, question=questions)
 
 
+def opened(messages: Sequence[Message]) -> Talk:
+    """Return a conversation as a client tells it: results of its own tools are exhibits, and not to be trusted."""
+    exhibits: list[Exhibit] = []
+    told: list[Message] = []
+    for message in messages:
+        if message.role != "tool":
+            told.append(message)
+            continue
+        outcome = ToolOutcome(call=message.call, tool=message.tool, kind=OutcomeKind.OK, content=message.text)
+        exhibit = exhibit_of(f"e{len(exhibits) + 1}", outcome, call=message.call, tool=message.tool)
+        exhibits.append(exhibit)
+        told.append(replace(message, text=result_text(exhibit, outcome)))
+    return Talk(messages=tuple(told), exhibits=tuple(exhibits), is_tainted=bool(exhibits))
+
+
 def state_of(talk: Talk) -> Mapping[str, object]:
     """Return a conversation as a run keeps it."""
     state: Mapping[str, object] = msgspec.to_builtins({"talk": talk})
@@ -329,6 +393,22 @@ def state_of(talk: Talk) -> Mapping[str, object]:
 def talk_of(state: Mapping[str, object]) -> Talk:
     """Return a conversation as it was kept."""
     return msgspec.convert(state["talk"], type=Talk)
+
+
+def _turn_told(turn: int, reply: Asked, *, agent: str) -> dict[str, object]:
+    """Say how a turn ended: what was said of it is kept here, for who did not hear it."""
+    return {
+        "agent": agent,
+        "task": "",
+        "turn": turn,
+        "text": reply.text if reply.held is None else reply.held.text,
+        "calls": [call.name for call in reply.calls],
+        "model": reply.model,
+        "usage": msgspec.to_builtins(reply.usage),
+        "tries": reply.tries,
+        "reason": reply.reason,
+        "fault": reply.fault,
+    }
 
 
 def _told(value: object) -> dict[str, object]:

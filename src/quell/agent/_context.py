@@ -23,8 +23,13 @@ def request_of(talk: Talk, role: Role, *, tools: Sequence[ToolSpec], notice: str
     return ModelRequest(
         messages=(Message(role="system", text=preamble), *talk.messages),
         tools=tuple(tools),
+        choice=role.choice if tools and talk.turn == 0 else "auto",
+        answer_schema=role.answer_schema,
         output_max_tokens=role.output_max_tokens,
         temperature=role.temperature,
+        top_p=role.top_p,
+        seed=role.seed,
+        stop=role.stop,
         effort=role.effort,
         extra=role.extra,
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 _QUEUE_MAX = 10_000
 
@@ -21,28 +22,75 @@ class Piece:
     """Which try of the turn it belongs to: when another begins, the text of this one is void."""
     kind: Literal["text", "reasoning"]
     text: str
+    agent: str = ""
+    """Who speaks; empty: the agent that answers."""
+    task: str = ""
+    """Task of a plan that it belongs to; empty: the answer itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How far a tool call is."""
+
+    run: str
+    call: str
+    tool: str
+    message: str
+    done: float
+    total: float | None
+    agent: str = ""
+    task: str = ""
+
+
+@dataclass(slots=True)
+class _Now:
+    """What a run says at this moment: the text of the present try, for who comes late."""
+
+    turn: int
+    attempt: int
+    parts: list[str]
+
+
+Ear: TypeAlias = "asyncio.Queue[object]"
+"""What a listener hears, in its order; who listens may put more into it."""
 
 
 class Live:
     """Hands pieces to the listeners of a run. One that does not keep up misses some, and reads them in the journal."""
 
     def __init__(self) -> None:
-        self._listeners: dict[str, set[asyncio.Queue[Piece]]] = defaultdict(set)
+        self._ears: dict[str, set[Ear]] = defaultdict(set)
+        self._now: dict[str, _Now] = {}
 
-    def say(self, piece: Piece) -> None:
+    def say(self, piece: Piece | Moved) -> None:
         """Hand a piece to everybody who listens."""
-        for queue in self._listeners.get(piece.run, ()):
-            if queue.qsize() < _QUEUE_MAX:
-                queue.put_nowait(piece)
+        if isinstance(piece, Piece) and piece.kind == "text" and not piece.task:
+            now = self._now.get(piece.run)
+            if now is None or now.turn != piece.turn or now.attempt != piece.attempt:
+                self._now[piece.run] = _Now(piece.turn, piece.attempt, [piece.text])
+            else:
+                now.parts.append(piece.text)
+        for ear in self._ears.get(piece.run, ()):
+            if ear.qsize() < _QUEUE_MAX:
+                ear.put_nowait(piece)
 
-    async def listen(self, run: str) -> AsyncGenerator[Piece, None]:
-        """Yield what is said from now on, until closed."""
-        queue: asyncio.Queue[Piece] = asyncio.Queue()
-        self._listeners[run].add(queue)
+    def settle(self, run: str) -> None:
+        """Forget what was said of a turn: the journal has it now."""
+        self._now.pop(run, None)
+
+    def said(self, run: str) -> Piece | None:
+        """Return all that was said of the present turn, as one piece; None when nothing is being said."""
+        now = self._now.get(run)
+        return None if now is None else Piece(run, now.turn, now.attempt, "text", "".join(now.parts))
+
+    @contextmanager
+    def listen(self, run: str) -> Iterator[Ear]:
+        """Give an ear to what is said from now on."""
+        ear: Ear = asyncio.Queue()
+        self._ears[run].add(ear)
         try:
-            while True:
-                yield await queue.get()
+            yield ear
         finally:
-            self._listeners[run].discard(queue)
-            if not self._listeners[run]:
-                del self._listeners[run]
+            self._ears[run].discard(ear)
+            if not self._ears[run]:
+                del self._ears[run]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from quell.domain import CallWanted, Message, OutcomeKind, TokenUsage
+from quell.domain import CallWanted, Message, OutcomeKind, TokenUsage, ToolSpec
 
 NOTHING = TokenUsage(input_tokens=0, output_tokens=0)
 
@@ -18,6 +18,8 @@ class Stop(StrEnum):
     ANSWERED = "answered"
     ASKED = "asked"
     """It asks the person one question."""
+    CLIENT = "client"
+    """It wants tools called that the client carries out itself; a further question brings their results."""
     TURNS = "turns"
     CALLS = "calls"
     SPENT = "spent"
@@ -33,7 +35,7 @@ class Stop(StrEnum):
     @property
     def is_partial(self) -> bool:
         """Whether what was said is less than what was asked."""
-        return self not in {Stop.ANSWERED, Stop.ASKED}
+        return self not in {Stop.ANSWERED, Stop.ASKED, Stop.CLIENT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,14 @@ class Role:
     output_max_tokens: int | None = None
     temperature: float | None = None
     effort: str = ""
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    choice: str = "auto"
+    """Which tool the first turn has to call, as in a ModelRequest; later turns are free."""
+    answer_schema: str = ""
+    client_tools: tuple[ToolSpec, ...] = ()
+    """Tools that the client carries out: a turn that wants only such ends the run."""
     extra: Mapping[str, object] = field(default_factory=dict)
     evidence: Literal["mark", "off"] = "mark"
     """`mark`: claims about the system that nothing of the run bears out are marked."""
@@ -130,3 +140,7 @@ class AgentAnswer:
     """`high`, `medium`, `low` or `none`, set by code from what is cited and what failed."""
     fault: str = ""
     """Why the model did not answer."""
+    client_calls: tuple[CallWanted, ...] = ()
+    """What the client is to carry out, when it stopped for that."""
+    model: str = ""
+    """What answered last, as `provider/name`."""

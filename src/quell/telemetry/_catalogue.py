@@ -57,6 +57,26 @@ EVENTS: Mapping[str, EventSpec] = {
     "effect.settled": _spec(
         "info", "A person settled an effect that nobody knew about.", "call", "tool", "resource", "state", "by"
     ),
+    # conversations with agents
+    "agent.began": _spec("info", "An agent began to answer.", "agent", "model", "window", "session", "version"),
+    "agent.turn": _spec(
+        "info",
+        "A model said its turn.",
+        "agent",
+        "task",
+        "turn",
+        "text",
+        "calls",
+        "model",
+        "usage",
+        "tries",
+        "reason",
+        "fault",
+    ),
+    "agent.call_asked": _spec("debug", "A model wants a tool called.", "call", "tool", "arguments", "agent", "task"),
+    "agent.call_parked": _spec("info", "A call of an agent waits for people.", "call", "approval", "expires_at"),
+    "agent.call_ended": _spec("debug", "A call of an agent ended.", "call", "tool", "kind", "detail"),
+    "agent.answered": _spec("info", "An agent ended, with an answer or without.", "stop", "turns", "calls", "fault"),
     # tool calls
     "tool.called": _spec(
         "debug", "A tool call ended.", "call", "tool", "outcome", "attempts", "elapsed_ms", "size_bytes"
