@@ -10,21 +10,23 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from quell.app._agent_servers import merged as merged
+    from quell.app._agents import AgentDesk as AgentDesk
     from quell.app._app import App as App
     from quell.app._app import Vault as Vault
     from quell.app._app import open_app as open_app
     from quell.app._authority import Authority as Authority
     from quell.app._authority import open_authority as open_authority
     from quell.app._memory import open_store as open_store
-    from quell.app._memory import search_hand as search_hand
-    from quell.app._memory import skill_hands as skill_hands
     from quell.app._office import Office as Office
     from quell.app._senses_tools import idle_senses as idle_senses
     from quell.app._toolset import Toolset as Toolset
     from quell.app._warden import Warden as Warden
 
 _DOOR = {
+    "AgentDesk": "_agents",
     "App": "_app",
+    "merged": "_agent_servers",
     "Vault": "_app",
     "open_app": "_app",
     "Authority": "_authority",
@@ -34,8 +36,6 @@ _DOOR = {
     "Warden": "_warden",
     "idle_senses": "_senses_tools",
     "open_store": "_memory",
-    "search_hand": "_memory",
-    "skill_hands": "_memory",
 }
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
+from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
 from quell.app._sources import CleanReader
 from quell.app._warden import Warden
-from quell.config import Settings, version_of
+from quell.config import AgentSettings, Settings, version_of
 from quell.domain import (
     Alert,
     Answer,
@@ -38,6 +39,7 @@ from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, 
 from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
+    from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
     from quell.audit import Redactor
     from quell.tools import LocalHand
@@ -70,10 +72,17 @@ class App:
     readers: tuple[Reader, ...]
     desk: Desk
     version: str
+    desk_of_agents: AgentDesk | None
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
     untaken: list[Alert] = field(default_factory=list)
     """What the detector saw and the journal could not take yet: the detector says everything once."""
+
+    @property
+    def agents(self) -> AgentDesk:
+        """Who answers questions; only where the app was opened with agents."""
+        assert self.desk_of_agents is not None, "open the app with agents"
+        return self.desk_of_agents
 
     @property
     def store(self) -> Store | None:
@@ -263,12 +272,19 @@ class StoreReader:
 
 @asynccontextmanager
 async def open_app(
-    settings: Settings, *, role: Role, clock: Clock, entropy: Entropy, env: Mapping[str, str]
+    settings: Settings,
+    *,
+    role: Role,
+    clock: Clock,
+    entropy: Entropy,
+    env: Mapping[str, str],
+    agents: Sequence[AgentSettings] | None = None,
 ) -> AsyncIterator[App]:
     """Build the app, hand it over, and close everything in reverse order.
 
     A command opens the journal only; store and executor follow when something needs them. A server takes the state
     directory for itself, and starts even when its store does not: it goes on trying, and says what is missing.
+    `agents` are those of the agent files; without any there is one that needs no model, and with None there is none.
 
     Raises:
         StateHeldError: another server has this state directory.
@@ -276,27 +292,26 @@ async def open_app(
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     async with AsyncExitStack() as stack:
+        servers: Mapping[str, Mapping[str, str]] = {}
+        if agents:
+            settings, servers = merged(settings, agents)
         telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
+        talking = None
+        if agents is not None:
+            talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
         launch = _once(runs.launch)
+        ready = launch if role == "command" else None
         desk = await asyncio.to_thread(
-            Desk,
-            runs=runs,
-            readers=readers,
-            settings=settings.investigation,
-            clock=clock,
-            entropy=entropy,
-            curves=_curves_of(vault),
-            begins_at=_extent_of(vault),
-            ready=launch if role == "command" else None,
-            clean=redactor.text,
+            _desk_of, settings, vault, readers, runs=runs, clock=clock, entropy=entropy, ready=ready, redactor=redactor
         )
-        vault.firing = desk.firing
-        warden.builtin = _senses_of(warden, settings, desk=desk, runs=runs, readers=readers, clock=clock)
+        warden.builtin = _senses_of(
+            warden, settings, desk=desk, runs=runs, readers=readers, clock=clock, agents=talking
+        )
         warden.inventory = desk.inventory
         app = App(
             settings=settings,
@@ -310,28 +325,84 @@ async def open_app(
             readers=readers,
             desk=desk,
             version=version_of(settings),
+            desk_of_agents=talking,
             launch=launch,
         )
         await _start(app)
         yield app
 
 
+def _desk_of(
+    settings: Settings,
+    vault: Vault,
+    readers: Sequence[Reader],
+    *,
+    runs: Runs,
+    clock: Clock,
+    entropy: Entropy,
+    ready: Callable[[], Awaitable[None]] | None,
+    redactor: Redactor,
+) -> Desk:
+    """Open the desk of incidents; it blocks."""
+    desk = Desk(
+        runs=runs,
+        readers=readers,
+        settings=settings.investigation,
+        clock=clock,
+        entropy=entropy,
+        curves=_curves_of(vault),
+        begins_at=_extent_of(vault),
+        ready=ready,
+        clean=redactor.text,
+    )
+    vault.firing = desk.firing
+    return desk
+
+
+def _agents_of(
+    stack: AsyncExitStack,
+    agents: Sequence[AgentSettings],
+    servers: Mapping[str, Mapping[str, str]],
+    *,
+    warden: Warden,
+    clock: Clock,
+    entropy: Entropy,
+    env: Mapping[str, str],
+) -> AgentDesk:
+    """Open the desk of the agents; its models are closed when no run uses them any more."""
+    from quell.app._agents import AgentDesk  # noqa: PLC0415 - a command that asks no agent needs no model
+
+    for agent in agents:
+        warden.redactor.hold_all(f"agents.{agent.id}", agent)
+    desk = AgentDesk(agents, warden=warden, clock=clock, entropy=entropy, env=env, servers=servers)
+    stack.push_async_callback(_closed, "agents", desk.close)
+    return desk
+
+
 def _senses_of(
-    warden: Warden, settings: Settings, *, desk: Desk, runs: Runs, readers: Sequence[Reader], clock: Clock
+    warden: Warden,
+    settings: Settings,
+    *,
+    desk: Desk,
+    runs: Runs,
+    readers: Sequence[Reader],
+    clock: Clock,
+    agents: AgentDesk | None,
 ) -> Callable[[], Iterable[tuple[Tool, LocalHand]]]:
     """Return what makes the senses when the authority is opened: they see with the desk and the readers."""
 
     def hands() -> Iterable[tuple[Tool, LocalHand]]:
         from quell.app._senses import Senses, desired_of  # noqa: PLC0415 - a command that decides nothing needs none
 
-        return Senses(
+        senses = Senses(
             desk=desk,
             runs=runs,
             readers=readers,
             settings=settings.investigation,
             clock=clock,
             desired=desired_of(lambda: warden.authority, environment=settings.governance.environment),
-        ).hands()
+        )
+        return [*senses.hands(), *(agents.hands() if agents is not None else ())]
 
     return hands
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,7 @@ from quell.domain import (
     IdentityPlan,
     Inventory,
     Principal,
+    QuellError,
     Refusal,
     Tool,
 )
@@ -57,8 +59,8 @@ class Warden:
         redactor: Redactor | None = None,
     ) -> None:
         """Take what it needs; `redactor` is that of the process, None makes one."""
-        self._runs = runs
-        self._settings = settings
+        self.runs = runs
+        self.settings = settings
         self._clock = clock
         self._entropy = entropy
         self._env = env
@@ -84,7 +86,7 @@ class Warden:
         """Which ways of showing an identity are accepted."""
         from quell.app._identity import plan_of  # noqa: PLC0415 - as above
 
-        return plan_of(self._settings.identity)
+        return plan_of(self.settings.identity)
 
     async def open(self) -> Authority:
         """Open the authority once, what is in force on record. Raises ConfigError with every mistake, or JournalError."""
@@ -93,8 +95,8 @@ class Warden:
                 from quell.app._authority import open_authority  # noqa: PLC0415 - as above
 
                 authority = await open_authority(
-                    self._runs,
-                    self._settings,
+                    self.runs,
+                    self.settings,
                     clock=self._clock,
                     entropy=self._entropy,
                     env=self._env,
@@ -118,9 +120,9 @@ class Warden:
 
                 self._identities = await asyncio.to_thread(
                     open_identities,
-                    self._runs.database,
-                    self._settings.identity,
-                    state_dir=self._settings.state_dir,
+                    self.runs.database,
+                    self.settings.identity,
+                    state_dir=self.settings.state_dir,
                     clock=self._clock,
                     entropy=self._entropy,
                 )
@@ -160,7 +162,7 @@ class Warden:
         """Count an answer to a request and keep the account of it, together. Raises as `Approvals.decide` does."""
         from quell.app._votes import vote  # noqa: PLC0415 - as above
 
-        return await asyncio.to_thread(
+        decided = await asyncio.to_thread(
             vote,
             await self.open(),
             identifier,
@@ -172,6 +174,11 @@ class Warden:
             signature=signature,
             answers=answers,
         )
+        if decided.change != "none":
+            with suppress(QuellError):
+                # Who waits looks by itself too, only later.
+                await self.runs.wake(decided.approval.terms.run)
+        return decided
 
     async def shown(self, approval: Approval) -> Approval:
         """Return an approval as it may be shown: without the secrets that are held here."""
@@ -199,9 +206,9 @@ class Warden:
         from quell.app._retention import forget_old  # noqa: PLC0415 - as above
 
         authority = await self.open()
-        before = self._clock() - timedelta(days=self._settings.journal.retention_days)
+        before = self._clock() - timedelta(days=self.settings.journal.retention_days)
         await asyncio.to_thread(forget_old, authority, before=before)
-        kept_for = timedelta(days=self._settings.governance.body_retention_days)
+        kept_for = timedelta(days=self.settings.governance.body_retention_days)
         await authority.scratchpad.sweep()
         await asyncio.to_thread(authority.guard.audit.sweep, kept_for=kept_for)
 
@@ -224,7 +231,7 @@ class Warden:
         self._in_force = record_in_force(authority, known=self._in_force)
 
     def _tend(self, authority: Authority) -> None:
-        guard, database = authority.guard, self._runs.database
+        guard, database = authority.guard, self.runs.database
         with database.writing(durability="written") as connection:
             guard.approvals.expire(connection)
         with database.writing(durability="written") as connection:
@@ -242,7 +249,7 @@ class Warden:
                 guard.audit.append(connection, *entries)
 
     def _link_of(self, approval: str) -> str:
-        base = (self._settings.approvals.link_url or self.url).rstrip("/")
+        base = (self.settings.approvals.link_url or self.url).rstrip("/")
         return f"{base}/api/v1/approvals/{approval}"
 
 

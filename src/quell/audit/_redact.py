@@ -84,6 +84,11 @@ class Redactor:
             redactor.hold(name, secret)
         return redactor
 
+    def hold_all(self, name: str, settings: object) -> None:
+        """Redact every secret of further settings, such as an agent's, from now on."""
+        for path, secret in _secrets_of(settings, name):
+            self.hold(path, secret)
+
     @property
     def refused(self) -> tuple[str, ...]:
         """Names of secrets that are too short to be found without finding everything: tell the operator."""

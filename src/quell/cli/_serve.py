@@ -44,7 +44,7 @@ def serve_command(session: Session, *, host: str | None, port: str | None) -> in
         return ExitCode.DONE
 
     try:
-        return session.with_app(use, role="serve")
+        return session.with_app(use, role="serve", agents="open")
     except TerminatedError:
         note("stopped")
         return ExitCode.DONE

@@ -36,8 +36,13 @@ class Session:
         return self._loaded
 
     def settings(self) -> Settings:
-        """Return the settings."""
-        return self.loaded().settings
+        """Return the settings, with the MCP servers of agent files among the others."""
+        loaded = self.loaded()
+        if not loaded.agents:
+            return loaded.settings
+        from quell.app import merged
+
+        return merged(loaded.settings, loaded.agents)[0]
 
     @property
     def known_settings(self) -> Settings | None:
@@ -51,9 +56,19 @@ class Session:
         self.env.pop("FORCE_COLOR" if choice == "never" else "NO_COLOR", None)
         self.env["NO_COLOR" if choice == "never" else "FORCE_COLOR"] = "1"
 
-    def with_app(self, work: Callable[[App], Awaitable[int]], *, role: Literal["serve", "command"] = "command") -> int:
-        """Open the app, let `work` use it, close it; Ctrl-C and SIGTERM cancel the work and still close it."""
-        settings = self.settings()
+    def with_app(
+        self,
+        work: Callable[[App], Awaitable[int]],
+        *,
+        role: Literal["serve", "command"] = "command",
+        agents: Literal["none", "open"] = "none",
+    ) -> int:
+        """Open the app, let `work` use it, close it; Ctrl-C and SIGTERM cancel the work and still close it.
+
+        `agents`: whether questions can be asked; who asks none need not wait for models to load.
+        """
+        settings = self.loaded().settings
+        known = self.loaded().agents if agents == "open" else None
         import os
 
         from quell.app import open_app
@@ -61,7 +76,9 @@ class Session:
         from quell.runs import system_clock
 
         async def use() -> int:
-            async with open_app(settings, role=role, clock=system_clock, entropy=os.urandom, env=self.env) as app:
+            async with open_app(
+                settings, role=role, clock=system_clock, entropy=os.urandom, env=self.env, agents=known
+            ) as app:
                 return await work(app)
 
         return run_until_done(use)

@@ -4,7 +4,9 @@ Owns:  TOML, environment references, layering, secrets, the error report, versio
 Never: keeps a file open, reads the environment it was not handed, prints a secret.
 """
 
+from quell.config._agent_settings import AgentMcpServer as AgentMcpServer
 from quell.config._agent_settings import AgentSettings as AgentSettings
+from quell.config._agent_settings import AgentTable as AgentTable
 from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
 from quell.config._agent_settings import LlmSettings as LlmSettings
 from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings

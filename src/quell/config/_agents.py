@@ -113,7 +113,7 @@ def read_agent(file: TomlFile) -> tuple[AgentSettings | None, list[Problem], lis
         hint = "move it to [agent.llm]; each worker may have its own [orchestration.worker.NAME.llm]"
         problems.append(Problem(path="llm", reason="moved", hint=hint, source=file.source("llm")))
         del tree["llm"]
-    tree = {key: value for key, value in tree.items() if key not in _quells_tables() or key in _own_tables()}
+    tree = {key: value for key, value in tree.items() if key not in _quells_tables() or key in own_tables()}
     _gather_artifacts(tree)
     lenient = _lenient(tree, "")
     assert isinstance(lenient, dict), "a table stays a table"
@@ -260,7 +260,8 @@ def _below(hint: object) -> tuple[type | None, str]:
 
 
 @cache
-def _own_tables() -> frozenset[str]:
+def own_tables() -> frozenset[str]:
+    """Return what an agent's file has at its top."""
     return frozenset(_fields_of(AgentSettings))
 
 

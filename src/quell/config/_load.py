@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from quell.config._agent_settings import AgentSettings
+from quell.config._agents import AgentFiles, load_agents, own_tables
 from quell.config._keys import Key, keys, pattern_of, tables
 from quell.config._rules import leaves
 from quell.config._settings import Settings
@@ -28,6 +30,10 @@ class Loaded:
     """`default`, `file:quell.toml:4`, `env QUELL_SERVER__PORT` or `flag`, by key."""
     files: tuple[Path, ...]
     """Files that were read, the weakest first."""
+    agents: tuple[AgentSettings, ...] = ()
+    """The agents of the agent files."""
+    warnings: tuple[Problem, ...] = ()
+    """What is odd about the agent files and no mistake."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +63,11 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     # pydantic costs 50 ms of CPU: the settings classes are free of it, and only reading a configuration pays.
     from quell.config._check import check_tree  # noqa: PLC0415
 
+    if path is not None and path.is_dir():
+        # AURA's way: the configuration is a directory of agents.
+        path, overrides = None, {"agents": str(path), **(overrides or {})}
     files = [read_toml(file, env=env) for file in _files(path, env)]
+    files = [_without_agent(file) for file in files]
     problems = [problem for file in files for problem in file.problems]
     layers = [_Layer(tree=file.tree, origins={}, fallback=f"file:{file.name}", file=file) for file in files]
     for layer, found in (_layer_of_env(env), _layer_of_flags(overrides or {})):
@@ -75,13 +85,32 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     problems.extend(found)
     if problems or settings is None:
         raise _refusal(problems, files)
+    agents = _agents_of(settings, env=env)
     paths = [*keys(), *(leaf for leaf, _ in leaves(merged))]
     origins = {key: _origin_of(key, winners) for key in dict.fromkeys(paths) if not _is_pattern(key)}
     return Loaded(
         settings=replace(settings, state_dir=_at_home(settings.state_dir, env)),
         origins=MappingProxyType(origins),
         files=tuple(Path(file.name) for file in files),
+        agents=agents.agents,
+        warnings=agents.warnings,
     )
+
+
+def _agents_of(settings: Settings, *, env: Mapping[str, str]) -> AgentFiles:
+    """Read the agents that the settings name. Raises ConfigError with every mistake of theirs."""
+    if not settings.agents:
+        return AgentFiles(agents=(), files=(), warnings=())
+    return load_agents(_at_home(Path(settings.agents), env), env=env)
+
+
+def _without_agent(file: TomlFile) -> TomlFile:
+    """Return what a file says to Quell; one that has an agent is its agents' file as well, unless it names another."""
+    if "agent" not in file.tree:
+        return file
+    shared = own_tables()
+    tree = {key: value for key, value in file.tree.items() if key not in shared}
+    return replace(file, tree={"agents": file.name, **tree}, problems=())
 
 
 def _files(path: Path | None, env: Mapping[str, str]) -> Iterator[Path]:

@@ -486,6 +486,10 @@ class Settings:
 
     state_dir: Path = Path(".quell")
     """Directory of everything Quell keeps: journal, store, spool, logs. One server at a time."""
+    agents: str = ""
+    """Agent file in AURA's TOML, or a directory of them; empty: one agent that needs no model."""
+    default_agent: str = ""
+    """Id of the agent for requests that name none; empty: the only one there is."""
     server: ServerSettings = ServerSettings()
     store: StoreSettings = field(default_factory=StoreSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)

@@ -106,6 +106,11 @@ class Journal:
             row = connection.first("SELECT * FROM quell_runs WHERE id = :run", run=run)
         return None if row is None else _run(row)
 
+    def arguments(self, run: str) -> JsonObject:
+        """Return what a run was started with, by its whole id."""
+        with self._database.reading() as connection:
+            return _object(connection.one("SELECT arguments FROM quell_runs WHERE id = :run", run=run).arguments)
+
     def list_runs(self, *, rows_max: int, kind: str | None, status: RunStatus | None) -> list[Run]:
         """Return the newest runs first, by order of insertion."""
         wanted = {name: str(value) for name, value in (("kind", kind), ("status", status)) if value is not None}

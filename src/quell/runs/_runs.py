@@ -178,6 +178,11 @@ class Runs:
         """Return a run by its id or a prefix that only it has. Raises UsageError otherwise."""
         return await self._call(self._journal.get_run, run_id)
 
+    async def arguments(self, run_id: str) -> JsonObject:
+        """Return what a run was started with. Raises UsageError when there is none such."""
+        run = await self.get(run_id)
+        return await self._call(self._journal.arguments, run.id)
+
     async def list(self, *, limit: int, kind: str | None = None, status: RunStatus | None = None) -> builtins.list[Run]:
         """Return the newest runs first."""
         return await self._call(self._journal.list_runs, rows_max=limit, kind=kind, status=status)

@@ -59,6 +59,7 @@ EVENTS: Mapping[str, EventSpec] = {
     ),
     # conversations with agents
     "agent.began": _spec("info", "An agent began to answer.", "agent", "model", "window", "session", "version"),
+    "agent.model_left": _spec("warning", "A model failed, and the next of its chain is asked.", "model", "error"),
     "agent.turn": _spec(
         "info",
         "A model said its turn.",

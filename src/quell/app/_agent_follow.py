@@ -1,0 +1,206 @@
+"""One stream out of two: what the journal keeps of a run, and what is being said of it right now.
+
+Who comes back with the id of what it heard last gets neither a word twice nor one too few: text that was said while
+nobody listened is in the journal with its turn, and how much of it somebody has stands in the id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Self
+
+import msgspec
+
+from quell.agent import Live, Moved, Piece
+from quell.domain import Event, Heard, UsageError
+from quell.runs import Runs
+
+_KEPT = ("agent.", "run.")
+_ID_MAX_CHARS = 80
+
+
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """What somebody has heard: events up to `seq`, and so much of the text of a turn."""
+
+    seq: int = 0
+    turn: int = -1
+    attempt: int = 0
+    chars: int = 0
+    digest: int = 0
+    """CRC of that text: another try of the turn says something else."""
+
+    @classmethod
+    def read(cls, written: str) -> Self:
+        """Read an id. Raises UsageError when it is none of ours."""
+        parts = written.split(".") if written else ["0"]
+        is_ours = len(written) <= _ID_MAX_CHARS and len(parts) in (1, 4)
+        if not is_ours or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise UsageError(
+                f"not the id of an event: {written[:40]!r}", hint="give the id of the last one, as it came"
+            )
+        seq, *more = map(int, parts)
+        turn, chars, digest = more or (-1, 0, 0)
+        return cls(seq=seq, turn=turn, chars=chars, digest=digest)
+
+    @property
+    def id(self) -> str:
+        """Write it."""
+        return f"{self.seq}.{self.turn}.{self.chars}.{self.digest}" if self.chars else str(self.seq)
+
+    def said(self, text: str) -> None:
+        """Note that this was heard as well."""
+        self.chars += len(text)
+        self.digest = zlib.crc32(text.encode("utf-8", "surrogatepass"), self.digest)
+
+    def begins(self, text: str) -> bool:
+        """Tell whether what was heard of a turn is how this text begins."""
+        head = text[: self.chars].encode("utf-8", "surrogatepass")
+        return len(text) >= self.chars and zlib.crc32(head) == self.digest
+
+
+@dataclass(slots=True, kw_only=True)
+class Follower:
+    """What one listener has heard of a run."""
+
+    run: str
+    place: _Place
+    _last: str = field(default="", init=False)
+    """Text of the turn that ended last."""
+    _ended: int = field(default=-1, init=False)
+    """Number of that turn."""
+
+    @classmethod
+    def after(cls, run: str, written: str) -> Self:
+        """Go on after the id of what was heard last. Raises UsageError when it is none."""
+        return cls(run=run, place=_Place.read(written))
+
+    def piece(self, piece: Piece) -> Iterator[Heard]:
+        """Hear some more of what is being said."""
+        place = self.place
+        if piece.kind == "reasoning" or piece.task:
+            yield self._heard(piece.kind, piece, piece.text)
+            return
+        if piece.turn <= self._ended:
+            return
+        if piece.turn != place.turn:
+            place.turn, place.attempt, place.chars, place.digest = piece.turn, piece.attempt, 0, 0
+        elif piece.attempt != place.attempt:
+            if place.chars:
+                place.chars = place.digest = 0
+                yield self._heard("void", piece, "")
+            place.attempt = piece.attempt
+        place.said(piece.text)
+        yield self._heard("text", piece, piece.text)
+
+    def whole(self, piece: Piece) -> Iterator[Heard]:
+        """Hear all that was said of a turn so far, of which a part may be known."""
+        place = self.place
+        if piece.turn != place.turn or piece.turn <= self._ended:
+            if piece.text:
+                yield from self.piece(piece)
+            return
+        if not place.begins(piece.text):
+            place.chars = place.digest = 0
+            yield self._heard("void", piece, "")
+        place.attempt = piece.attempt
+        if rest := piece.text[place.chars :]:
+            place.said(rest)
+            yield self._heard("text", piece, rest)
+
+    def event(self, event: Event) -> Iterator[Heard]:
+        """Hear what the journal tells, and before it what of its text was not heard."""
+        body: dict[str, object] = msgspec.json.decode(event.body)
+        if event.name == "agent.turn" and not body.get("task"):
+            self._last = str(body.get("text", ""))
+            turn = _turn_of(body)
+            yield from self.whole(Piece(self.run, turn, self.place.attempt, "text", self._last))
+            self._ended = max(self._ended, turn)
+        elif event.name == "agent.answered":
+            yield from self._label(str(body.get("text", "")))
+        self.place.seq = event.seq
+        self.place.chars = self.place.digest = 0
+        yield Heard(id=self.place.id, name=event.name, body=body)
+
+    def knew(self, event: Event) -> None:
+        """Take note of an event that was heard before."""
+        if event.name == "agent.turn":
+            body: dict[str, object] = msgspec.json.decode(event.body)
+            if not body.get("task"):
+                self._last = str(body.get("text", ""))
+                self._ended = max(self._ended, _turn_of(body))
+
+    def moved(self, moved: Moved) -> Heard:
+        """Hear how far a call is."""
+        body = {name: getattr(moved, name) for name in ("call", "tool", "message", "done", "total", "agent", "task")}
+        return Heard(id=self.place.id, name="agent.progress", body=body)
+
+    def _label(self, text: str) -> Iterator[Heard]:
+        """Say what only the answer has: its label at a bound, or all of it where no model said it."""
+        said = self._last.strip()
+        rest = text[len(said) :] if text.startswith(said) else f"\n\n{text}"
+        if rest:
+            yield self._heard("text", Piece(self.run, self.place.turn, self.place.attempt, "text", rest), rest)
+
+    def _heard(self, name: str, piece: Piece, text: str) -> Heard:
+        body = {"agent": piece.agent, "task": piece.task, "turn": piece.turn, "text": text}
+        return Heard(id=self.place.id, name=name, body=body)
+
+
+def _turn_of(body: Mapping[str, object]) -> int:
+    turn = body.get("turn")
+    return turn if isinstance(turn, int) else 0
+
+
+async def followed(runs: Runs, live: Live, run: str, *, after: str) -> AsyncGenerator[Heard, None]:
+    """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none."""
+    follower = Follower.after(run, after)
+    with live.listen(run) as ear:
+        if follower.place.seq:
+            await _remember(runs, follower)
+
+        async def pump() -> None:
+            async for event in runs.follow(run=run, after=follower.place.seq):
+                if event.name.startswith(_KEPT):
+                    ear.put_nowait(event)
+            ear.put_nowait(None)
+
+        # What was said before this ear was there, as far as the journal has not got it yet.
+        if (said := live.said(run)) is not None:
+            ear.put_nowait([said])
+        pumping = asyncio.create_task(pump())
+        try:
+            while (item := await ear.get()) is not None:
+                for heard in _heard_of(follower, item):
+                    yield heard
+            await pumping
+        finally:
+            pumping.cancel()
+            with suppress(asyncio.CancelledError):
+                await pumping
+
+
+async def _remember(runs: Runs, follower: Follower) -> None:
+    """Find out which turn ended last before the place where somebody goes on."""
+    seq = 0
+    while seq < follower.place.seq and (batch := await runs.events(run=follower.run, after=seq)):
+        for event in batch:
+            if event.seq <= follower.place.seq:
+                follower.knew(event)
+        seq = batch[-1].seq
+
+
+def _heard_of(follower: Follower, item: object) -> Iterator[Heard]:
+    match item:
+        case Piece():
+            yield from follower.piece(item)
+        case [Piece() as whole]:
+            yield from follower.whole(whole)
+        case Moved():
+            yield follower.moved(item)
+        case Event():
+            yield from follower.event(item)

@@ -1,0 +1,141 @@
+"""From what an agent's file says to what answers: its model, its role, its skills and documents, and its version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from quell.agent import Role
+from quell.app._in_force import InForce
+from quell.config import AgentSettings, AgentTable, LlmSettings, Secret
+from quell.domain import ChatAsk, Clock, Message, Tool
+from quell.memory import Skills
+from quell.models import ChainModel, Limits, Model, open_model
+
+DEFAULT_NAME = "quell"
+_SKILL_TOKENS_MAX = 1_500
+_VERSION_DIGITS = 16
+_PREAMBLE = (
+    "You help engineers who run a production system. Find out what is true with your tools before you say it, be short, "
+    "and say what you do not know."
+)
+
+
+def default_agent() -> AgentSettings:
+    """Return the agent that is there when nobody configured one: it needs no model and no key."""
+    return AgentSettings(
+        agent=AgentTable(
+            name=DEFAULT_NAME,
+            description="Answers questions about the live system, with evidence and without a language model.",
+            system_prompt=_PREAMBLE,
+            turn_depth=8,
+            llm=LlmSettings(provider="builtin", model="builtin"),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mind:
+    """One version of one agent, ready to answer."""
+
+    settings: AgentSettings
+    version: str
+    """Digest of all that makes its answers what they are."""
+    model: Model
+    small: Model
+    """For workers, where the file names one; else the same."""
+    skills: Skills
+    servers: Mapping[str, str]
+    """Name of an MCP server in its file -> its name among all."""
+    in_force: InForce
+    """Tools, policy and settings that the version was made under."""
+
+    @property
+    def id(self) -> str:
+        """Return the id by which clients choose it."""
+        return self.settings.id
+
+
+def open_mind(
+    settings: AgentSettings,
+    *,
+    in_force: InForce,
+    servers: Mapping[str, str],
+    clock: Clock,
+    env: Mapping[str, str],
+    limits: Limits,
+    on_change: Callable[[Model, Exception], None],
+) -> Mind:
+    """Open what an agent needs; nothing is asked yet. Raises ConfigError when a part of it cannot be."""
+    skills = Skills.load([Path(each.source) for each in settings.agent.skills.local])
+
+    def opened(llm: LlmSettings) -> Model:
+        return open_model(llm, clock=clock, env=env, limits=limits)
+
+    table = settings.quell
+    models = [opened(settings.agent.llm), *map(opened, table.fallback)]
+    model = models[0] if len(models) == 1 else ChainModel(models, on_change=on_change)
+    return Mind(
+        settings=settings,
+        version=version_of_agent(settings, skills=skills.digest, in_force=in_force),
+        model=model,
+        small=opened(table.small) if table.small is not None else model,
+        skills=skills,
+        servers=servers,
+        in_force=in_force,
+    )
+
+
+def version_of_agent(settings: AgentSettings, *, skills: str, in_force: InForce) -> str:
+    """Name all that makes an agent's answers what they are: its file, its skills, and tools, policy and prices in force.
+
+    Of a secret only counts whether it is set.
+    """
+    text = json.dumps([asdict(settings), skills, asdict(in_force)], sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[Tool], instructions: str = "") -> Role:
+    """Return what the agent is told to be for one question, with what the question says about it."""
+    agent, table = mind.settings.agent, mind.settings.quell
+    catalogue = mind.skills.catalogue(tokens_max=_SKILL_TOKENS_MAX, count=mind.model.counter.count_text)
+    preamble = "\n\n".join(part for part in (agent.system_prompt, catalogue, instructions) if part)
+    bonus = agent.scratchpad.turn_depth_bonus if agent.scratchpad.enabled else 0
+    role = Role(
+        name=mind.id,
+        preamble=preamble,
+        tools=tuple(tool.name for tool in tools),
+        turns_max=agent.turn_depth + bonus,
+        calls_max=table.budget.calls,
+        minutes_max=table.budget.minutes,
+        nudge_last=agent.nudge_last_turn,
+        nudge_remaining=agent.nudge_turns_remaining,
+        evidence=table.evidence,
+        client_tools=ask.client_tools if agent.enable_client_tools else (),
+    )
+    return replace(
+        role,
+        output_max_tokens=ask.output_max_tokens,
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        seed=ask.seed,
+        stop=ask.stop,
+        effort=ask.effort,
+        choice=ask.choice,
+        answer_schema=ask.answer_schema,
+    )
+
+
+def parted(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
+    """Return a conversation without its system messages, and these as one text."""
+    told = "\n\n".join(message.text for message in messages if message.role == "system" and message.text)
+    return tuple(message for message in messages if message.role != "system"), told
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Secret):
+        return bool(value.reveal())
+    return str(value)
