@@ -6,23 +6,27 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from quell import telemetry
 from quell.agent import Agent, AgentAnswer, BudgetAccounts, Live
+from quell.app._agent_book import AgentBook, Session
 from quell.app._agent_follow import followed
 from quell.app._agent_minds import Mind, default_agent, open_mind, parted, role_of
 from quell.app._agent_tools import offered
-from quell.app._in_force import in_force
+from quell.app._in_force import InForce, in_force
 from quell.app._memory import DOCUMENTS, open_store, search_hand, skill_hands
-from quell.config import AgentSettings
+from quell.config import AgentSettings, load_agents
 from quell.domain import (
     CallRequest,
     ChatAsk,
     Clock,
+    ConfigError,
     Entropy,
     Heard,
     Message,
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from quell.app._warden import Warden
 
 KIND = "chat"
+Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
+"""Name, time and size of each agent file."""
 _SUBJECT_CHARS = 200
 _NAMED_MAX = 10
 _CALL_S = 300.0
@@ -104,6 +110,9 @@ class AgentDesk:
         self._headers: dict[str, Mapping[str, str]] = {}
         self._opening = asyncio.Lock()
         self._stores: list[DocumentStore] = []
+        self._book: AgentBook | None = None
+        self._stamp: Stamp | None = None
+        self._decided: tuple[tuple[int, str], InForce] | None = None
         self._runs.register(KIND, self._work)
 
     # -- who there is -------------------------------------------------------------------------------------------------
@@ -184,6 +193,11 @@ class AgentDesk:
             raise
         if key:
             await self._same(run, wanted)
+        if ask.session:
+            book = await self._opened_book()
+            await asyncio.to_thread(
+                book.keep_run, ask.session, run=run.id, by=by, agent=agent.id, subject=_subject(ask)
+            )
         return run
 
     def follow(self, run: str, *, after: str = "") -> AsyncGenerator[Heard, None]:
@@ -213,6 +227,54 @@ class AgentDesk:
             await self._runs.cancel(run)
         except RefusedError:
             return
+
+    async def sessions(self, *, by: Principal, sessions_max: int = 50) -> Sequence[Session]:
+        """Return somebody's conversations, that of the newest question first."""
+        book = await self._opened_book()
+        return await asyncio.to_thread(book.sessions, by=by, sessions_max=sessions_max)
+
+    async def conversation(self, session: str, *, by: Principal) -> tuple[Message, ...]:
+        """Return what was said in somebody's conversation, up to its newest answer; empty when there was none."""
+        book = await self._opened_book()
+        for run in await asyncio.to_thread(book.runs_of, session, by=by):
+            try:
+                answer = await self.answer(run, timeout_s=0)
+                wanted = await self.wanted(run)
+            except QuellError:
+                continue
+            if answer is not None:
+                return (*wanted.ask.messages, Message(role="assistant", text=answer.text))
+        return ()
+
+    async def look(self) -> None:
+        """Take the agent files as they are written now, when they changed; mistakes leave everything as it was.
+
+        Runs that go on keep the version that they began with. MCP servers that are new are there after a restart.
+        """
+        path = self._warden.settings.agents
+        if not path:
+            return
+        stamp = await asyncio.to_thread(_stamp_of, Path(path))
+        if self._stamp in (None, stamp):
+            self._stamp = stamp
+            return
+        self._stamp = stamp
+        try:
+            found = await asyncio.to_thread(load_agents, Path(path), env=self._env)
+        except ConfigError as error:
+            told = "; ".join(f"{each.source}: {each.path}: {each.reason}" for each in error.problems[:_NAMED_MAX])
+            telemetry.event("agents.not_reloaded", error=f"{error}: {told}" if told else str(error))
+            return
+        self.take(found.agents)
+
+    def take(self, agents: Sequence[AgentSettings]) -> None:
+        """Answer with these agents from now on; runs that go on keep theirs."""
+        for agent in agents:
+            self._warden.redactor.hold_all(f"agents.{agent.id}", agent)
+        known = {name for names in self._servers.values() for name in names}
+        new = sorted({name for agent in agents for name in agent.mcp.servers} - known)
+        self._agents = tuple(agents) or (default_agent(),)
+        telemetry.event("agents.reloaded", agents=[agent.id for agent in self._agents], servers_after_restart=new)
 
     async def wanted(self, run: str) -> Wanted:
         """Return what a run was asked, and by whom. Raises UsageError when it is no run of an agent."""
@@ -284,7 +346,26 @@ class AgentDesk:
     async def _mind_of(self, wanted: Wanted) -> Mind:
         """Return the agent in the version that the run began with."""
         known = self._room.versions.get(wanted.version)
-        return known if known is not None else await self._mind(self.find(wanted.agent))
+        if known is not None:
+            return known
+        now = next((agent for agent in self._agents if agent.id == wanted.agent), None)
+        book = await self._opened_book()
+        kept = await asyncio.to_thread(book.version, wanted.version, now=now)
+        if kept is None:
+            raise ConfigError(
+                f"nobody knows the version {wanted.version} of the agent {wanted.agent!r}",
+                hint="its run began in another journal, or long ago: cancel it and ask again",
+            )
+        authority = await self._warden.open()
+        mind = await self._opened(kept, self._in_force_now(authority))
+        self._room.versions[wanted.version] = replace(mind, version=wanted.version)
+        return self._room.versions[wanted.version]
+
+    async def _opened_book(self) -> AgentBook:
+        async with self._opening:
+            if self._book is None:
+                self._book = await asyncio.to_thread(AgentBook, self._runs.database, clock=self._clock)
+            return self._book
 
     def _servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
         """Return the MCP servers of an agent: those of its file, or of the deployment when it names none."""
@@ -294,22 +375,34 @@ class AgentDesk:
     async def _mind(self, agent: AgentSettings) -> Mind:
         authority = await self._warden.open()
         async with self._opening:
-            now = in_force(authority)
+            now = self._in_force_now(authority)
             known = self._room.minds.get(agent.id)
             if known is not None and known.settings is agent and known.in_force == now:
                 return known
-            mind = await asyncio.to_thread(
-                open_mind,
-                agent,
-                in_force=now,
-                servers=self._servers_of(agent),
-                clock=self._clock,
-                env=self._env,
-                limits=self._limits,
-                on_change=_told_change,
-            )
+            mind = await self._opened(agent, now)
             self._room.minds[agent.id] = self._room.versions[mind.version] = mind
-            return mind
+        book = await self._opened_book()
+        await asyncio.to_thread(book.keep_version, mind.version, agent)
+        return mind
+
+    def _in_force_now(self, authority: Authority) -> InForce:
+        """Return what decides now; worked out anew only when pins or policies changed."""
+        turn = (authority.registry.turn, authority.guard.policy.digest)
+        if self._decided is None or self._decided[0] != turn:
+            self._decided = turn, in_force(authority)
+        return self._decided[1]
+
+    async def _opened(self, agent: AgentSettings, now: InForce) -> Mind:
+        return await asyncio.to_thread(
+            open_mind,
+            agent,
+            in_force=now,
+            servers=self._servers_of(agent),
+            clock=self._clock,
+            env=self._env,
+            limits=self._limits,
+            on_change=_told_change,
+        )
 
     def _clean(self, ask: ChatAsk) -> ChatAsk:
         """Take secrets of ours out of what is asked, before anything of it is kept or sent."""
@@ -323,6 +416,17 @@ class AgentDesk:
             raise RefusedError("this key stands for another question", hint="use each key once", code="mismatch")
         if first.ticket != wanted.ticket:
             self._headers.pop(wanted.ticket, None)
+
+
+def _stamp_of(path: Path) -> Stamp:
+    """Return what tells whether files were written since."""
+    found = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+    stamps = []
+    for each in found:
+        with suppress(OSError):
+            about = each.stat()
+            stamps.append((str(each), about.st_mtime_ns, about.st_size))
+    return tuple(stamps)
 
 
 def _check(ask: ChatAsk) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
+from quell.app._agent_caps import capped
 from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
 from quell.app._sources import CleanReader
@@ -53,6 +54,7 @@ _RETAIN_INTERVAL_S = 3600.0
 _AUTHORITY_INTERVAL_S = 5.0
 _SIGN_INTERVAL_S = 60.0
 _HERALD_INTERVAL_S = 1.0
+_AGENTS_INTERVAL_S = 2.0
 _STORE_READER = "store"
 _SERIES_TIMEOUT_S = 5.0
 
@@ -122,6 +124,8 @@ class App:
             group.create_task(_loop("audit", self.warden.sign, interval_s=_SIGN_INTERVAL_S))
             group.create_task(_loop("audit records", self.warden.keep_flushing, interval_s=_AUTHORITY_INTERVAL_S))
             group.create_task(_loop("bodies", self.warden.sweep, interval_s=_RETAIN_INTERVAL_S))
+            if self.desk_of_agents is not None:
+                group.create_task(_loop("agents", self.desk_of_agents.look, interval_s=_AGENTS_INTERVAL_S))
             group.create_task(_loop("approvals", self.warden.look, interval_s=_HERALD_INTERVAL_S))
             if self.settings.detection.enabled:
                 interval_s = self.settings.detection.interval_s
@@ -294,7 +298,7 @@ async def open_app(
     async with AsyncExitStack() as stack:
         servers: Mapping[str, Mapping[str, str]] = {}
         if agents:
-            settings, servers = merged(settings, agents)
+            settings, servers = merged(capped(settings, agents), agents)
         telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quell.app._authority import Authority
+    from quell.app._agent_book import forget_sessions
+from quell.app._authority import Authority
 
 
 def forget_old(authority: Authority, *, before: datetime) -> None:
@@ -21,6 +22,8 @@ def forget_old(authority: Authority, *, before: datetime) -> None:
         guard.budgets.retain(connection, before=before)
         known = {row.id for row in connection.all("SELECT id FROM quell_runs")}
         guard.budgets.forget(connection, sorted(set(guard.budgets.runs(connection)) - known))
+    with database.writing(durability="written") as connection:
+        forget_sessions(connection, before=before)
     with database.writing(durability="written") as connection:
         authority.toolbox.retain(connection, before=before)
     with database.writing(durability="written") as connection:

@@ -1,0 +1,81 @@
+"""Agents as they were: kept without their secrets, and read again with those of today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+
+from quell.config._agent_settings import AgentSettings
+from quell.config._settings import Secret
+from quell.domain import ConfigError
+
+_MARK = "\0secret:"
+
+
+def kept_agent(settings: AgentSettings) -> str:
+    """Write an agent down as JSON; where a secret stands, only that it does."""
+    return json.dumps(_plain(settings, ""), sort_keys=True)
+
+
+def agent_kept(text: str, *, now: AgentSettings | None) -> AgentSettings:
+    """Read an agent that was written down, with the secrets that its file has now.
+
+    Raises ConfigError when a secret that it had is not there any more, or when this version of Quell cannot read it.
+    """
+    # As reading files does: only who goes on with an old run pays for it.
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
+    secrets = {} if now is None else dict(_secrets(now, ""))
+    missing: list[str] = []
+    tree = _filled(json.loads(text), secrets, missing)
+    if missing:
+        raise ConfigError(
+            f"the agent of this run had secrets that its file has no more: {', '.join(missing)}",
+            hint="put them back until the run has ended, or cancel it",
+        )
+    try:
+        return TypeAdapter(AgentSettings).validate_json(json.dumps(tree))
+    except ValidationError:
+        raise ConfigError(
+            "the agent of this run was written down by another version of Quell", hint="cancel the run and ask again"
+        ) from None
+
+
+def _plain(value: object, path: str) -> object:
+    if isinstance(value, Secret):
+        return f"{_MARK}{path}" if value.reveal() else ""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name), f"{path}.{each.name}") for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item, f"{path}.{place}") for place, item in enumerate(value)]
+    return value
+
+
+def _secrets(value: object, path: str) -> list[tuple[str, str]]:
+    if isinstance(value, Secret):
+        return [(path, value.reveal())]
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = [(each.name, getattr(value, each.name)) for each in fields(value)]
+    elif isinstance(value, Mapping):
+        pairs = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, tuple | list):
+        pairs = [(str(place), item) for place, item in enumerate(value)]
+    else:
+        return []
+    return [found for name, item in pairs for found in _secrets(item, f"{path}.{name}")]
+
+
+def _filled(value: object, secrets: Mapping[str, str], missing: list[str]) -> object:
+    if isinstance(value, str) and value.startswith(_MARK):
+        path = value.removeprefix(_MARK)
+        if not secrets.get(path):
+            missing.append(path.removeprefix("."))
+        return secrets.get(path, "")
+    if isinstance(value, dict):
+        return {key: _filled(item, secrets, missing) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, secrets, missing) for item in value]
+    return value
