@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from quell.app._agent_book import forget_sessions
+
 if TYPE_CHECKING:
-    from quell.app._agent_book import forget_sessions
 from quell.app._authority import Authority
 
 
