@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from quell.app._agent_book import forget_sessions
-
-if TYPE_CHECKING:
 from quell.app._authority import Authority
 
 
