@@ -11,7 +11,7 @@ import click
 from quell.cli._session import Session
 
 if TYPE_CHECKING:
-    from quell.app import Office
+    from quell.app import App, Office
     from quell.domain import Principal
 
 API_KEY_VARIABLE = "QUELL_API_KEY"
@@ -27,6 +27,25 @@ def person_of(session: Session, office: Office, *, tenant: str = "") -> Principa
     from quell.config import Secret
 
     return office.person(api_key=Secret(session.env.get(API_KEY_VARIABLE, "")), tenant=tenant)
+
+
+async def person_in(app: App, session: Session) -> Principal:
+    """Return who acts in an app of this process, as `person_of` does. Raises RefusedError for a key that proves nobody."""
+    from quell.domain import Caller, LocalOwner, Principal, RefusedError
+
+    key, identity = session.env.get(API_KEY_VARIABLE, ""), app.settings.identity
+    if not key:
+        owner = LocalOwner(tenant=(identity.tenants or (LocalOwner().tenant,))[0], roles=identity.owner_roles)
+        return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
+    shown = (("Authorization", f"Bearer {key}"),)
+    found = await app.warden.identify(Caller(peer="", headers=shown, is_loopback=True))
+    if isinstance(found, Principal):
+        return found
+    raise RefusedError(
+        "the API key proves nobody here",
+        hint=f"`quell key list` tells which keys hold; without {API_KEY_VARIABLE} you are the owner",
+        code="unauthenticated",
+    )
 
 
 def login_name() -> str:

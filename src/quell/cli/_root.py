@@ -68,6 +68,9 @@ COMMANDS: Mapping[str, Entry] = {
     "serve": Entry(
         module="quell.cli._serve", section="Operate", text="Receive telemetry and alerts, detect, investigate."
     ),
+    "mcp": Entry(
+        module="quell.cli._mcp", section="Operate", text="Speak MCP over stdin and stdout, for programs that start it."
+    ),
     "doctor": Entry(
         module="quell.cli._doctor", section="Operate", text="Check everything Quell needs, and say what to do."
     ),

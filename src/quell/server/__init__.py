@@ -5,4 +5,5 @@ Never: decides anything, begins a route for nobody, listens beyond loopback with
 """
 
 from quell.server._asgi import asgi as asgi
+from quell.server._mcp import serve_mcp as serve_mcp
 from quell.server._serve import serve as serve

@@ -23,6 +23,7 @@ from quell.server._errors import WireError, error_response, wire_error_of
 from quell.server._events import Streams
 from quell.server._guard import KnownNames, is_local
 from quell.server._identity import ANY, OPERATORS, READERS, Access, Endpoint, Gate
+from quell.server._mcp import McpFace
 from quell.server._stops import Stops
 from quell.server._telemetry import Intake, Signal
 
@@ -37,15 +38,22 @@ def asgi(app: App) -> Starlette:
     bodies = Bodies(timeout_s=settings.request_timeout_s)
     streams, gate = Streams(app), Gate(app)
     reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
+    talking = [Route("/mcp", face)] if (face := _mcp_face(app, gate)) is not None else []
     starlette = Starlette(
-        routes=[*_trouble(app, gate, streams, bodies=bodies), *_authority(app, gate, bodies=bodies)],
+        routes=[*talking, *_trouble(app, gate, streams, bodies=bodies), *_authority(app, gate, bodies=bodies)],
         middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
         exception_handlers={WireError: _wire, QuellError: _ours, HTTPException: _http, Exception: _unexpected},
     )
     starlette.state.streams = streams
     starlette.state.bodies = bodies
     starlette.state.quell = app
+    starlette.state.mcp = face
     return starlette
+
+
+def _mcp_face(app: App, gate: Gate) -> McpFace | None:
+    """Return what speaks MCP, where there are agents."""
+    return McpFace(app, gate=gate) if app.desk_of_agents is not None else None
 
 
 def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:

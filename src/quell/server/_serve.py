@@ -94,6 +94,8 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         watching.cancel()
         streams.stopping.set()
         bodies.hurry()
+        if starlette.state.mcp is not None:
+            await starlette.state.mcp.close()
         server.should_exit = True
         await _finished(serving)
         with suppress(asyncio.CancelledError):
