@@ -38,6 +38,7 @@ NOT_IN_HELP = {
     "httpx2",
     "msgspec",
     "chdb",
+    "prompt_toolkit",
 }
 
 
