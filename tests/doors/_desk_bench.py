@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -54,6 +55,16 @@ async def a_desk(
     ) as app:
         await app.launch()
         yield app
+
+
+async def first_of(urls: asyncio.Queue[str], serving: asyncio.Task[None]) -> str:
+    """Return where a server answers, or raise why it does not."""
+    up = asyncio.create_task(urls.get())
+    await asyncio.wait({up, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        up.cancel()
+        await serving
+    return up.result()
 
 
 async def heard(app: App, run: str, *, after: str = "") -> list[Heard]:

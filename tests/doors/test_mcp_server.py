@@ -22,7 +22,7 @@ from quell.config import AgentSettings, IdentitySettings
 from quell.runs import system_clock
 from quell.server import serve
 from tests.doors._authority_house import settings_of
-from tests.doors._desk_bench import agents_of, file_of
+from tests.doors._desk_bench import agents_of, file_of, first_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
 
 pytestmark = pytest.mark.timeout(60)
@@ -46,7 +46,7 @@ async def served(
     ) as app:
         serving = asyncio.create_task(serve(app, on_ready=urls.put_nowait))
         try:
-            yield Served(app, await urls.get())
+            yield Served(app, await first_of(urls, serving))
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)

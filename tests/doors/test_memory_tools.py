@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quell.app import open_authority, open_store
-from quell.app._memory import search_hand, skill_hands
+from quell.app import open_authority
+from quell.app._memory import open_store, search_hand, skill_hands
 from quell.config import EmbeddingSettings, Settings, VectorStoreSettings
 from quell.domain import ConfigError, OutcomeKind, Parked, Principal, Tool, ToolCall, ToolCaller, ToolClass, ToolOutcome
 from quell.memory import Library, Shelf, Skills

@@ -17,9 +17,9 @@ if typing.TYPE_CHECKING:
     from quell.app._app import open_app as open_app
     from quell.app._authority import Authority as Authority
     from quell.app._authority import open_authority as open_authority
-    from quell.app._memory import open_store as open_store
     from quell.app._office import Office as Office
     from quell.app._senses_tools import idle_senses as idle_senses
+    from quell.app._task_book import TaskBook as TaskBook
     from quell.app._toolset import Toolset as Toolset
     from quell.app._warden import Warden as Warden
 
@@ -35,7 +35,7 @@ _DOOR = {
     "Toolset": "_toolset",
     "Warden": "_warden",
     "idle_senses": "_senses_tools",
-    "open_store": "_memory",
+    "TaskBook": "_task_book",
 }
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from quell.app._agent_book import forget_sessions
 from quell.app._authority import Authority
+from quell.app._task_book import forget_tasks
 
 
 def forget_old(authority: Authority, *, before: datetime) -> None:
@@ -22,6 +23,7 @@ def forget_old(authority: Authority, *, before: datetime) -> None:
         guard.budgets.forget(connection, sorted(set(guard.budgets.runs(connection)) - known))
     with database.writing(durability="written") as connection:
         forget_sessions(connection, before=before)
+        forget_tasks(connection)
     with database.writing(durability="written") as connection:
         authority.toolbox.retain(connection, before=before)
     with database.writing(durability="written") as connection:

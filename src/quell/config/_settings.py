@@ -85,6 +85,10 @@ class ServerSettings:
     """A request whose head or body has not arrived after this long is given up."""
     in_flight_max: int = 64
     """Telemetry requests handled at once; more are answered 429 with Retry-After."""
+    a2a: bool = False
+    """Whether other agents are answered by the A2A protocol (needs quell[a2a])."""
+    a2a_push_inside: tuple[str, ...] = ()
+    """`host:port` of private addresses that may be told of tasks; all others have to be public and https."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

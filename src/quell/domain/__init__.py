@@ -62,8 +62,10 @@ from quell.domain._case import Hypothesis as Hypothesis
 from quell.domain._case import Outcome as Outcome
 from quell.domain._case import Subject as Subject
 from quell.domain._case import Survey as Survey
+from quell.domain._chat import AgentTask as AgentTask
 from quell.domain._chat import ChatAsk as ChatAsk
 from quell.domain._chat import Heard as Heard
+from quell.domain._chat import TaskHook as TaskHook
 from quell.domain._ending import ENDED_AS_ASKED as ENDED_AS_ASKED
 from quell.domain._ending import is_asked_for as is_asked_for
 from quell.domain._ending import is_starved as is_starved

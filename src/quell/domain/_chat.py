@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from quell.domain._model import Message, ToolSpec
@@ -51,3 +52,28 @@ class Heard:
     a try that broke off, and does not count; `agent.progress` tells how far a call is.
     """
     body: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTask:
+    """A task and the run where it stands."""
+
+    number: int
+    """Of its newest run; grows."""
+    task: str
+    run: str
+    context: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskHook:
+    """Somebody who wants to be told of a task."""
+
+    task: str
+    id: str
+    settings: str
+    """JSON, as it was asked for."""
+    told: str
+    """State that they were told last."""
+    tries: int

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 
 from quell import telemetry
 from quell.app import App
-from quell.domain import QuellError, UsageError
+from quell.domain import ConfigError, QuellError, UsageError
 from quell.server._api import Api
 from quell.server._approvals import DECIDE, Inbox
 from quell.server._body import Bodies
@@ -27,6 +27,9 @@ from quell.server._mcp import McpFace
 from quell.server._stops import Stops
 from quell.server._telemetry import Intake, Signal
 
+if TYPE_CHECKING:
+    from quell.server._a2a import A2A
+
 _TELEMETRY = Access(verb="telemetry.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
 _ALERTS = Access(verb="alert.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
 _CHANGES = Access(verb="change.write", roles=OPERATORS, grants="role or scope")
@@ -38,7 +41,9 @@ def asgi(app: App) -> Starlette:
     bodies = Bodies(timeout_s=settings.request_timeout_s)
     streams, gate = Streams(app), Gate(app)
     reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
-    talking = [Route("/mcp", face)] if (face := _mcp_face(app, gate)) is not None else []
+    face, others = _mcp_face(app, gate), _a2a_face(app, gate)
+    talking: list[BaseRoute] = [Route("/mcp", face)] if face is not None else []
+    talking += others.routes if others is not None else []
     starlette = Starlette(
         routes=[*talking, *_trouble(app, gate, streams, bodies=bodies), *_authority(app, gate, bodies=bodies)],
         middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
@@ -48,12 +53,26 @@ def asgi(app: App) -> Starlette:
     starlette.state.bodies = bodies
     starlette.state.quell = app
     starlette.state.mcp = face
+    starlette.state.a2a = others
     return starlette
 
 
 def _mcp_face(app: App, gate: Gate) -> McpFace | None:
     """Return what speaks MCP, where there are agents."""
     return McpFace(app, gate=gate) if app.desk_of_agents is not None else None
+
+
+def _a2a_face(app: App, gate: Gate) -> A2A | None:
+    """Return what speaks A2A, where it is wanted. Raises ConfigError when what it needs is not installed."""
+    if app.desk_of_agents is None or not app.settings.server.a2a:
+        return None
+    try:
+        from quell.server._a2a import A2A  # noqa: PLC0415 - an extra, and half a second to load
+    except ImportError as error:
+        raise ConfigError(
+            "server.a2a needs packages that are not installed", hint="pip install 'quell[a2a]'"
+        ) from error
+    return A2A(app, gate=gate)
 
 
 def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:

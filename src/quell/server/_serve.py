@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
+from starlette.applications import Starlette
 
 from quell import telemetry
 from quell.app import App
-from quell.domain import StateHeldError
+from quell.domain import QuellError, StateHeldError
 from quell.governance import Identities
 from quell.server._asgi import asgi
 from quell.server._body import Bodies
@@ -22,6 +23,7 @@ from quell.server._events import Streams
 
 _STOP_TIMEOUT_S = 5
 _BACKLOG = 256
+_PUSH_INTERVAL_S = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -80,6 +82,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
     loop = asyncio.get_running_loop()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(app.watch_forever())
+    pushing = asyncio.create_task(_push(starlette))
     try:
         up = asyncio.create_task(server.is_up.wait())
         await asyncio.wait({up, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,6 +95,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
         began_s = loop.time()
         telemetry.event("server.stopping", reason="told to stop")
         watching.cancel()
+        pushing.cancel()
         streams.stopping.set()
         bodies.hurry()
         if starlette.state.mcp is not None:
@@ -102,6 +106,18 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
             await watching
         listener.close()
         telemetry.event("server.stopped", elapsed_ms=round((loop.time() - began_s) * 1000))
+
+
+async def _push(starlette: Starlette) -> None:
+    """Tell other agents of their tasks; what fails is told and tried again."""
+    if (others := starlette.state.a2a) is None:
+        return
+    while True:
+        try:
+            await others.pusher.look()
+        except QuellError as error:
+            telemetry.event("a2a.push_failed", error=str(error))
+        await asyncio.sleep(_PUSH_INTERVAL_S)
 
 
 async def _finished(serving: asyncio.Task[None]) -> None:

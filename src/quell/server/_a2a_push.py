@@ -1,0 +1,140 @@
+"""Telling addresses of callers how their tasks stand: screened, at least once, and never to a place inside."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+from a2a.types.a2a_pb2 import StreamResponse, TaskState, TaskStatusUpdateEvent
+from a2a.utils.errors import TaskNotFoundError
+from google.protobuf.json_format import MessageToDict
+
+from quell import telemetry
+from quell.app import TaskBook
+from quell.domain import Clock, TaskHook, WorldError
+from quell.server._a2a_tasks import Tasks
+from quell.tools import post_webhook
+
+_AT_ONCE = 20
+_TIMEOUT_S = 10.0
+_TRIES_MAX = 8
+_PAUSE_FIRST_S = 2.0
+_TOLD = frozenset(
+    {
+        TaskState.TASK_STATE_COMPLETED,
+        TaskState.TASK_STATE_FAILED,
+        TaskState.TASK_STATE_CANCELED,
+        TaskState.TASK_STATE_INPUT_REQUIRED,
+    }
+)
+_LAST = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
+
+
+class Screen:
+    """Says whether an address may be told: callers choose it, and it must lead nobody inside."""
+
+    def __init__(self, *, inside: frozenset[str]) -> None:
+        """Let `host:port` of `inside` through, which the operator named."""
+        self._inside = inside
+
+    async def refused(self, url: str) -> str:
+        """Return why an address is refused; empty when it is not."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            return "it is no URL"
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            return "it is no http or https address without a name and password in it"
+        if f"{parts.hostname}:{port}" in self._inside:
+            return ""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except OSError:
+            return "its name cannot be resolved"
+        if not all(_is_public(str(each[4][0])) for each in found):
+            return "it leads to a private or local network"
+        return "" if parts.scheme == "https" else "it has to be https"
+
+
+def _is_public(written: str) -> bool:
+    address = ipaddress.ip_address(written.split("%", maxsplit=1)[0])
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return mapped.is_global and not mapped.is_multicast
+
+
+class Pusher:
+    """Tells who wants to be told; what could not be told is tried again, across restarts."""
+
+    def __init__(self, tasks: Tasks, *, screen: Screen, clock: Clock) -> None:
+        """Read the tasks as they stand when their turn comes."""
+        self._tasks = tasks
+        self._screen = screen
+        self._clock = clock
+
+    @property
+    def _book(self) -> TaskBook:
+        return self._tasks.book
+
+    async def look(self) -> None:
+        """Tell everybody whose task stands otherwise than they know."""
+        hooks = await asyncio.to_thread(self._book.due_hooks, rows_max=_AT_ONCE * 10)
+        gate = asyncio.Semaphore(_AT_ONCE)
+        await asyncio.gather(*(self._tell(hook, gate) for hook in hooks))
+
+    async def _tell(self, hook: TaskHook, gate: asyncio.Semaphore) -> None:
+        try:
+            row = await self._tasks.find(hook.task, by=None)
+        except TaskNotFoundError:
+            await asyncio.to_thread(self._book.drop_hook, hook.task, hook.id)
+            return
+        status = await self._tasks.status(row)
+        state = TaskState.Name(status.state)
+        if status.state not in _TOLD or hook.told == state:
+            if status.state in _LAST:
+                await asyncio.to_thread(self._book.drop_hook, hook.task, hook.id)
+            return
+        update = TaskStatusUpdateEvent(task_id=row.task, context_id=row.context, status=status)
+        async with gate:
+            await self._send(hook, MessageToDict(StreamResponse(status_update=update)), state=state)
+
+    async def _send(self, hook: TaskHook, body: Mapping[str, object], *, state: str) -> None:
+        settings = json.loads(hook.settings)
+        url = str(settings.get("url", ""))
+        # Names may lead elsewhere by now: screened again, every time.
+        trouble = await self._screen.refused(url)
+        if not trouble:
+            trouble = await _posted(url, settings, json.dumps(body).encode())
+        if trouble:
+            telemetry.event("a2a.push_failed", task=hook.task, tries=hook.tries + 1, error=trouble)
+            if hook.tries + 1 >= _TRIES_MAX:
+                await asyncio.to_thread(self._book.drop_hook, hook.task, hook.id)
+                return
+            pause = timedelta(seconds=_PAUSE_FIRST_S * 2**hook.tries)
+            await asyncio.to_thread(self._book.not_told, hook, again_at=self._clock() + pause)
+        else:
+            await asyncio.to_thread(self._book.told, hook, state=state)
+
+
+async def _posted(url: str, settings: Mapping[str, object], body: bytes) -> str:
+    """Tell an address; return why it could not be told, empty when it was."""
+    try:
+        await post_webhook(url, headers=_headers(settings), body=body, timeout_s=_TIMEOUT_S)
+    except WorldError as error:
+        return str(error)
+    return ""
+
+
+def _headers(settings: Mapping[str, object]) -> list[tuple[str, str]]:
+    headers = [("Content-Type", "application/a2a+json")]
+    if settings.get("token"):
+        headers.append(("X-A2A-Notification-Token", str(settings["token"])))
+    shown = settings.get("authentication")
+    if isinstance(shown, Mapping) and shown.get("scheme") and shown.get("credentials"):
+        headers.append(("Authorization", f"{shown['scheme']} {shown['credentials']}"))
+    return headers
