@@ -15,6 +15,7 @@ from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
 from quell.runs._outbox import append_event, json_of, storable
+from quell.runs._place import without_place
 
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
@@ -31,6 +32,8 @@ class Begun:
 
     run: Run
     arguments: JsonObject
+    place: Mapping[str, str]
+    """Where in a trace it was started, as headers; empty: nowhere."""
     state: JsonObject
     segment: int
     dispatch: int
@@ -244,9 +247,11 @@ class Journal:
         of_segment = "FROM quell_{} WHERE run = :run AND segment = :segment"
         state = connection.one("SELECT state " + of_segment.format("segments"), run=run, segment=row.segment).state
         kept = connection.all("SELECT name, status, result " + of_segment.format("steps"), run=run, segment=row.segment)
+        arguments, place = without_place(_object(row.arguments))
         return Begun(
             run=_run(row),
-            arguments=_object(row.arguments),
+            arguments=arguments,
+            place=place,
             state=_object(state),
             segment=row.segment,
             dispatch=row.dispatch,

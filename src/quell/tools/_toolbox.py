@@ -135,8 +135,9 @@ class Toolbox:
             request, entry = self._requested(planned, caller=caller, explanation=explanation)
         except RefusedError as refusal:
             return await self._turned_away(wanted, caller, refusal)
-        with telemetry.span("execute_tool", {"gen_ai.tool.name": entry.tool.name, "quell.run": caller.run}):
+        with telemetry.genai.execute_tool(entry.tool, wanted, run=caller.run) as used:
             ended = await self._decided(request, entry)
+            used.ended(ended)
         tell(request, ended)
         return ended
 
