@@ -18,7 +18,6 @@ from quell.domain import (
     ModelError,
     ModelReply,
     ModelRequest,
-    OutcomeKind,
     OverloadError,
     Parked,
     Tool,
@@ -312,7 +311,7 @@ class Used:
         self._span.put("quell.result_bytes", outcome.size_bytes)
         for name, identifier in outcome.evidence.items():
             self._span.put(f"quell.{name}" if name in _IDS else f"quell.evidence.{name}", identifier)
-        if outcome.kind is not OutcomeKind.OK:
+        if not outcome.kind.is_answer:
             self._span.put("error.type", outcome.kind.value)
         if is_recording():
             _put_value(self._span, "output", outcome.content or outcome.detail)
