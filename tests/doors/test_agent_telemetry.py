@@ -10,9 +10,8 @@ from pathlib import Path
 from quell import telemetry
 from quell.domain import CallWanted, ModelError, ModelFault, TokenUsage
 from quell.models._scripted import Turn, says, wants
-from tests import _canaries
 from tests.doors._agent_bench import AgentRoom, agent_room
-from tests.doors._trace_bench import CALLER, TRACE, Collector, collector, told
+from tests.doors._trace_bench import CALLER, SECRET, TRACE, Collector, collector, told
 
 USAGE = TokenUsage(input_tokens=100, output_tokens=10, cached_tokens=40)
 QUESTION = "Why is web slow today?"
@@ -20,6 +19,12 @@ QUESTION = "Why is web slow today?"
 
 def search(query: str = "error", *, service: str = "web") -> CallWanted:
     return CallWanted(id="x", name="logs_search", arguments=json.dumps({"service": service, "query": query}))
+
+
+async def ask(room: AgentRoom) -> None:
+    # The subject of a run stands in its events: the question is no subject.
+    run = await room.runs.start("chat", subject="a question", arguments={"question": QUESTION})
+    await room.answer(run)
 
 
 def _play(
@@ -36,7 +41,7 @@ def _play(
             agent_room(tmp_path, turns) as room,
         ):
             with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER}), kind="server"):
-                await (room.ask(QUESTION) if story is None else story(room))
+                await (ask(room) if story is None else story(room))
 
     with collector() as kept:
         asyncio.run(use(kept))
@@ -56,3 +61,171 @@ def test_a_question_is_one_trace_from_the_callers_request_to_the_tool(tmp_path: 
     assert kept.path_to(first) == kept.path_to(second) == [*stem, "quell.step", "chat"]
     assert kept.path_to(kept.span_of("execute_tool")) == [*stem, "quell.step", "execute_tool"]
     assert not any(span.is_failed for span in kept.spans())
+
+
+def test_a_model_call_tells_who_was_asked_and_what_it_took_in_both_vocabularies(tmp_path: Path) -> None:
+    first, second = _play(tmp_path, TURNS).spans_of("chat")
+    assert first.name == "chat script"
+    assert first.kind == 3, "a client of the model"
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "scripted",
+        "gen_ai.request.model": "script",
+        "gen_ai.response.model": "script",
+        "gen_ai.response.finish_reasons": ["tool_calls"],
+        "gen_ai.usage.input_tokens": 100,
+        "gen_ai.usage.output_tokens": 10,
+        "gen_ai.usage.cache_read.input_tokens": 40,
+        "gen_ai.agent.name": "sre",
+        "openinference.span.kind": "LLM",
+        "llm.model_name": "script",
+        "llm.provider": "scripted",
+        "llm.token_count.prompt": 100,
+        "llm.token_count.completion": 10,
+        "llm.token_count.total": 110,
+        "llm.token_count.prompt_details.cache_read": 40,
+        "quell.usage.is_estimate": False,
+    }
+    assert expected.items() <= first.attributes.items()
+    assert first.attributes["gen_ai.conversation.id"] == first.attributes["session.id"]
+    assert first.attributes["gen_ai.response.time_to_first_chunk"] >= 0
+    assert second.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+def test_agents_and_tools_say_who_they_are_and_how_it_ended(tmp_path: Path) -> None:
+    kept = _play(tmp_path, TURNS)
+    agent, tool = kept.span_of("invoke_agent"), kept.span_of("execute_tool")
+    assert (agent.name, tool.name) == ("invoke_agent sre", "execute_tool logs_search")
+    assert {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": "sre",
+        "openinference.span.kind": "AGENT",
+        "agent.name": "sre",
+        "quell.stop": "answered",
+        "quell.turns": 2,
+    }.items() <= agent.attributes.items()
+    assert {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "logs_search",
+        "gen_ai.tool.call.id": "1.1",
+        "gen_ai.agent.name": "sre",
+        "openinference.span.kind": "TOOL",
+        "tool.name": "logs_search",
+        "quell.outcome": "ok",
+        "quell.tool.class": "read",
+    }.items() <= tool.attributes.items()
+    assert tool.attributes["quell.run"] == agent.attributes["quell.run"]
+
+
+def test_whose_conversation_it_is_stands_on_every_span_of_it(tmp_path: Path) -> None:
+    async def story(room: AgentRoom) -> None:
+        with telemetry.genai.conversing(session="s-1", user="ann", metadata={"team": "shop"}), telemetry.span("outer"):
+            await ask(room)
+
+    # The run has a life of its own: whoever carries it out says whose it is, there.
+    kept = _play(tmp_path, TURNS, story=story)
+    assert "user.id" not in kept.span_of("invoke_agent").attributes
+
+    async def direct() -> None:
+        async with told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": late.url}):
+            with (
+                telemetry.genai.conversing(session="s-1", user="ann", metadata={"team": "shop"}),
+                telemetry.genai.invoke_agent("sre", run="run_1", session="other", question=()),
+            ):
+                pass
+
+    with collector() as late:
+        asyncio.run(direct())
+    assert {
+        "session.id": "s-1",
+        "gen_ai.conversation.id": "s-1",
+        "user.id": "ann",
+        "metadata": '{"team": "shop"}',
+    }.items() <= late.span_of("invoke_agent").attributes.items()
+
+
+def test_nothing_that_was_said_is_recorded_unless_somebody_asked_for_it(tmp_path: Path) -> None:
+    kept = _play(tmp_path, TURNS)
+    for said in (QUESTION, "It is well", '"query"', "small shop", "ok\\\\\\\"", "of the small world"):
+        assert not kept.holds(said), said
+    for span in kept.spans():
+        assert not [key for key in span.attributes if key.endswith((".value", ".content", ".messages", "arguments"))]
+
+
+def test_what_was_said_is_recorded_in_both_vocabularies_cut_and_without_secrets(tmp_path: Path) -> None:
+    secret = SECRET
+    turns = [wants(search(f"error {secret}"), usage=USAGE), says(f"It is well [e1] {secret}." + "x" * 400, usage=USAGE)]
+    kept = _play(tmp_path, turns, env={"OTEL_RECORD_CONTENT": "true", "OTEL_CONTENT_MAX_LENGTH": "120"})
+    first, second = kept.spans_of("chat")
+    asked = first.attributes
+    assert asked["llm.input_messages.0.message.role"] == "system"
+    assert asked["llm.input_messages.0.message.content"].startswith("You look after a small shop.")
+    assert asked["llm.input_messages.1.message.content"] == asked["input.value"] == QUESTION
+    wanted = "llm.output_messages.0.message.tool_calls.0.tool_call.function"
+    assert asked[f"{wanted}.name"] == "logs_search"
+    assert json.loads(asked[f"{wanted}.arguments"])["query"].startswith("error [redacted")
+    (reply,) = json.loads(asked["gen_ai.output.messages"])
+    assert (reply["role"], reply["finish_reason"], reply["parts"][0]["name"]) == ("assistant", "tool_calls", "logs_search")
+    told_back = json.loads(second.attributes["gen_ai.input.messages"])
+    assert [message["role"] for message in told_back] == ["system", "user", "assistant", "tool"]
+    answered = second.attributes["output.value"]
+    assert answered.startswith("It is well [e1] [redacted")
+    assert len(answered) == 120
+    agent = kept.span_of("invoke_agent").attributes
+    assert (agent["input.value"], agent["output.value"][:15]) == (QUESTION, "It is well [e1]")
+    assert not kept.holds(secret)
+
+
+def test_arguments_and_results_of_tools_are_recorded_where_content_is(tmp_path: Path) -> None:
+    tool = _play(tmp_path, TURNS, record=True).span_of("execute_tool").attributes
+    assert json.loads(tool["gen_ai.tool.call.arguments"]) == json.loads(tool["input.value"])
+    assert json.loads(tool["input.value"]) == {"service": "web", "query": "error"}
+    assert tool["input.mime_type"] == "application/json"
+    assert '"ok": true' in tool["gen_ai.tool.call.result"]
+
+
+def test_the_environment_may_switch_off_what_the_settings_record(tmp_path: Path) -> None:
+    kept = _play(tmp_path, TURNS, record=True, env={"OTEL_RECORD_CONTENT": "false"})
+    assert not kept.holds(QUESTION)
+
+
+def test_every_try_of_a_model_call_is_a_span_and_says_what_went_wrong(tmp_path: Path) -> None:
+    busy = ModelError("too busy", fault=ModelFault.RATE_LIMITED, hint="later", retry_after_s=0.01)
+    kept = _play(tmp_path, [[busy], says("Whole.", usage=USAGE)])
+    failed, fine = sorted(kept.spans_of("chat"), key=lambda span: span.attributes["quell.attempt"])
+    assert failed.is_failed
+    assert failed.attributes["error.type"] == "rate_limited"
+    assert "llm.token_count.total" not in failed.attributes
+    assert not fine.is_failed
+    assert kept.total("quell.model.errors", error__type="rate_limited") == 1
+    assert kept.total("quell.model.retries") == 1
+    assert kept.total("gen_ai.client.operation.duration") == 2
+    assert kept.total("gen_ai.client.operation.duration", error__type="rate_limited") == 1
+
+
+def test_the_golden_signals_of_an_agent_are_metrics(tmp_path: Path) -> None:
+    kept = _play(tmp_path, [*TURNS])
+    of_agent = {"gen_ai__agent__name": "sre"}
+    assert kept.total("quell.agent.requests", **of_agent) == 1
+    assert kept.total("quell.agent.answers", stop="answered", **of_agent) == 1
+    assert kept.total("quell.agent.duration", stop="answered", **of_agent) == 1
+    assert kept.points("quell.agent.running") == [({"gen_ai.agent.name": "sre"}, 0)]
+    assert kept.points("quell.agent.errors") == []
+    assert kept.total("gen_ai.client.token.usage", gen_ai__token__type="input", **of_agent) == 2
+    assert kept.total("gen_ai.client.token.usage", gen_ai__token__type="output", gen_ai__request__model="script") == 2
+    assert kept.total("gen_ai.client.operation.time_to_first_chunk") == 2
+    assert kept.total("quell.model.cached_tokens") == 80
+    assert kept.total("quell.tool.calls", tool="logs_search", outcome="ok", **of_agent) == 1
+    assert kept.total("quell.tool.duration", tool="logs_search", outcome="ok") == 1
+
+
+def test_ends_at_bounds_and_refused_calls_are_counted_by_kind(tmp_path: Path) -> None:
+    unknown = CallWanted(id="x", name="no_such_tool", arguments="{}")
+    wrong = CallWanted(id="y", name="logs_search", arguments='{"service": "no such service", "query": "a"}')
+    kept = _play(
+        tmp_path, [wants(unknown, wrong), [ModelError("no", fault=ModelFault.AUTH, hint="do this")]]
+    )
+    assert kept.total("quell.tool.calls", outcome="denied") == 2
+    assert kept.total("quell.agent.answers", stop="model") == 1
+    assert kept.total("quell.agent.errors", error__type="auth") == 1
+    assert kept.span_of("invoke_agent").attributes["error.type"] == "auth"

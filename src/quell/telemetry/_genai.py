@@ -346,6 +346,25 @@ def execute_tool(tool: Tool, wanted: ToolCall, *, run: str) -> Iterator[Used]:
         yield Used(opened)
 
 
+def turned_away(outcome: ToolOutcome, *, run: str, known_as: str) -> None:
+    """Tell of a call that did not come so far as to be one; `known_as` is empty for a tool that a model made up."""
+    attributes: dict[str, Attribute] = {
+        **_whose.get(),
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": outcome.tool,
+        "gen_ai.tool.call.id": outcome.call,
+        "openinference.span.kind": "TOOL",
+        "tool.name": outcome.tool,
+        "quell.run": run,
+        "quell.outcome": outcome.kind.value,
+        "error.type": outcome.kind.value,
+    }
+    name = known_as or "unknown"
+    with span(f"execute_tool {name}", attributes):
+        # Only names of ours become attributes of metrics: a model can write any number of others.
+        count_call(name, outcome)
+
+
 @contextmanager
 def call_server(server: str, tool: str, *, transport: str, protocol: str) -> Iterator[Mapping[str, str]]:
     """Time one request to a tool server, and yield the place in the trace that goes along with it.
