@@ -157,7 +157,9 @@ def collector() -> Iterator[Collector]:
 
 
 @asynccontextmanager
-async def told(state_dir: Path, env: Mapping[str, str], *, record: bool = False) -> AsyncIterator[Telemetry]:
+async def told(
+    state_dir: Path, env: Mapping[str, str], *, record: bool = False, instance: str = "here"
+) -> AsyncIterator[Telemetry]:
     """Open telemetry for a block, and send what is left at its end."""
     settings = Settings(
         state_dir=state_dir,
@@ -169,7 +171,7 @@ async def told(state_dir: Path, env: Mapping[str, str], *, record: bool = False)
         settings,
         role="serve",
         service_version="1.2",
-        instance="here",
+        instance=instance,
         clock=lambda: NOON,
         env=env,
         clean=Redactor.of(settings, environment=env).text,

@@ -4,16 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from quell import telemetry
-from quell.domain import CallWanted, ModelError, ModelFault, TokenUsage
+from quell.agent import BudgetAccounts, Live
+from quell.agent._asking import asked
+from quell.config import McpServerSettings
+from quell.domain import (
+    BudgetKind,
+    BudgetScope,
+    CallWanted,
+    Message,
+    ModelError,
+    ModelFault,
+    ModelRequest,
+    OutcomeKind,
+    Price,
+    Recovery,
+    Spender,
+    TextPiece,
+    TokenUsage,
+    ToolClass,
+    ToolOutcome,
+    ToolTerms,
+)
+from quell.governance import Budgets
+from quell.models import ScriptedModel
 from quell.models._scripted import Turn, says, wants
+from quell.runs import Database
+from quell.telemetry import Telemetry
+from tests._mcp_rogue import rogue
 from tests.doors._agent_bench import AgentRoom, agent_room
+from tests.doors._budget_bench import MovedClock, cap, opened
+from tests.doors._hand_bench import Room, hand_room, person
 from tests.doors._trace_bench import CALLER, SECRET, TRACE, Collector, collector, told
 
 USAGE = TokenUsage(input_tokens=100, output_tokens=10, cached_tokens=40)
+PRICE = Price(
+    provider="scripted",
+    models="*",
+    input=((0, 1_000_000),),
+    output=((0, 5_000_000),),
+    source="the test",
+    as_of="2026-11-20",
+)
 QUESTION = "Why is web slow today?"
 
 
@@ -229,3 +270,120 @@ def test_ends_at_bounds_and_refused_calls_are_counted_by_kind(tmp_path: Path) ->
     assert kept.total("quell.agent.answers", stop="model") == 1
     assert kept.total("quell.agent.errors", error__type="auth") == 1
     assert kept.span_of("invoke_agent").attributes["error.type"] == "auth"
+
+
+def test_a_tool_server_learns_of_the_trace_in_its_headers_and_in_the_request(tmp_path: Path) -> None:
+    async def story(kept: Collector) -> list[dict[str, Any]]:
+        async with rogue() as server, told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}):
+            known = {"bad": McpServerSettings(transport="http_streamable", url=server.url, call_timeout_s=5.0)}
+            async with hand_room(tmp_path, servers=known) as room:
+                await pin(room, "echo")
+                with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER})):
+                    outcome = await room.call("echo", n=1)
+                assert isinstance(outcome, ToolOutcome)
+                assert outcome.kind is OutcomeKind.OK, outcome
+                await room.call("failed", n=1)
+            return server.calls
+
+    with collector() as kept:
+        (call,) = asyncio.run(story(kept))
+    request = kept.span_of("tools/call")
+    assert kept.path_to(request) == ["quell.request", "execute_tool", "tools/call"]
+    place = f"00-{TRACE}-{request.id}-01"
+    assert call["headers"]["traceparent"] == place
+    assert call["_meta"]["traceparent"] == place
+    assert request.kind == 3
+    assert {"mcp.method.name": "tools/call", "quell.server": "bad", "network.transport": "tcp"}.items() <= (
+        request.attributes.items()
+    )
+    assert {span.name for span in kept.spans_of("execute_tool")} == {"execute_tool echo", "execute_tool unknown"}
+    assert kept.total("quell.tool.calls", tool="unknown", outcome="denied") == 1
+
+
+async def pin(room: Room, name: str) -> None:
+    (offer,) = [each for each in await room.authority.servers.offers("bad") if each.original == name]
+    terms = ToolTerms(tool_class=ToolClass.READ, recovery=Recovery.NATURAL, timeout_s=5.0, reason="said so")
+    with room.runs.database.writing() as connection:
+        room.authority.pins.accept(connection, offer, terms, by=person("ann", "operator"))
+
+
+@pytest.mark.timeout(30)
+def test_waits_for_people_are_counted_and_measured_and_belong_to_the_same_trace(tmp_path: Path) -> None:
+    scale = CallWanted(id="s", name="scale", arguments='{"service": "web", "environment": "staging", "replicas": 3}')
+
+    async def story(room: AgentRoom) -> None:
+        run = await room.runs.start("chat", subject="web", arguments={"question": "Scale it."})
+        parked = await room.parked(run)
+        approvals = room.authority.guard.approvals
+        with room.runs.database.writing() as connection:
+            approvals.expire(connection)
+        await telling.flush()
+        assert kept.total("quell.approvals.waiting") == 1
+        await room.approve(parked, run)
+        await room.answer(run)
+        with room.runs.database.writing() as connection:
+            approvals.expire(connection)
+
+    async def use() -> None:
+        nonlocal telling
+        async with told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}) as telling:
+            async with agent_room(tmp_path, [wants(scale), says("Done.")]) as room:
+                with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER})):
+                    await story(room)
+
+    telling: Telemetry
+    with collector() as kept:
+        asyncio.run(use())
+    assert kept.total("quell.approvals.waiting") == 0
+    assert kept.total("quell.approvals.settled", status="approved") == 1
+    assert kept.total("quell.approvals.wait", status="approved") == 1
+    assert kept.total("quell.tool.parked", tool="scale") == 1
+    assert kept.total("quell.agent.waits", gen_ai__agent__name="sre") >= 1
+    assert kept.total("quell.agent.requests") == kept.total("quell.agent.answers") == 1
+    stops = [span.attributes["quell.stop"] for span in kept.spans_of("invoke_agent")]
+    assert (stops[0], stops[-1]) == ("waiting", "answered")
+    assert {span.trace for span in kept.spans()} == {TRACE}
+
+
+def test_money_is_counted_by_agent_and_model(tmp_path: Path) -> None:
+    spender = Spender(run="run_1", agent="sre")
+    usage = TokenUsage(input_tokens=240, output_tokens=20)
+    request = ModelRequest(messages=(Message(role="user", text="Why is checkout slow? " * 40),), output_max_tokens=100)
+
+    async def use(database: Database) -> None:
+        budgets = Budgets((cap(BudgetKind.MONEY, 10_000, BudgetScope.RUN),), clock=MovedClock(), prices=(PRICE,))
+        accounts = BudgetAccounts(budgets, database, spender=spender)
+        cut = ModelError("cut", fault=ModelFault.BROKEN_STREAM, hint="", said=True)
+        model = ScriptedModel([says("Because.", usage=usage), [TextPiece(text="Half"), cut], says("Because.", usage=usage)])
+
+        async def no_pause(_seconds: float) -> None:
+            await asyncio.sleep(0)
+
+        async with told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}):
+            for turn in range(2):
+                await asked(
+                    model, request, run="run_1", turn=turn, live=Live(), accounts=accounts, deadline_s=5, pause=no_pause
+                )
+
+    with collector() as kept, opened(tmp_path) as database:
+        asyncio.run(use(database))
+    by = {"gen_ai__agent__name": "sre", "gen_ai__request__model": "script"}
+    assert kept.total("quell.model.cost", basis="reported", **by) == 2 * 340
+    assert kept.total("quell.model.cost", basis="reserved", **by) > 340, "what broke off is charged at its worst"
+
+
+@pytest.mark.timeout(60)
+def test_a_run_that_is_killed_goes_on_in_the_same_trace_in_another_process(tmp_path: Path) -> None:
+    with collector() as kept:
+        codes = [_life(tmp_path, kept.url, life=life) for life in ("first", "second")]
+    assert codes == [-signal.SIGKILL, 0]
+    assert {span.trace for span in kept.spans()} == {TRACE}
+    assert [span.attributes["quell.run.dispatch"] for span in kept.spans_of("quell.run")] != []
+    assert len(kept.spans_of("chat")) == 2, "one in each life"
+    assert kept.path_to(kept.spans_of("chat")[-1])[-3:] == ["invoke_agent", "quell.step", "chat"]
+    assert len({span.resource["service.instance.id"] for span in kept.spans()}) == 2
+
+
+def _life(tmp_path: Path, url: str, *, life: str) -> int:
+    command = [sys.executable, "-m", "tests.doors._trace_worker", str(tmp_path), url, life]
+    return subprocess.run(command, check=False, timeout=50, stdout=subprocess.DEVNULL).returncode

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Literal, Protocol
 
 from quell.domain import (
     Message,
@@ -214,6 +214,13 @@ def chat(request: ModelRequest, *, provider: str, model: str, attempt: int) -> I
         if failed:
             count("model.errors", 1, **labels, **failed)
         measure("gen_ai.client.operation.duration", time.perf_counter() - began_s, {**labels, **failed})
+
+
+def spent(micro_usd: int, *, agent: str, model: str, basis: Literal["reported", "reserved"]) -> None:
+    """Count the money of a model call; `reserved` is what it was at most, where nobody knows its usage."""
+    if micro_usd:
+        labels: dict[str, Scalar] = {"gen_ai.agent.name": agent, "gen_ai.request.model": model, "basis": basis}
+        count("model.cost", micro_usd, **labels)
 
 
 def _fault_of(error: BaseException) -> str:
