@@ -62,12 +62,6 @@ def search(query: str = "error", *, service: str = "web") -> CallWanted:
     return CallWanted(id="x", name="logs_search", arguments=json.dumps({"service": service, "query": query}))
 
 
-async def ask(room: AgentRoom) -> None:
-    # The subject of a run stands in its events: the question is no subject.
-    run = await room.runs.start("chat", subject="a question", arguments={"question": QUESTION})
-    await room.answer(run)
-
-
 def _play(
     tmp_path: Path,
     turns: list[Turn],
@@ -82,7 +76,7 @@ def _play(
             agent_room(tmp_path, turns) as room,
         ):
             with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER}), kind="server"):
-                await (ask(room) if story is None else story(room))
+                await (room.ask(QUESTION) if story is None else story(room))
 
     with collector() as kept:
         asyncio.run(use(kept))
@@ -161,7 +155,7 @@ def test_agents_and_tools_say_who_they_are_and_how_it_ended(tmp_path: Path) -> N
 def test_whose_conversation_it_is_stands_on_every_span_of_it(tmp_path: Path) -> None:
     async def story(room: AgentRoom) -> None:
         with telemetry.genai.conversing(session="s-1", user="ann", metadata={"team": "shop"}), telemetry.span("outer"):
-            await ask(room)
+            await room.ask(QUESTION)
 
     # The run has a life of its own: whoever carries it out says whose it is, there.
     kept = _play(tmp_path, TURNS, story=story)
@@ -187,8 +181,12 @@ def test_whose_conversation_it_is_stands_on_every_span_of_it(tmp_path: Path) -> 
 
 def test_nothing_that_was_said_is_recorded_unless_somebody_asked_for_it(tmp_path: Path) -> None:
     kept = _play(tmp_path, TURNS)
-    for said in (QUESTION, "It is well", '"query"', "small shop", "ok\\\\\\\"", "of the small world"):
+    for said in (QUESTION, "It is well", '"query"', "small shop", 'ok\\\\\\"', "of the small world"):
         assert not kept.holds(said), said
+    log = (tmp_path / "logs" / "quell.log").read_text()
+    assert "agent.answered" in log
+    assert QUESTION not in log
+    assert "It is well" not in log
     for span in kept.spans():
         assert not [key for key in span.attributes if key.endswith((".value", ".content", ".messages", "arguments"))]
 
@@ -206,7 +204,11 @@ def test_what_was_said_is_recorded_in_both_vocabularies_cut_and_without_secrets(
     assert asked[f"{wanted}.name"] == "logs_search"
     assert json.loads(asked[f"{wanted}.arguments"])["query"].startswith("error [redacted")
     (reply,) = json.loads(asked["gen_ai.output.messages"])
-    assert (reply["role"], reply["finish_reason"], reply["parts"][0]["name"]) == ("assistant", "tool_calls", "logs_search")
+    assert (reply["role"], reply["finish_reason"], reply["parts"][0]["name"]) == (
+        "assistant",
+        "tool_calls",
+        "logs_search",
+    )
     told_back = json.loads(second.attributes["gen_ai.input.messages"])
     assert [message["role"] for message in told_back] == ["system", "user", "assistant", "tool"]
     answered = second.attributes["output.value"]
@@ -263,9 +265,7 @@ def test_the_golden_signals_of_an_agent_are_metrics(tmp_path: Path) -> None:
 def test_ends_at_bounds_and_refused_calls_are_counted_by_kind(tmp_path: Path) -> None:
     unknown = CallWanted(id="x", name="no_such_tool", arguments="{}")
     wrong = CallWanted(id="y", name="logs_search", arguments='{"service": "no such service", "query": "a"}')
-    kept = _play(
-        tmp_path, [wants(unknown, wrong), [ModelError("no", fault=ModelFault.AUTH, hint="do this")]]
-    )
+    kept = _play(tmp_path, [wants(unknown, wrong), [ModelError("no", fault=ModelFault.AUTH, hint="do this")]])
     assert kept.total("quell.tool.calls", outcome="denied") == 2
     assert kept.total("quell.agent.answers", stop="model") == 1
     assert kept.total("quell.agent.errors", error__type="auth") == 1
@@ -317,7 +317,7 @@ def test_waits_for_people_are_counted_and_measured_and_belong_to_the_same_trace(
         approvals = room.authority.guard.approvals
         with room.runs.database.writing() as connection:
             approvals.expire(connection)
-        await telling.flush()
+        await told_by[0].flush()
         assert kept.total("quell.approvals.waiting") == 1
         await room.approve(parked, run)
         await room.answer(run)
@@ -325,13 +325,15 @@ def test_waits_for_people_are_counted_and_measured_and_belong_to_the_same_trace(
             approvals.expire(connection)
 
     async def use() -> None:
-        nonlocal telling
-        async with told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}) as telling:
-            async with agent_room(tmp_path, [wants(scale), says("Done.")]) as room:
-                with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER})):
-                    await story(room)
+        async with (
+            told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}) as telling,
+            agent_room(tmp_path, [wants(scale), says("Done.")]) as room,
+        ):
+            told_by.append(telling)
+            with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER})):
+                await story(room)
 
-    telling: Telemetry
+    told_by: list[Telemetry] = []
     with collector() as kept:
         asyncio.run(use())
     assert kept.total("quell.approvals.waiting") == 0
@@ -354,7 +356,9 @@ def test_money_is_counted_by_agent_and_model(tmp_path: Path) -> None:
         budgets = Budgets((cap(BudgetKind.MONEY, 10_000, BudgetScope.RUN),), clock=MovedClock(), prices=(PRICE,))
         accounts = BudgetAccounts(budgets, database, spender=spender)
         cut = ModelError("cut", fault=ModelFault.BROKEN_STREAM, hint="", said=True)
-        model = ScriptedModel([says("Because.", usage=usage), [TextPiece(text="Half"), cut], says("Because.", usage=usage)])
+        model = ScriptedModel(
+            [says("Because.", usage=usage), [TextPiece(text="Half"), cut], says("Because.", usage=usage)]
+        )
 
         async def no_pause(_seconds: float) -> None:
             await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -23,12 +23,12 @@ P = ParamSpec("P")
 
 
 def told(
-    converse: Callable[Concatenate[Who, RunContext, Talk, P], Coroutine[None, None, Ended]],
-) -> Callable[Concatenate[Who, RunContext, Talk, P], Coroutine[None, None, Ended]]:
+    converse: Callable[Concatenate[Who, RunContext, Talk, P], Awaitable[Ended]],
+) -> Callable[Concatenate[Who, RunContext, Talk, P], Awaitable[Ended]]:
     """Tell telemetry of every segment of a conversation: that it began, and how it ended."""
 
     @wraps(converse)
-    async def telling(who: Who, context: RunContext, talk: Talk, *args: P.args, **named: P.kwargs) -> Ended:
+    async def telling(who: Who, context: RunContext, talk: Talk, /, *args: P.args, **named: P.kwargs) -> Ended:
         caller = named.get("caller")
         session = caller.session if isinstance(caller, ToolCaller) else ""
         began_s = time.perf_counter() - talk.began_s

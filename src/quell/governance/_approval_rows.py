@@ -162,7 +162,9 @@ def settle(
         raise RefusedError(f"approval {approval.id} was settled meanwhile", hint="read it again", code="gone")
     telemetry.count("approvals.settled", status=status.value)
     if approval.status is ApprovalStatus.REQUESTED:
-        telemetry.measure("approvals.wait", (at - approval.terms.requested_at).total_seconds(), {"status": status.value})
+        telemetry.measure(
+            "approvals.wait", (at - approval.terms.requested_at).total_seconds(), {"status": status.value}
+        )
 
 
 def use_step(connection: Connection, approval: str, *, position: int, at: datetime) -> bool:

@@ -112,7 +112,8 @@ class Journal:
     def arguments(self, run: str) -> JsonObject:
         """Return what a run was started with, by its whole id."""
         with self._database.reading() as connection:
-            return _object(connection.one("SELECT arguments FROM quell_runs WHERE id = :run", run=run).arguments)
+            row = connection.one("SELECT arguments FROM quell_runs WHERE id = :run", run=run)
+        return without_place(_object(row.arguments))[0]
 
     def list_runs(self, *, rows_max: int, kind: str | None, status: RunStatus | None) -> list[Run]:
         """Return the newest runs first, by order of insertion."""

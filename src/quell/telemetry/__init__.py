@@ -4,7 +4,7 @@ Owns:  the catalogues of events and metrics, the log lines and the log file, red
 Never: reports about its own exporting, raises because it could not write, prints a secret, loads OpenTelemetry before it is opened.
 """
 
-from quell.telemetry import _genai as genai
+from quell.telemetry import _genai
 from quell.telemetry._active import Exporter as Exporter
 from quell.telemetry._active import count as count
 from quell.telemetry._active import event as event
@@ -16,3 +16,6 @@ from quell.telemetry._active import span as span
 from quell.telemetry._catalogue import EVENTS as EVENTS
 from quell.telemetry._open import Telemetry as Telemetry
 from quell.telemetry._open import open_telemetry as open_telemetry
+
+genai = _genai
+"""Spans and metrics of agents."""

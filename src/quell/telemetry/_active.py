@@ -8,11 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from quell.telemetry._catalogue import EVENTS, EventSpec
+from quell.telemetry._catalogue import EVENTS, EventSpec, Scalar, Value, unsaid
 
-Scalar: TypeAlias = str | int | float | bool
 Attribute: TypeAlias = Scalar | Sequence[str]
-Value: TypeAlias = Scalar | Sequence[str] | None
 Kind: TypeAlias = Literal["internal", "server", "client"]
 """Which side of a call a span is: a request that came, one that went out, or neither."""
 Signal: TypeAlias = Literal["logs", "traces", "metrics"]
@@ -167,7 +165,8 @@ def event(name: str, /, *, run: str = "", **body: Value) -> None:
     if spec is None:
         raise ValueError(f"{name!r} is not in the event catalogue (quell.telemetry.EVENTS)")
     if _sinks:
-        _sinks[0].event(name, spec, run=run, body=body)
+        sink = _sinks[0]
+        sink.event(name, spec, run=run, body=body if sink.is_recording else unsaid(name, body))
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from quell.domain import (
@@ -26,7 +27,6 @@ from quell.domain import (
 )
 from quell.telemetry._active import (
     Attribute,
-    Scalar,
     Span,
     content,
     count,
@@ -36,6 +36,7 @@ from quell.telemetry._active import (
     measure,
     span,
 )
+from quell.telemetry._catalogue import Scalar
 
 MESSAGES_MAX = 32
 """Of a request, the newest: a long conversation is told once, not in every span of it."""
@@ -50,7 +51,7 @@ _PROVIDERS: Mapping[str, str] = {
 """Names of the semantic conventions, where ours differ."""
 _OPENINFERENCE_PROVIDERS: Mapping[str, str] = {"bedrock": "aws", "gemini": "google"}
 _FINISH: Mapping[str, str] = {"calls": "tool_calls", "filtered": "content_filter"}
-_whose: ContextVar[Mapping[str, Scalar]] = ContextVar("quell_telemetry_whose", default={})
+_whose: ContextVar[Mapping[str, Scalar]] = ContextVar("quell_telemetry_whose", default=MappingProxyType({}))
 """Attributes of every span of a conversation."""
 
 

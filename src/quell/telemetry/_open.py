@@ -16,15 +16,13 @@ from quell.telemetry._active import (
     Exporter,
     Kind,
     Parent,
-    Scalar,
     Signal,
     Span,
-    Value,
     install,
     is_quiet,
     uninstall,
 )
-from quell.telemetry._catalogue import EVENTS, EventSpec, Level
+from quell.telemetry._catalogue import EVENTS, EventSpec, Level, Scalar, Value
 from quell.telemetry._env import content_max_chars_of, goes_out
 from quell.telemetry._lines import ORDER, Cell, Style, line_of
 from quell.telemetry._logfile import LogFile

@@ -19,10 +19,10 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from quell.telemetry._active import Attribute, Exporter, Kind, Parent, Scalar
-from quell.telemetry._catalogue import Level
-from quell.telemetry._metrics import find_metric
+from quell.telemetry._active import Attribute, Exporter, Kind, Parent
+from quell.telemetry._catalogue import Level, Scalar
 from quell.telemetry._lines import Cell, tail_of
+from quell.telemetry._metrics import find_metric
 from quell.telemetry._pump import OnDrop, OwnStore, Pump
 
 _SEVERITY: Mapping[Level, SeverityNumber] = {
@@ -55,7 +55,8 @@ class OpenTelemetry:
         about = Resource({**_named(env.get("OTEL_RESOURCE_ATTRIBUTES", "")), **resource})
         # Providers of our own, not the global ones: what libraries in this process trace is theirs.
         limits = SpanLimits(
-            max_span_attributes=_ATTRIBUTES_MAX, max_span_attribute_length=_whole(env, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT")
+            max_span_attributes=_ATTRIBUTES_MAX,
+            max_span_attribute_length=_whole(env, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"),
         )
         tracers = TracerProvider(resource=about, shutdown_on_exit=False, span_limits=limits)
         tracers.add_span_processor(_SpanTap(self._pumps))
