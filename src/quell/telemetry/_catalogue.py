@@ -193,6 +193,7 @@ EVENTS: Mapping[str, EventSpec] = {
     ),
     "cli.crashed": _spec("error", "A command ended in a bug of ours.", "command", "report", "error", "traceback"),
     "telemetry.dropped": _spec("warning", "Telemetry about Quell itself was dropped.", "signal", "records", "reason"),
+    "telemetry.rerouted": _spec("warning", "Telemetry goes out otherwise than the environment asked for.", "reason"),
     "library.logged": _spec(
         "warning", "A library that Quell uses wrote a log line.", "logger", "severity", "message", "traceback"
     ),

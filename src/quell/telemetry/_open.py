@@ -69,7 +69,8 @@ class Telemetry:
         self._routing = _LibraryLogs(self)
         self._content_max_chars = content_max_chars_of(settings.telemetry, env=env)
         if goes_out(env):
-            self._engine().send_out(env)
+            for problem in self._engine().send_out(env):
+                self._write("telemetry.rerouted", EVENTS["telemetry.rerouted"], run="", body={"reason": problem})
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -217,7 +218,8 @@ def open_telemetry(
 
     A command shows only errors on stderr (its own messages stand there) unless another level than `info` was asked for.
     `clean` takes secrets out of every text, in whatever encoding; plain ones of the settings go in any case.
-    `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP http/protobuf.
+    `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP; the other names of OpenTelemetry
+    for exporters are heeded too.
     """
     opened = Telemetry(
         settings,

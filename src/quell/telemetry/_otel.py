@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry._logs import SeverityNumber
@@ -87,12 +87,14 @@ class OpenTelemetry:
         destination = OwnStore(export, loop=loop)
         self._pumps.append(Pump("store", destination, reader=self._readers["store"], on_drop=self._on_drop))
 
-    def send_out(self, env: Mapping[str, str]) -> None:
-        """Carry everything to the collector that `env` names."""
+    def send_out(self, env: Mapping[str, str]) -> Sequence[str]:
+        """Carry everything to the collectors that `env` names; return what cannot be as it wants it."""
         # The http exporter brings a whole HTTP client; most processes have no collector.
         from quell.telemetry._outside import Outside  # noqa: PLC0415
 
-        self._pumps.append(Pump("collector", Outside(env), reader=self._readers["collector"], on_drop=self._on_drop))
+        outside = Outside(env)
+        self._pumps.append(Pump("collector", outside, reader=self._readers["collector"], on_drop=self._on_drop))
+        return outside.problems
 
     async def flush(self) -> None:
         """Send what is queued."""

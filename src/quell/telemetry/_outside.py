@@ -6,34 +6,60 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from importlib import import_module
+from typing import Protocol, cast
 
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
-from quell.telemetry._env import endpoint_of, headers_of, names_of
+from quell.telemetry._env import Out, endpoint_of, headers_of, names_of, protocol_of
 
 _TIMEOUT_S = 5.0
+_HTTP = "http/protobuf"
+_PACKAGES: Mapping[str, str] = {
+    _HTTP: "opentelemetry.exporter.otlp.proto.http",
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
+}
+_EXPORTERS: Mapping[Out, tuple[str, str]] = {
+    "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
+    "metrics": ("metric_exporter", "OTLPMetricExporter"),
+}
+
+
+class _Exporter(Protocol):
+    def export(self, batch: object) -> Enum:
+        """Send a batch; the member `SUCCESS` says that it was taken."""
 
 
 class Outside:
     """Collectors, one per signal: mostly the same, and none for what nobody sends anywhere."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
+        self.problems: list[str] = []
+        """Where what was asked for cannot be done, and what is done instead."""
         self._names = Resource(names_of(env)) if names_of(env) else None
-        self._spans, self._logs, self._metrics = None, None, None
-        if endpoint := endpoint_of(env, "traces"):
-            self._spans = OTLPSpanExporter(endpoint=endpoint, headers=headers_of(env, "traces"), timeout=_TIMEOUT_S)
-        if endpoint := endpoint_of(env, "logs"):
-            self._logs = OTLPLogExporter(endpoint=endpoint, headers=headers_of(env, "logs"), timeout=_TIMEOUT_S)
-        if endpoint := endpoint_of(env, "metrics"):
-            self._metrics = OTLPMetricExporter(
-                endpoint=endpoint, headers=headers_of(env, "metrics"), timeout=_TIMEOUT_S
-            )
+        self._spans = self._exporter(env, "traces")
+        self._logs = self._exporter(env, "logs")
+        self._metrics = self._exporter(env, "metrics")
+
+    def _exporter(self, env: Mapping[str, str], signal: Out) -> _Exporter | None:
+        endpoint = endpoint_of(env, signal)
+        if not endpoint:
+            return None
+        asked = protocol_of(env, signal) or _HTTP
+        module, name = _EXPORTERS[signal]
+        package = _PACKAGES.get(asked)
+        try:
+            found = import_module(f"{package or _PACKAGES[_HTTP]}.{module}")
+        except ImportError:
+            found, package = import_module(f"{_PACKAGES[_HTTP]}.{module}"), None
+        if package is None:
+            self.problems.append(f"{signal} go by {_HTTP}, not {asked}: {_why(asked)}")
+        made = getattr(found, name)(endpoint=endpoint, headers=headers_of(env, signal), timeout=_TIMEOUT_S)
+        return cast("_Exporter", made)
 
     def spans(self, batch: Sequence[ReadableSpan]) -> None:
         """Take spans."""
@@ -66,3 +92,9 @@ class Outside:
 def _require(result: Enum) -> None:
     if result.name != "SUCCESS":
         raise ConnectionError("the collector did not take it")
+
+
+def _why(asked: str) -> str:
+    if asked in _PACKAGES:
+        return f"install opentelemetry-exporter-otlp-proto-{asked}"
+    return f"known are {' and '.join(sorted(_PACKAGES))}"
