@@ -87,23 +87,28 @@ class Collector:
             path.insert(0, by_id[path[0].parent])
         return [each.name.split(" ")[0] for each in path]
 
+    def metric_names(self) -> set[str]:
+        return {metric.name for metric in self._metrics()}
+
+    def _metrics(self) -> Iterator[Any]:
+        for path, body in self.bodies:
+            if path.endswith("/metrics"):
+                for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                    for scope in resource.scope_metrics:
+                        yield from scope.metrics
+
     def points(self, name: str) -> list[tuple[dict[str, Any], float]]:
         """Return the newest state of a metric: attributes, and the sum, the last value, or the number of values."""
         newest: dict[str, tuple[dict[str, Any], float]] = {}
-        for path, body in self.bodies:
-            if not path.endswith("/metrics"):
+        for metric in self._metrics():
+            if metric.name != name:
                 continue
-            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        if metric.name != name:
-                            continue
-                        for point in (*metric.sum.data_points, *metric.gauge.data_points):
-                            labels = _values(point.attributes)
-                            newest[repr(sorted(labels.items()))] = (labels, point.as_double or point.as_int)
-                        for bars in metric.histogram.data_points:
-                            labels = _values(bars.attributes)
-                            newest[repr(sorted(labels.items()))] = (labels, bars.count)
+            for point in (*metric.sum.data_points, *metric.gauge.data_points):
+                labels = _values(point.attributes)
+                newest[repr(sorted(labels.items()))] = (labels, point.as_double or point.as_int)
+            for bars in metric.histogram.data_points:
+                labels = _values(bars.attributes)
+                newest[repr(sorted(labels.items()))] = (labels, bars.count)
         return list(newest.values())
 
     def total(self, name: str, **labels: object) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import quell
 from quell import telemetry
 from quell.agent import BudgetAccounts, Live
 from quell.agent._asking import asked
@@ -40,6 +43,7 @@ from quell.models import ScriptedModel
 from quell.models._scripted import Turn, says, wants
 from quell.runs import Database
 from quell.telemetry import Telemetry
+from quell.telemetry._metrics import METRICS, find_metric
 from tests._mcp_rogue import rogue
 from tests.doors._agent_bench import AgentRoom, agent_room
 from tests.doors._budget_bench import MovedClock, cap, opened
@@ -391,3 +395,27 @@ def test_a_run_that_is_killed_goes_on_in_the_same_trace_in_another_process(tmp_p
 def _life(tmp_path: Path, url: str, *, life: str) -> int:
     command = [sys.executable, "-m", "tests.doors._trace_worker", str(tmp_path), url, life]
     return subprocess.run(command, check=False, timeout=50, stdout=subprocess.DEVNULL).returncode
+
+
+def test_every_metric_is_in_the_catalogue_and_has_the_attributes_that_stand_there(tmp_path: Path) -> None:
+    busy = ModelError("too busy", fault=ModelFault.RATE_LIMITED, hint="later", retry_after_s=0.01)
+    made_up = CallWanted(id="y", name="no_such_tool", arguments="{}")
+    kept = _play(tmp_path, [wants(search(), made_up, usage=USAGE), [busy], says("Well.", usage=USAGE)])
+    sent = kept.metric_names()
+    assert sent >= {"gen_ai.client.token.usage", "quell.agent.requests", "quell.tool.calls", "quell.model.retries"}
+    assert sent <= METRICS.keys()
+    for name in sent:
+        for labels, _ in kept.points(name):
+            assert labels.keys() <= set(METRICS[name].attributes), name
+
+
+def test_what_the_code_counts_and_what_the_catalogue_lists_is_the_same() -> None:
+    source = Path(quell.__file__).parent
+    told: set[str] = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {"count", "measure"}:
+                first = node.args[0] if node.args else None
+                if isinstance(first, ast.Constant) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", str(first.value)):
+                    told.add(find_metric(first.value)[0])
+    assert told | {"quell.events"} == METRICS.keys()
