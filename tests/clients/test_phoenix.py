@@ -86,7 +86,7 @@ def _wait_for(server: subprocess.Popen[bytes], url: str, *, log: Path) -> None:
     raise AssertionError("Phoenix does not answer: " + log.read_text(errors="replace")[-2000:])
 
 
-def _get(url: str) -> Any:
+def _get(url: str | urllib.request.Request) -> Any:
     with urllib.request.urlopen(url, timeout=10) as reply:
         return json.load(reply)
 

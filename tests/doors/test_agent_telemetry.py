@@ -351,6 +351,28 @@ def test_waits_for_people_are_counted_and_measured_and_belong_to_the_same_trace(
     assert {span.trace for span in kept.spans()} == {TRACE}
 
 
+@pytest.mark.timeout(30)
+def test_a_run_that_no_request_started_has_a_trace_of_its_own_over_all_its_segments(tmp_path: Path) -> None:
+    scale = CallWanted(id="s", name="scale", arguments='{"service": "web", "environment": "staging", "replicas": 3}')
+
+    async def use() -> None:
+        async with (
+            told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}),
+            agent_room(tmp_path, [wants(scale), says("Done.")]) as room,
+        ):
+            run = await room.start("Scale it.")
+            await room.approve(await room.parked(run), run)
+            await room.answer(run)
+
+    with collector() as kept:
+        asyncio.run(use())
+    start = kept.span_of("quell.start")
+    lives = kept.spans_of("quell.run")
+    assert len(lives) >= 2
+    assert {span.parent for span in lives} == {start.id}
+    assert {span.trace for span in kept.spans_of("chat")} == {start.trace}
+
+
 def test_money_is_counted_by_agent_and_model(tmp_path: Path) -> None:
     spender = Spender(run="run_1", agent="sre")
     usage = TokenUsage(input_tokens=240, output_tokens=20)
@@ -416,6 +438,7 @@ def test_what_the_code_counts_and_what_the_catalogue_lists_is_the_same() -> None
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {"count", "measure"}:
                 first = node.args[0] if node.args else None
-                if isinstance(first, ast.Constant) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", str(first.value)):
-                    told.add(find_metric(first.value)[0])
+                name = first.value if isinstance(first, ast.Constant) else None
+                if isinstance(name, str) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name):
+                    told.add(find_metric(name)[0])
     assert told | {"quell.events"} == METRICS.keys()

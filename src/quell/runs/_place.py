@@ -9,11 +9,15 @@ from quell import telemetry
 _KEY = "quell.place"
 
 
-def with_place(arguments: Mapping[str, object]) -> Mapping[str, object]:
-    """Return arguments that know where in a trace the run is started, if it is started in one."""
+def with_place(arguments: Mapping[str, object], *, run: str, kind: str) -> Mapping[str, object]:
+    """Return arguments that know where in a trace the run is started; outside of every trace one begins with it."""
     assert _KEY not in arguments, f"{_KEY!r} is no argument of a run"
     place: dict[str, str] = {}
     telemetry.inject(place)
+    if not place:
+        about = {"quell.run": run, "quell.run.kind": kind, "openinference.span.kind": "CHAIN"}
+        with telemetry.span("quell.start", about):
+            telemetry.inject(place)
     return {**arguments, _KEY: place} if place else arguments
 
 

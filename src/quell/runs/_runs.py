@@ -155,7 +155,7 @@ class Runs:
             run=id_,
             kind=kind,
             subject=subject,
-            arguments=with_place(arguments),
+            arguments=with_place(arguments, run=id_, kind=kind),
             key=key,
             version=self._version,
         )
