@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,23 +14,27 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 import quell
 from quell import telemetry
 from quell.agent import BudgetAccounts, Live
 from quell.agent._asking import asked
+from quell.app import open_app
 from quell.config import McpServerSettings
 from quell.domain import (
     BudgetKind,
     BudgetScope,
     CallWanted,
+    ChatAsk,
     Message,
     ModelError,
     ModelFault,
     ModelRequest,
     OutcomeKind,
     Price,
+    Principal,
     Recovery,
     Spender,
     TextPiece,
@@ -41,11 +46,13 @@ from quell.domain import (
 from quell.governance import Budgets
 from quell.models import ScriptedModel
 from quell.models._scripted import Turn, says, wants
-from quell.runs import Database
+from quell.runs import Database, system_clock
+from quell.server import serve
 from quell.telemetry import Telemetry
 from quell.telemetry._metrics import METRICS, find_metric
 from tests._mcp_rogue import rogue
 from tests.doors._agent_bench import AgentRoom, agent_room
+from tests.doors._authority_house import settings_of
 from tests.doors._budget_bench import MovedClock, cap, opened
 from tests.doors._hand_bench import Room, hand_room, person
 from tests.doors._trace_bench import CALLER, SECRET, TRACE, Collector, collector, told
@@ -442,3 +449,45 @@ def test_what_the_code_counts_and_what_the_catalogue_lists_is_the_same() -> None
                 if isinstance(name, str) and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", name):
                     told.add(find_metric(name)[0])
     assert told | {"quell.events"} == METRICS.keys()
+
+
+@pytest.mark.timeout(60)
+def test_a_served_question_goes_on_in_the_trace_of_its_request_and_says_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ChatAsk(messages=(Message(role="user", text=QUESTION),), session="s-1", user="bob", metadata={"team": "shop"})
+
+    async def use() -> None:
+        settings, urls = settings_of(tmp_path), asyncio.Queue[str]()
+        async with open_app(
+            settings, role="serve", clock=system_clock, entropy=os.urandom, env=dict(os.environ), agents=()
+        ) as app:
+            serving = asyncio.create_task(serve(app, on_ready=urls.put_nowait))
+            async with httpx2.AsyncClient(base_url=await urls.get(), trust_env=False) as http:
+                listed = await http.get("/api/v1/runs", headers={"traceparent": CALLER})
+            assert listed.status_code == 200, listed.text
+            with telemetry.span("quell.request", parent=telemetry.extract({"traceparent": CALLER}), kind="server"):
+                run = await app.agents.start(ask, by=Principal(user="ann", roles=("operator",)))
+            assert await app.agents.answer(run.id, timeout_s=20) is not None
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    with collector() as kept:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", kept.url)
+        asyncio.run(use())
+    listed, asked_for = kept.spans_of("quell.request")
+    assert listed.attributes["http.route"] == "/api/v1/runs"
+    assert (listed.kind, listed.trace, listed.parent) == (2, TRACE, CALLER.split("-")[2])
+    (agent,) = [span for span in kept.spans_of("invoke_agent") if span.trace == TRACE]
+    assert kept.path_to(agent) == ["quell.request", "quell.run", "invoke_agent"]
+    assert asked_for.id in {span.parent for span in kept.spans_of("quell.run")}
+    chats = [span for span in kept.spans_of("chat") if span.trace == TRACE]
+    assert chats
+    whose = {
+        "session.id": "s-1",
+        "gen_ai.conversation.id": "s-1",
+        "user.id": "bob",
+        "metadata": '{"team": "shop"}',
+    }
+    assert all(whose.items() <= span.attributes.items() for span in (agent, *chats))
+    assert not kept.holds(QUESTION)
