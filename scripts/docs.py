@@ -44,6 +44,7 @@ DOCUMENTS: Mapping[str, Callable[[], str]] = {
     "configuration.md": docs_reference.configuration,
     "cli.md": docs_reference.command_line,
     "events.md": docs_reference.events,
+    "metrics.md": docs_reference.metrics,
     "errors.md": docs_reference.errors,
 }
 

@@ -1,4 +1,4 @@
-"""Generated reference pages: configuration, command line, events, errors. `scripts/docs.py` writes and checks them."""
+"""Generated reference pages: configuration, command line, events, metrics, errors. `scripts/docs.py` writes and checks them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from quell.cli._topics import ENVIRONMENT
 from quell.config._keys import Key, Table, tables
 from quell.domain import QuellError
 from quell.telemetry import EVENTS
+from quell.telemetry._metrics import METRICS
 
 _WIDTH = 100
 
@@ -146,6 +147,26 @@ def events() -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def metrics() -> str:
+    """List the metrics catalogue."""
+    lines = [
+        "# Metrics",
+        "",
+        (
+            "Generated from `quell.telemetry` by `make docs`. They go into the own store and, over OTLP, to a collector ([how](../how-to/watch-the-agent.md))."
+            " A `counter` only grows; a `level` goes up and down with what is under way; a `gauge` is what was seen last; a `histogram` has the buckets that the semantic conventions advise."
+        ),
+        "",
+        "| metric | kind | unit | meaning | attributes |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {spec.kind} | `{spec.unit}` | {spec.meaning} | {', '.join(f'`{each}`' for each in spec.attributes)} |"
+        for name, spec in METRICS.items()
+    ]
+    return "\n".join([*lines, ""])
 
 
 def errors() -> str:

@@ -13,6 +13,7 @@ from quell.domain import BoundExceededError, Charge, ModelRequest, Reservation, 
 from quell.governance import Budgets
 from quell.models import Bill, Model, bills_of
 from quell.runs import Database
+from quell.telemetry import genai
 
 _LIFETIME_S = 900.0
 """Longer than any call may take: what is not settled by then is charged as reserved."""
@@ -80,13 +81,15 @@ class BudgetAccounts(Accounts):
         raise BoundExceededError("the tries of one model call", limit=_TRIES_MAX)
 
     def _charge(self, call: _Open, usage: TokenUsage | None, said_tokens: int) -> None:
+        actual = self._actual(call.bills, usage, said_tokens=said_tokens)
         with self._database.writing() as connection:
-            self._budgets.settle(
-                connection,
-                call.reservation,
-                self._actual(call.bills, usage, said_tokens=said_tokens),
-                spender=self._spender,
-            )
+            settled = self._budgets.settle(connection, call.reservation, actual, spender=self._spender)
+        genai.spent(
+            settled.charged.money_micro_usd or 0,
+            agent=self._spender.agent,
+            model=call.bills[0].model,
+            basis="reserved" if actual is None or actual.money_micro_usd is None else "reported",
+        )
 
     def _actual(self, bills: Sequence[Bill], usage: TokenUsage | None, *, said_tokens: int) -> Charge | None:
         """Return what to charge; None: as reserved."""

@@ -18,6 +18,7 @@ from quell.agent._live import Live, Moved
 from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import counted, judged
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
+from quell.agent._telling import told
 from quell.domain import (
     CallProgress,
     CallWanted,
@@ -103,6 +104,7 @@ class Agent:
         """Go on with a conversation that waited."""
         return await self.converse(context, talk_of(state), caller=caller)
 
+    @told
     async def converse(self, context: RunContext, talk: Talk, *, caller: ToolCaller) -> Ended:
         """Go on with a conversation until it is answered, stopped, or waits for people.
 

@@ -26,6 +26,7 @@ from quell.domain import (
     TokenUsage,
 )
 from quell.models import Gathering, Model
+from quell.telemetry import genai
 
 _TRIES = 4
 _PAUSE_FIRST_S = 0.5
@@ -93,7 +94,8 @@ async def asked(
             return Asked(fault="budget", detail=_told(bound), tries=attempt - 1)
         try:
             saying = _Saying(live, run=run, turn=turn, attempt=attempt, holder=holder())
-            reply = await _once(model, request, saying, deadline_s=left_s)
+            with genai.chat(request, provider=model.provider, model=model.name, attempt=attempt) as asking:
+                reply = await _once(model, request, saying, asking, deadline_s=left_s)
         except (ModelError, OverloadError) as caught:
             error = caught
             await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
@@ -148,17 +150,24 @@ class _Saying:
             self._live.say(Piece(*self._place, "text", text))
 
 
-async def _once(model: Model, request: ModelRequest, saying: _Saying, *, deadline_s: float) -> ModelReply:
-    gathering = Gathering()
+async def _once(
+    model: Model, request: ModelRequest, saying: _Saying, asking: genai.Asking, *, deadline_s: float
+) -> ModelReply:
+    gathering, is_begun = Gathering(), False
     async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
         async for event in events:
+            if not is_begun:
+                is_begun = True
+                asking.first()
             gathering.take(event)
             if isinstance(event, TextPiece):
                 saying.text(event.text)
             elif isinstance(event, ReasoningPiece):
                 saying.reasoning(event.text)
     saying.end()
-    return gathering.reply(request=request, counter=model.counter)
+    reply = gathering.reply(request=request, counter=model.counter)
+    asking.replied(reply)
+    return reply
 
 
 def _said_tokens(model: Model, reply: ModelReply) -> int:

@@ -309,11 +309,12 @@ class AgentDesk:
             monotonic=time.monotonic,
         )
         caller = self._caller(context, wanted, mind, tools=tools)
-        if not context.state:
-            await context.emit("agent.began", key="began", **_began(wanted, mind))
-            ended = await agent.begin(context, messages, caller=caller)
-        else:
-            ended = await agent.go_on(context, context.state, caller=caller)
+        with telemetry.genai.conversing(session=ask.session, user=ask.user, metadata=ask.metadata):
+            if not context.state:
+                await context.emit("agent.began", key="began", **_began(wanted, mind))
+                ended = await agent.begin(context, messages, caller=caller)
+            else:
+                ended = await agent.go_on(context, context.state, caller=caller)
         if isinstance(ended, WaitUntil):
             return ended
         self._headers.pop(wanted.ticket, None)

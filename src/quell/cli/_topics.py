@@ -16,8 +16,12 @@ ENVIRONMENT: dict[str, str] = {
     "XDG_CONFIG_HOME": "where the user's quell/quell.toml lies; ~/.config without it",
     "NO_COLOR": "no colour when set to anything",
     "FORCE_COLOR": "colour even when the output is no terminal",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "also send Quell's own traces, metrics and logs there (OTLP http/protobuf)",
-    "OTEL_EXPORTER_OTLP_HEADERS": "headers for it, key=value,key=value",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "also send Quell's own traces, metrics and logs there (OTLP); _TRACES_ENDPOINT, … one of them",
+    "OTEL_EXPORTER_OTLP_HEADERS": "headers for it, key=value,key=value; _TRACES_HEADERS, … for one of them",
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf, or grpc where its exporter is installed",
+    "OTEL_SERVICE_NAME": "how a collector knows this service",
+    "OTEL_RECORD_CONTENT": "true: what people, models and tools say stands in spans; OTEL_CONTENT_MAX_LENGTH: of each text",
+    "PHOENIX_PROJECT_NAME": "project that Phoenix keeps the traces in",
     "OTEL_RESOURCE_ATTRIBUTES": "attributes for Quell's own telemetry, key=value,key=value",
 }
 

@@ -98,6 +98,7 @@ RANGES: Mapping[str, Range] = {
     "mcp.servers.*.call_timeout_s": _above(0, to=3_600),
     "tool.timeout_s": _above(0, to=3_600),
     "telemetry.log_file_max_mb": Range(low=0.01, high=10_240),
+    "telemetry.content_max_chars": Range(low=1, high=65_536),
 }
 """One row for every number that can be configured."""
 

@@ -217,6 +217,10 @@ class TelemetrySettings:
     """`auto`: coloured lines on a terminal, plain ones otherwise; `json`: one JSON object per line."""
     log_file_max_mb: float = 10.0
     """Size at which the log file in the state directory is rotated, in MiB."""
+    record_content: bool = False
+    """Put what people, models and tools say into spans, without secrets; `OTEL_RECORD_CONTENT` wins."""
+    content_max_chars: int = 1000
+    """Of each text that is recorded; `OTEL_CONTENT_MAX_LENGTH` wins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

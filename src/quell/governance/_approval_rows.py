@@ -8,6 +8,7 @@ from typing import cast
 
 import msgspec
 
+from quell import telemetry
 from quell.domain import (
     APPROVAL_NEXT,
     Approval,
@@ -159,6 +160,11 @@ def settle(
     )
     if moved != 1:
         raise RefusedError(f"approval {approval.id} was settled meanwhile", hint="read it again", code="gone")
+    telemetry.count("approvals.settled", status=status.value)
+    if approval.status is ApprovalStatus.REQUESTED:
+        telemetry.measure(
+            "approvals.wait", (at - approval.terms.requested_at).total_seconds(), {"status": status.value}
+        )
 
 
 def use_step(connection: Connection, approval: str, *, position: int, at: datetime) -> bool:
@@ -285,14 +291,19 @@ def beginning_with(connection: Connection, text: str, *, tenant: str) -> list[st
 
 
 def expire(connection: Connection, *, at: datetime) -> int:
-    """Write down what has passed its time."""
+    """Write down what has passed its time, and tell telemetry how many wait for people now."""
     may = [status.value for status, then in APPROVAL_NEXT.items() if ApprovalStatus.EXPIRED in then]
     marks = ", ".join(f"'{status}'" for status in may)
-    return connection.run(
+    expired = connection.run(
         f"UPDATE quell_approvals SET status = 'expired', settled_at = expires_at"
         f" WHERE status IN ({marks}) AND expires_at <= :at",
         at=stamp(at),
     )
+    if expired:
+        telemetry.count("approvals.settled", expired, status=ApprovalStatus.EXPIRED.value)
+    row = connection.one("SELECT COUNT(*) AS number FROM quell_approvals WHERE status = 'requested'")
+    telemetry.measure("approvals.waiting", int(row.number))
+    return expired
 
 
 def _status_sql(status: ApprovalStatus) -> str:

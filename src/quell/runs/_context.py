@@ -174,7 +174,8 @@ class RunContext:
         self._pen.step_started(name)
         began_at, began_s = self._clock(), time.perf_counter()
         try:
-            with telemetry.span("quell.step", {"quell.run": self.run.id, "quell.step": name}):
+            about = {"quell.run": self.run.id, "quell.step": name, "openinference.span.kind": "CHAIN"}
+            with telemetry.span("quell.step", about):
                 raw, value = await self._try(name, work, returns=returns, timeout_s=timeout_s, attempts=attempts)
         except StepError as error:
             failure = Failure(reason=error.reason, detail=str(error), attempts=attempts)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
+from quell import telemetry
 from quell.config import JournalSettings
 from quell.domain import Clock, Fence, JournalError, RunStatus, StateHeldError
 from quell.runs._bell import Bell
@@ -189,7 +190,8 @@ class Executor:
             clean=self._clean,
         )
         try:
-            outcome = await self._works[run.kind](context)
+            with telemetry.span("quell.run", _attributes(begun), parent=telemetry.extract(begun.place)):
+                outcome = await self._works[run.kind](context)
             assert isinstance(outcome, Done | Continue | WaitUntil), f"work of {run.kind} returned {outcome!r}"
             await self.keep(self._journal.end, begun, outcome)
         except asyncio.CancelledError:
@@ -443,6 +445,16 @@ async def in_thread(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
 
     threading.Thread(target=body, name="quell-runs", daemon=True).start()
     return await future
+
+
+def _attributes(begun: Begun) -> dict[str, str | int]:
+    return {
+        "quell.run": begun.run.id,
+        "quell.run.kind": begun.run.kind,
+        "quell.run.segment": begun.segment,
+        "quell.run.dispatch": begun.dispatch,
+        "openinference.span.kind": "CHAIN",
+    }
 
 
 def _told(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
 from quell.runs._outbox import append_event, json_of, storable
+from quell.runs._place import without_place
 
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
@@ -31,6 +32,8 @@ class Begun:
 
     run: Run
     arguments: JsonObject
+    place: Mapping[str, str]
+    """Where in a trace it was started, as headers; empty: nowhere."""
     state: JsonObject
     segment: int
     dispatch: int
@@ -109,7 +112,8 @@ class Journal:
     def arguments(self, run: str) -> JsonObject:
         """Return what a run was started with, by its whole id."""
         with self._database.reading() as connection:
-            return _object(connection.one("SELECT arguments FROM quell_runs WHERE id = :run", run=run).arguments)
+            row = connection.one("SELECT arguments FROM quell_runs WHERE id = :run", run=run)
+        return without_place(_object(row.arguments))[0]
 
     def list_runs(self, *, rows_max: int, kind: str | None, status: RunStatus | None) -> list[Run]:
         """Return the newest runs first, by order of insertion."""
@@ -244,9 +248,11 @@ class Journal:
         of_segment = "FROM quell_{} WHERE run = :run AND segment = :segment"
         state = connection.one("SELECT state " + of_segment.format("segments"), run=run, segment=row.segment).state
         kept = connection.all("SELECT name, status, result " + of_segment.format("steps"), run=run, segment=row.segment)
+        arguments, place = without_place(_object(row.arguments))
         return Begun(
             run=_run(row),
-            arguments=_object(row.arguments),
+            arguments=arguments,
+            place=place,
             state=_object(state),
             segment=row.segment,
             dispatch=row.dispatch,

@@ -18,6 +18,7 @@ from quell.runs._context import JsonObject, Work
 from quell.runs._database import Database, open_database
 from quell.runs._journal import FINAL, Journal
 from quell.runs._lease import Leases
+from quell.runs._place import with_place
 from quell.runs._schema import create_tables
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Runs:
             run=id_,
             kind=kind,
             subject=subject,
-            arguments=arguments,
+            arguments=with_place(arguments, run=id_, kind=kind),
             key=key,
             version=self._version,
         )

@@ -134,8 +134,13 @@ def _traced(endpoint: Endpoint) -> Endpoint:
     """Time an endpoint as one span that continues the caller's trace."""
 
     async def traced(request: Request) -> Response:
-        attributes = {"http.request.method": request.method, "http.route": request.scope["route"].path}
-        with telemetry.span("quell.request", attributes, parent=telemetry.extract(request.headers)) as span:
+        attributes = {
+            "http.request.method": request.method,
+            "http.route": request.scope["route"].path,
+            "openinference.span.kind": "CHAIN",
+        }
+        place = telemetry.extract(request.headers)
+        with telemetry.span("quell.request", attributes, parent=place, kind="server") as span:
             response = await endpoint(request)
             span.put("http.response.status_code", response.status_code)
             return response

@@ -8,10 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from quell.telemetry._catalogue import EVENTS, EventSpec
+from quell.telemetry._catalogue import EVENTS, EventSpec, Scalar, Value, unsaid
 
-Scalar: TypeAlias = str | int | float | bool
-Value: TypeAlias = Scalar | Sequence[str] | None
+Attribute: TypeAlias = Scalar | Sequence[str]
+Kind: TypeAlias = Literal["internal", "server", "client"]
+"""Which side of a call a span is: a request that came, one that went out, or neither."""
 Signal: TypeAlias = Literal["logs", "traces", "metrics"]
 Exporter: TypeAlias = Callable[[Signal, bytes], Awaitable[object] | None]
 """Takes OTLP protobuf bytes of one signal; called in the event loop in which `attach` was called, if there was one."""
@@ -20,8 +21,11 @@ Exporter: TypeAlias = Callable[[Signal, bytes], Awaitable[object] | None]
 class Span(Protocol):
     """What the body of a `with span(...)` may do."""
 
-    def put(self, key: str, value: Scalar) -> None:
+    def put(self, key: str, value: Attribute) -> None:
         """Add an attribute."""
+
+    def put_content(self, key: str, text: str) -> None:
+        """Add what people, models or tools said, as `content` returned it; it is not cut or cleaned again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +40,28 @@ class Sink(Protocol):
     """What `open_telemetry` puts behind these functions."""
 
     @contextmanager
-    def span(self, name: str, attributes: Mapping[str, Scalar], *, parent: Parent | None) -> Iterator[Span]:
+    def span(
+        self, name: str, attributes: Mapping[str, Attribute], *, parent: Parent | None, kind: Kind
+    ) -> Iterator[Span]:
         """Time a piece of work."""
         ...
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether spans and metrics go anywhere."""
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what is said may stand in spans."""
+
+    def content(self, text: str) -> str:
+        """Return a text as it may stand in a span."""
+
     def count(self, name: str, n: float, attributes: Mapping[str, Scalar]) -> None:
-        """Add to a counter."""
+        """Add to a counter or a level."""
+
+    def measure(self, name: str, value: float, attributes: Mapping[str, Scalar]) -> None:
+        """Take one value into a histogram, or set a gauge."""
 
     def event(self, name: str, spec: EventSpec, *, run: str, body: Mapping[str, Value]) -> None:
         """Write one event."""
@@ -51,7 +71,10 @@ class Sink(Protocol):
 
 
 class _Nothing:
-    def put(self, key: str, value: Scalar) -> None:
+    def put(self, key: str, value: Attribute) -> None:
+        """Forget it."""
+
+    def put_content(self, key: str, text: str) -> None:
         """Forget it."""
 
 
@@ -90,20 +113,47 @@ def quiet() -> Iterator[None]:
         _quiet.reset(token)
 
 
+def is_listening() -> bool:
+    """Tell whether spans and metrics of this context go anywhere: who makes many attributes may save the work."""
+    return bool(_sinks) and _sinks[0].is_listening and not _quiet.get()
+
+
+def is_recording() -> bool:
+    """Tell whether what is said may stand in spans of this context."""
+    return is_listening() and _sinks[0].is_recording
+
+
+def content(text: str) -> str:
+    """Return a text as it may stand in a span: without secrets, and cut; empty while no content is recorded."""
+    return _sinks[0].content(text) if is_recording() else ""
+
+
 @contextmanager
-def span(name: str, attributes: Mapping[str, Scalar] | None = None, *, parent: Parent | None = None) -> Iterator[Span]:
+def span(
+    name: str,
+    attributes: Mapping[str, Attribute] | None = None,
+    *,
+    parent: Parent | None = None,
+    kind: Kind = "internal",
+) -> Iterator[Span]:
     """Time a block as one span; an exception that leaves it marks the span as failed."""
     if not _sinks or _quiet.get():
         yield _NOTHING
         return
-    with _sinks[0].span(name, attributes or {}, parent=parent) as opened:
+    with _sinks[0].span(name, attributes or {}, parent=parent, kind=kind) as opened:
         yield opened
 
 
 def count(name: str, /, n: float = 1, **attributes: Scalar) -> None:
-    """Add `n` to the counter `name`."""
+    """Add `n` to the counter or the level `name`."""
     if _sinks and not _quiet.get():
         _sinks[0].count(name, n, attributes)
+
+
+def measure(name: str, value: float, attributes: Mapping[str, Scalar] | None = None) -> None:
+    """Take one value into the histogram `name`, or set the gauge of that name."""
+    if _sinks and not _quiet.get():
+        _sinks[0].measure(name, value, attributes or {})
 
 
 def event(name: str, /, *, run: str = "", **body: Value) -> None:
@@ -115,7 +165,8 @@ def event(name: str, /, *, run: str = "", **body: Value) -> None:
     if spec is None:
         raise ValueError(f"{name!r} is not in the event catalogue (quell.telemetry.EVENTS)")
     if _sinks:
-        _sinks[0].event(name, spec, run=run, body=body)
+        sink = _sinks[0]
+        sink.event(name, spec, run=run, body=body if sink.is_recording else unsaid(name, body))
 
 
 def inject(headers: MutableMapping[str, str]) -> None:

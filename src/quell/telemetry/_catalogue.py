@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+Scalar: TypeAlias = str | int | float | bool
+Value: TypeAlias = Scalar | Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,31 @@ EVENTS: Mapping[str, EventSpec] = {
     ),
     "cli.crashed": _spec("error", "A command ended in a bug of ours.", "command", "report", "error", "traceback"),
     "telemetry.dropped": _spec("warning", "Telemetry about Quell itself was dropped.", "signal", "records", "reason"),
+    "telemetry.rerouted": _spec("warning", "Telemetry goes out otherwise than the environment asked for.", "reason"),
     "library.logged": _spec(
         "warning", "A library that Quell uses wrote a log line.", "logger", "severity", "message", "traceback"
     ),
 }
+
+_SAID = frozenset(
+    {"answer", "arguments", "calls", "content", "detail", "goal", "plan", "question", "reasoning", "result", "text"}
+)
+_SPOKEN_KINDS = frozenset({"chat"})
+"""Of runs whose subject is what a person said."""
+
+
+def unsaid(name: str, body: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the body of an event without what people, models and tools said: that goes nowhere unless somebody asked.
+
+    Numbers stay, and of conversations what the catalogue does not name goes.
+    """
+    if name.startswith("agent."):
+        fields = EVENTS[name].fields
+        return {
+            key: value
+            for key, value in body.items()
+            if key in fields and (key not in _SAID or isinstance(value, int | float))
+        }
+    if name.startswith("run.") and body.get("kind") in _SPOKEN_KINDS:
+        return {key: value for key, value in body.items() if key != "subject"}
+    return dict(body)

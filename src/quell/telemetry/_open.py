@@ -8,11 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeAlias
 
 from quell.config import Secret, Settings
-from quell.telemetry._active import Exporter, Parent, Scalar, Signal, Span, Value, install, is_quiet, uninstall
-from quell.telemetry._catalogue import EVENTS, EventSpec, Level
+from quell.telemetry._active import (
+    Attribute,
+    Exporter,
+    Kind,
+    Parent,
+    Signal,
+    Span,
+    install,
+    is_quiet,
+    uninstall,
+)
+from quell.telemetry._catalogue import EVENTS, EventSpec, Level, Scalar, Value
+from quell.telemetry._env import content_max_chars_of, goes_out
 from quell.telemetry._lines import ORDER, Cell, Style, line_of
 from quell.telemetry._logfile import LogFile
 from quell.telemetry._text import Redactor
@@ -24,6 +35,8 @@ Clock: TypeAlias = Callable[[], datetime]
 
 _TEXT_MAX = 2000
 _TRACEBACK_MAX = 20_000
+_SECRET_MAX = 8_192
+"""Looked through beyond what is kept of a text: a secret that is cut in two is not known any more."""
 
 
 class Telemetry:
@@ -54,8 +67,10 @@ class Telemetry:
         self._resource = {"service.name": "quell", "service.version": service_version, "service.instance.id": instance}
         self._otel: OpenTelemetry | None = None
         self._routing = _LibraryLogs(self)
-        if env.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-            self._engine().send_out(env)
+        self._content_max_chars = content_max_chars_of(settings.telemetry, env=env)
+        if goes_out(env):
+            for problem in self._engine().send_out(env):
+                self._write("telemetry.rerouted", EVENTS["telemetry.rerouted"], run="", body={"reason": problem})
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -106,20 +121,42 @@ class Telemetry:
 
     # what quell.telemetry's functions call
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether spans and metrics go anywhere."""
+        return self._otel is not None
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what is said may stand in spans."""
+        return self._content_max_chars > 0
+
+    def content(self, text: str) -> str:
+        """Return a text as it may stand in a span: cleaned first and cut then, so that no half of a secret stays."""
+        most = self._content_max_chars
+        return self._redactor.text(text[: most + _SECRET_MAX])[:most] if most else ""
+
     @contextmanager
-    def span(self, name: str, attributes: Mapping[str, Scalar], *, parent: Parent | None) -> Iterator[Span]:
+    def span(
+        self, name: str, attributes: Mapping[str, Attribute], *, parent: Parent | None, kind: Kind
+    ) -> Iterator[Span]:
         """Time a piece of work."""
         engine = self._otel
         if engine is None:
             yield _FORGETFUL
             return
-        with engine.span(name, self._attributes(attributes), parent=parent) as opened:
+        with engine.span(name, self._attributes(attributes), parent=parent, kind=kind) as opened:
             yield _CleanSpan(opened, self._redactor)
 
     def count(self, name: str, n: float, attributes: Mapping[str, Scalar]) -> None:
-        """Add to a counter."""
+        """Add to a counter or a level."""
         if self._otel is not None:
-            self._otel.count(name, n, self._attributes(attributes))
+            self._otel.count(name, n, self._labels(attributes))
+
+    def measure(self, name: str, value: float, attributes: Mapping[str, Scalar]) -> None:
+        """Take one value into a histogram, or set a gauge."""
+        if self._otel is not None:
+            self._otel.measure(name, value, self._labels(attributes))
 
     def event(self, name: str, spec: EventSpec, *, run: str, body: Mapping[str, Value]) -> None:
         """Write one event to stderr, to the log file and as an OpenTelemetry log record."""
@@ -156,7 +193,10 @@ class Telemetry:
             return self._redactor.value(key, str(value))[:cut]
         return [self._redactor.value(key, str(item))[:_TEXT_MAX] for item in value]
 
-    def _attributes(self, attributes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def _attributes(self, attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+        return {key: _cleaned(self._redactor, key, value) for key, value in attributes.items()}
+
+    def _labels(self, attributes: Mapping[str, Scalar]) -> dict[str, Scalar]:
         return {
             key: self._redactor.value(key, value)[:_TEXT_MAX] if isinstance(value, str) else value
             for key, value in attributes.items()
@@ -178,7 +218,8 @@ def open_telemetry(
 
     A command shows only errors on stderr (its own messages stand there) unless another level than `info` was asked for.
     `clean` takes secrets out of every text, in whatever encoding; plain ones of the settings go in any case.
-    `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP http/protobuf.
+    `OTEL_EXPORTER_OTLP_ENDPOINT` in `env` sends everything there as well, over OTLP; the other names of OpenTelemetry
+    for exporters are heeded too.
     """
     opened = Telemetry(
         settings,
@@ -200,21 +241,42 @@ def open_telemetry(
 
 
 class _Forgetful:
-    def put(self, key: str, value: Scalar) -> None:
+    def put(self, key: str, value: Attribute) -> None:
+        """Forget it."""
+
+    def put_content(self, key: str, text: str) -> None:
         """Forget it."""
 
 
 _FORGETFUL = _Forgetful()
 
 
+class _RawSpan(Protocol):
+    def put(self, key: str, value: Attribute) -> None:
+        """Add an attribute as it is."""
+
+
 class _CleanSpan:
-    def __init__(self, span: Span, redactor: Redactor) -> None:
+    def __init__(self, span: _RawSpan, redactor: Redactor) -> None:
         self._span = span
         self._redactor = redactor
 
-    def put(self, key: str, value: Scalar) -> None:
+    def put(self, key: str, value: Attribute) -> None:
         """Add an attribute without secrets."""
-        self._span.put(key, self._redactor.value(key, value)[:_TEXT_MAX] if isinstance(value, str) else value)
+        self._span.put(key, _cleaned(self._redactor, key, value))
+
+    def put_content(self, key: str, text: str) -> None:
+        """Add content as it is."""
+        if text:
+            self._span.put(key, text)
+
+
+def _cleaned(redactor: Redactor, key: str, value: Attribute) -> Attribute:
+    if isinstance(value, str):
+        return redactor.value(key, value)[:_TEXT_MAX]
+    if isinstance(value, bool | int | float):
+        return value
+    return [redactor.value(key, each)[:_TEXT_MAX] for each in value]
 
 
 class _LibraryLogs(logging.Handler):

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context
-from opentelemetry.metrics import Counter
+from opentelemetry.metrics import Counter, Histogram, UpDownCounter, _Gauge
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.trace import Span as OtelSpan
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from quell.telemetry._active import Exporter, Parent, Scalar
-from quell.telemetry._catalogue import Level
+from quell.telemetry._active import Attribute, Exporter, Kind, Parent
+from quell.telemetry._catalogue import Level, Scalar
 from quell.telemetry._lines import Cell, tail_of
+from quell.telemetry._metrics import find_metric
 from quell.telemetry._pump import OnDrop, OwnStore, Pump
 
 _SEVERITY: Mapping[Level, SeverityNumber] = {
@@ -30,7 +31,14 @@ _SEVERITY: Mapping[Level, SeverityNumber] = {
     "warning": SeverityNumber.WARN,
     "error": SeverityNumber.ERROR,
 }
+_KINDS: Mapping[Kind, SpanKind] = {
+    "internal": SpanKind.INTERNAL,
+    "server": SpanKind.SERVER,
+    "client": SpanKind.CLIENT,
+}
 _SCOPE = "quell"
+_ATTRIBUTES_MAX = 1024
+"""Of one span: a recorded conversation has several for each of its messages."""
 _CLOSE_S = 5.0
 
 
@@ -46,7 +54,11 @@ class OpenTelemetry:
         self._readers = {"store": InMemoryMetricReader(), "collector": InMemoryMetricReader()}
         about = Resource({**_named(env.get("OTEL_RESOURCE_ATTRIBUTES", "")), **resource})
         # Providers of our own, not the global ones: what libraries in this process trace is theirs.
-        tracers = TracerProvider(resource=about, shutdown_on_exit=False)
+        limits = SpanLimits(
+            max_span_attributes=_ATTRIBUTES_MAX,
+            max_span_attribute_length=_whole(env, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"),
+        )
+        tracers = TracerProvider(resource=about, shutdown_on_exit=False, span_limits=limits)
         tracers.add_span_processor(_SpanTap(self._pumps))
         self._tracer = tracers.get_tracer(_SCOPE)
         loggers = LoggerProvider(resource=about, shutdown_on_exit=False)
@@ -54,7 +66,7 @@ class OpenTelemetry:
         self._logger = loggers.get_logger(_SCOPE)
         meters = MeterProvider(metric_readers=list(self._readers.values()), resource=about, shutdown_on_exit=False)
         self._meter = meters.get_meter(_SCOPE)
-        self._counters: dict[str, Counter] = {}
+        self._instruments: dict[str, Counter | UpDownCounter | Histogram | _Gauge] = {}
         self._propagator = TraceContextTextMapPropagator()
 
     @property
@@ -75,12 +87,14 @@ class OpenTelemetry:
         destination = OwnStore(export, loop=loop)
         self._pumps.append(Pump("store", destination, reader=self._readers["store"], on_drop=self._on_drop))
 
-    def send_out(self, env: Mapping[str, str]) -> None:
-        """Carry everything to the collector that `env` names."""
+    def send_out(self, env: Mapping[str, str]) -> Sequence[str]:
+        """Carry everything to the collectors that `env` names; return what cannot be as it wants it."""
         # The http exporter brings a whole HTTP client; most processes have no collector.
         from quell.telemetry._outside import Outside  # noqa: PLC0415
 
-        self._pumps.append(Pump("collector", Outside(env), reader=self._readers["collector"], on_drop=self._on_drop))
+        outside = Outside(env)
+        self._pumps.append(Pump("collector", outside, reader=self._readers["collector"], on_drop=self._on_drop))
+        return outside.problems
 
     async def flush(self) -> None:
         """Send what is queued."""
@@ -96,14 +110,21 @@ class OpenTelemetry:
             pump.abandon()
 
     @contextmanager
-    def span(self, name: str, attributes: Mapping[str, Scalar], *, parent: Parent | None) -> Iterator[_OpenSpan]:
+    def span(
+        self, name: str, attributes: Mapping[str, Attribute], *, parent: Parent | None, kind: Kind
+    ) -> Iterator[_OpenSpan]:
         """Time a piece of work; an exception that leaves the block is recorded and marks the span as failed."""
         context: Context | None = None
         if parent is not None:
             carrier = {"traceparent": parent.traceparent, "tracestate": parent.tracestate}
             context = self._propagator.extract(carrier)
         with self._tracer.start_as_current_span(
-            name, context=context, attributes=dict(attributes), record_exception=False, set_status_on_exception=False
+            name,
+            context=context,
+            kind=_KINDS[kind],
+            attributes=dict(attributes),
+            record_exception=False,
+            set_status_on_exception=False,
         ) as span:
             try:
                 yield _OpenSpan(span)
@@ -115,12 +136,39 @@ class OpenTelemetry:
                 raise
 
     def count(self, name: str, n: float, attributes: Mapping[str, Scalar]) -> None:
-        """Add to a counter."""
-        full = f"quell.{name}"
-        counter = self._counters.get(full)
-        if counter is None:
-            counter = self._counters[full] = self._meter.create_counter(full)
-        counter.add(n, dict(attributes))
+        """Add to a counter or a level."""
+        instrument = self._instrument(name)
+        assert isinstance(instrument, Counter | UpDownCounter), f"{name} is measured, not counted"
+        instrument.add(n, dict(attributes))
+
+    def measure(self, name: str, value: float, attributes: Mapping[str, Scalar]) -> None:
+        """Take one value into a histogram, or set a gauge."""
+        instrument = self._instrument(name)
+        if isinstance(instrument, Histogram):
+            instrument.record(value, dict(attributes))
+        else:
+            assert isinstance(instrument, _Gauge), f"{name} is counted, not measured"
+            instrument.set(value, dict(attributes))
+
+    def _instrument(self, name: str) -> Counter | UpDownCounter | Histogram | _Gauge:
+        known = self._instruments.get(name)
+        if known is not None:
+            return known
+        full, spec = find_metric(name)
+        made: Counter | UpDownCounter | Histogram | _Gauge
+        match spec.kind:
+            case "counter":
+                made = self._meter.create_counter(full, spec.unit, spec.meaning)
+            case "level":
+                made = self._meter.create_up_down_counter(full, spec.unit, spec.meaning)
+            case "gauge":
+                made = self._meter.create_gauge(full, spec.unit, spec.meaning)
+            case "histogram":
+                made = self._meter.create_histogram(
+                    full, spec.unit, spec.meaning, explicit_bucket_boundaries_advisory=spec.bounds or None
+                )
+        self._instruments[name] = made
+        return made
 
     def log(self, name: str, level: Level, *, run: str, body: Mapping[str, Cell]) -> None:
         """Write one event as a log record of the current span, and count it."""
@@ -147,7 +195,7 @@ class _OpenSpan:
     def __init__(self, span: OtelSpan) -> None:
         self._span = span
 
-    def put(self, key: str, value: Scalar) -> None:
+    def put(self, key: str, value: Attribute) -> None:
         """Add an attribute."""
         self._span.set_attribute(key, value)
 
@@ -194,3 +242,8 @@ class _LogTap(LogRecordProcessor):
 def _named(text: str) -> dict[str, str]:
     pairs = (item.partition("=") for item in text.split(",") if "=" in item)
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _whole(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name, "")
+    return int(text) if text.isdigit() else None

@@ -34,6 +34,7 @@ Of any other it may have failed halfway: a probeable one is looked at, and a per
 def tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
     """Tell telemetry how a call ended, or that it waits."""
     call = request.call
+    telemetry.genai.count_call(call.tool, ended)
     if isinstance(ended, Parked):
         telemetry.event(
             "tool.parked",
@@ -47,7 +48,6 @@ def tell(request: CallRequest, ended: ToolOutcome | Parked) -> None:
         return
     if ended.kind is OutcomeKind.DENIED:
         telemetry.event("tool.denied", run=call.run, call=call.id, tool=call.tool, reason=ended.detail)
-    telemetry.count("quell.tool.calls", outcome=ended.kind.value, tool=call.tool)
     telemetry.event(
         "tool.called",
         run=call.run,

@@ -26,6 +26,7 @@ from quell.domain import (
     ServerUnavailable,
     WorldError,
 )
+from quell.telemetry import genai
 from quell.tools._exchange import Exchange
 from quell.tools._mcp_answer import Expectation, ask_of, judge_refusal, judge_result, key_of_question, needs_of
 from quell.tools._mcp_link import CallExchange, Link, elicit_result
@@ -66,7 +67,6 @@ class Peer:
         session = self.link.present()
         arguments = dict(wish.arguments)
         mirrored = mcp_param_headers(known.header_map, arguments)
-        exchange = CallExchange(headers={**({KEY_HEADER: wish.key} if wish.key else {}), **mirrored}, replies=said)
         expected = Expectation(
             output=known.output,
             answers=wish.answers,
@@ -75,25 +75,30 @@ class Peer:
             now=self._clock,
             result_max_bytes=min(wish.result_max_bytes or server.result_max_bytes, server.result_max_bytes),
         )
-        meta = {**wish.meta, **({KEY_META: wish.key} if wish.key else {})}
-        request = types.CallToolRequest(
-            params=types.CallToolRequestParams(
-                name=wish.original,
-                arguments=arguments,
-                input_responses=dict(said) if said and session.discover_result is not None else None,
-                request_state=wish.request_state or None,
-                _meta=cast("RequestParamsMeta", meta) or None,
+        with genai.call_server(
+            server.name, wish.original, transport=server.transport, protocol=self.link.protocol
+        ) as place:
+            meta = {**wish.meta, **place, **({KEY_META: wish.key} if wish.key else {})}
+            request = types.CallToolRequest(
+                params=types.CallToolRequestParams(
+                    name=wish.original,
+                    arguments=arguments,
+                    input_responses=dict(said) if said and session.discover_result is not None else None,
+                    request_state=wish.request_state or None,
+                    _meta=cast("RequestParamsMeta", meta) or None,
+                )
             )
-        )
-        return await _exchange(
-            self.link,
-            session,
-            request=request,
-            exchange=exchange,
-            expected=expected,
-            on_progress=wish.on_progress,
-            timeout_s=until_s - self._monotonic(),
-        )
+            return await _exchange(
+                self.link,
+                session,
+                request=request,
+                exchange=CallExchange(
+                    headers={**({KEY_HEADER: wish.key} if wish.key else {}), **place, **mirrored}, replies=said
+                ),
+                expected=expected,
+                on_progress=wish.on_progress,
+                timeout_s=until_s - self._monotonic(),
+            )
 
     async def _listed(self, *, timeout_s: float, max_age_s: float | None) -> Listing:
         """Return the listing of a connection, made anew when it is old or the server said that it changed."""

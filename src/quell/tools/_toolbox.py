@@ -135,8 +135,9 @@ class Toolbox:
             request, entry = self._requested(planned, caller=caller, explanation=explanation)
         except RefusedError as refusal:
             return await self._turned_away(wanted, caller, refusal)
-        with telemetry.span("execute_tool", {"gen_ai.tool.name": entry.tool.name, "quell.run": caller.run}):
+        with telemetry.genai.execute_tool(entry.tool, wanted, run=caller.run) as used:
             ended = await self._decided(request, entry)
+            used.ended(ended)
         tell(request, ended)
         return ended
 
@@ -533,7 +534,10 @@ class Toolbox:
         call = self._redactor.text(wanted.id) if self._redactor.held_in(wanted.id) else wanted.id
         # Not every text of a model can be written down: what cannot is named.
         call, tool = (text[:_ID_MAX_CHARS].encode("utf-8", "backslashreplace").decode() for text in (call, tool))
-        return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        outcome = ToolOutcome(call=call, tool=tool, kind=OutcomeKind.DENIED, detail=told, attempts=0)
+        is_known = not (isinstance(refusal, RefusedError) and refusal.code == "unknown")
+        telemetry.genai.turned_away(outcome, run=caller.run, known_as=tool if is_known else "")
+        return outcome
 
     def _cleaned(self, listener: Callable[[CallProgress], None]) -> Callable[[CallProgress], None]:
         """Return a listener to progress that hears no secret of ours."""
