@@ -1,34 +1,185 @@
-"""The MCP servers of agent files among those of the deployment."""
+"""The servers and tools of agent files: what joins the deployment, and what each agent is offered of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
-from quell.config import AgentMcpServer, AgentSettings, McpServerSettings, Settings
+from quell.config import AgentMcpServer, AgentSettings, McpServerSettings, Settings, WorkerSettings
+from quell.domain import Tool, is_transport_header, matches_glob
+
+REQUEST_APPROVAL = "request_approval"
+FILE_TOOLS = ("read_file", "list_dir")
+_SKILL_TOOLS = ("load_skill", "read_skill_file")
+_LIBRARY, _STORE = "search_documents", "vector_search_"
+_SENSE, _RESULT = "Production", "Result"
+"""On what our own tools act: what goes on in production, results that were put aside."""
+_NAME_MAX = 32
+_MARK_CHARS = 6
+_FOREIGN = re.compile(r"[^a-z0-9]+")
 
 
 def merged(settings: Settings, agents: Sequence[AgentSettings]) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
-    """Return settings that have the servers of all agents, and for each agent how its servers are called there."""
+    """Return settings that have the servers of agent files too, and per agent: name in its file -> name there.
+
+    The same server under the same name is there once. What several files say of who pins and what reads, counts only as
+    far as all of them say it; where the deployment itself names the server, its word alone counts.
+    """
     servers = dict(settings.mcp.servers)
     names: dict[str, dict[str, str]] = {}
     for agent in agents:
-        own = names[agent.id] = {}
-        for name, each in agent.mcp.servers.items():
-            made = _server_of(each)
-            taken = name if servers.get(name, made) == made else f"{name}-{agent.id}"
-            servers[taken] = made
-            own[name] = taken
+        own = names.setdefault(agent.id, {})
+        for name, server in agent.mcp.servers.items():
+            wanted = _settings_of(name, server, agent, state_dir=settings.state_dir)
+            own[name] = taken = _name_for(name, wanted, agent=agent.id, servers=servers)
+            if taken not in settings.mcp.servers:
+                servers[taken] = _strictest(servers.get(taken, wanted), wanted)
     return replace(settings, mcp=replace(settings.mcp, servers=servers)), names
 
 
-def _server_of(server: AgentMcpServer) -> McpServerSettings:
-    return McpServerSettings(
+def offered(
+    tools: Iterable[Tool],
+    agent: AgentSettings,
+    servers: Mapping[str, str],
+    *,
+    worker: WorkerSettings | None = None,
+    set_aside: Literal["nothing", "something"] = "nothing",
+) -> tuple[str, ...]:
+    """Return the names of those tools that an agent, or one of its workers, may be offered.
+
+    `servers` maps the names of its file to those of the settings, as `merged` gives them. Filters judge the original
+    names of servers' tools. `set_aside` says whether this run has a result in the scratchpad already: then the tools
+    that read it are there, whatever the file says.
+    """
+    own_servers = set(servers.values())
+    globs = agent.agent.mcp_filter if worker is None or worker.mcp_filter is None else worker.mcp_filter
+    ours = _ours(agent, worker)
+    pad = worker.scratchpad if worker is not None and worker.scratchpad is not None else agent.agent.scratchpad
+    reads_results = pad.enabled or set_aside == "something"
+
+    def may(tool: Tool) -> bool:
+        if tool.server:
+            return tool.server in own_servers and (
+                globs is None or any(matches_glob(tool.original, glob) for glob in globs)
+            )
+        if tool.resource.kind == _RESULT:
+            return reads_results
+        return tool.resource.kind == _SENSE or tool.name in ours
+
+    return tuple(tool.name for tool in tools if may(tool))
+
+
+def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]:
+    """Return the names of our own tools that a file turns on."""
+    skills = worker.skills if worker is not None and worker.skills is not None else agent.agent.skills
+    if worker is not None:
+        stores = worker.vector_stores
+    elif agent.orchestration.enabled:
+        stores = agent.orchestration.coordinator_vector_stores
+    else:
+        stores = tuple(store.name for store in agent.vector_stores)
+    return frozenset(
+        (
+            _LIBRARY,
+            *(f"{_STORE}{name}" for name in stores),
+            *(_SKILL_TOOLS if skills.local else ()),
+            *(FILE_TOOLS if agent.tools.filesystem else ()),
+            *((REQUEST_APPROVAL,) if agent.hitl is not None else ()),
+        )
+    )
+
+
+def _settings_of(name: str, server: AgentMcpServer, agent: AgentSettings, *, state_dir: Path) -> McpServerSettings:
+    """Say a server of an agent file in the words of the settings."""
+    quell, is_stdio = agent.quell, server.transport == "stdio"
+    bounds = quell.servers.get(name)
+    command = (*server.cmd, *server.args)
+    found = McpServerSettings(
         transport=server.transport,
-        cmd=server.cmd,
-        args=server.args,
-        env=server.env,
-        url=server.url,
-        headers=server.headers,
-        forward_headers=tuple(server.headers_from_request.values()),
+        cmd=server.cmd if is_stdio else (),
+        args=server.args if is_stdio else (),
+        env=server.env if is_stdio else {},
+        url="" if is_stdio else server.url,
+        # What belongs to the transport is its own: AURA's files often say it again.
+        headers={} if is_stdio else {key: each for key, each in server.headers.items() if not is_transport_header(key)},
+        headers_from_request={} if is_stdio else server.headers_from_request,
+        network="host",
+        readable=tuple(_named(command, state_dir=state_dir)) if is_stdio else (),
+        pin=quell.pin,
+        reads=quell.reads,
+        hints=quell.hints,
+    )
+    if bounds is None:
+        return found
+    return replace(
+        found,
+        sandbox=bounds.sandbox,
+        network=bounds.network,
+        readable=(*found.readable, *bounds.readable),
+        writable=bounds.writable,
+        catalogue=bounds.catalogue,
+        connect_timeout_s=bounds.connect_timeout_s,
+        call_timeout_s=bounds.call_timeout_s,
+    )
+
+
+def _named(command: Sequence[str], *, state_dir: Path) -> Iterator[str]:
+    """Yield what a command line names: a confined program must read it, or it could not even begin.
+
+    A file stands for its directory, for programs load what lies beside them, unless that holds our own state or is
+    somebody's whole home.
+    """
+    kept, home = state_dir.absolute().resolve(), Path.home()
+    program = shutil.which(command[0]) if command else None
+    venv = Path(program).absolute().parent.parent if program else None
+    found = [venv] if venv is not None and (venv / "pyvenv.cfg").is_file() else []
+    for word in command[1:]:
+        path = Path(word).absolute()
+        if "/" not in word or not path.exists():
+            continue
+        beside = path if path.is_dir() else path.parent
+        is_wide = beside in {Path("/"), home, *home.parents} or kept.is_relative_to(beside.resolve())
+        found.append(path if is_wide else beside)
+    for path in dict.fromkeys(found):
+        real = path.resolve()
+        is_system = real == Path("/") or real.parts[1] in {"proc", "sys", "dev"}
+        if not (is_system or kept.is_relative_to(real) or real.is_relative_to(kept)):
+            yield str(path)
+
+
+def _name_for(name: str, wanted: McpServerSettings, *, agent: str, servers: Mapping[str, McpServerSettings]) -> str:
+    """Return the name under which a server stands: its own, or where another has that, with the agent's beside it."""
+    mark = hashlib.sha256(f"{name}\0{agent}".encode()).hexdigest()[:_MARK_CHARS]
+    qualified = _clean(f"{name}-{agent}", mark=mark)
+    for candidate in (_clean(name, mark=mark), qualified):
+        held = servers.get(candidate)
+        if held is None or _definition(held) == _definition(wanted):
+            return candidate
+    return f"{qualified[: _NAME_MAX - 1 - _MARK_CHARS].rstrip('-')}-{mark}"
+
+
+def _clean(name: str, *, mark: str) -> str:
+    """Make a name that servers may have; `client` is that of the tools which chat clients bring."""
+    clean = _FOREIGN.sub("-", name.lower()).strip("-")
+    if len(clean) > _NAME_MAX:
+        clean = f"{clean[: _NAME_MAX - 1 - _MARK_CHARS].rstrip('-')}-{mark}"
+    return clean if clean not in {"", "client"} else f"{clean or 'server'}-{mark}"
+
+
+def _definition(server: McpServerSettings) -> McpServerSettings:
+    """Return what makes a server the one it is, without what is said of its tools."""
+    return replace(server, pin="by_person", reads=(), hints="ignore")
+
+
+def _strictest(one: McpServerSettings, other: McpServerSettings) -> McpServerSettings:
+    return replace(
+        one,
+        pin="first_use" if one.pin == other.pin == "first_use" else "by_person",
+        reads=tuple(glob for glob in one.reads if glob in other.reads),
+        hints="believe" if one.hints == other.hints == "believe" else "ignore",
     )

@@ -84,6 +84,9 @@ from quell.domain._errors import StepError as StepError
 from quell.domain._errors import StoreError as StoreError
 from quell.domain._errors import UsageError as UsageError
 from quell.domain._errors import WorldError as WorldError
+from quell.domain._globs import is_glob as is_glob
+from quell.domain._globs import matches_glob as matches_glob
+from quell.domain._globs import matches_globset as matches_globset
 from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
@@ -159,10 +162,12 @@ from quell.domain._mcp import Offer as Offer
 from quell.domain._mcp import Reply as Reply
 from quell.domain._mcp import ServerAnswer as ServerAnswer
 from quell.domain._mcp import ServerIdentity as ServerIdentity
+from quell.domain._mcp import ServerState as ServerState
 from quell.domain._mcp import ServerStatus as ServerStatus
 from quell.domain._mcp import ToolPin as ToolPin
 from quell.domain._mcp import ToolServer as ToolServer
 from quell.domain._mcp import ToolTerms as ToolTerms
+from quell.domain._mcp import is_transport_header as is_transport_header
 from quell.domain._model import CallPiece as CallPiece
 from quell.domain._model import CallWanted as CallWanted
 from quell.domain._model import Ended as Ended

@@ -111,6 +111,10 @@ class Toolbox:
         """Return the tools that may be asked for, of this client too; whether a call may happen is decided call by call."""
         return self._registry.there_for(client)
 
+    async def renew(self) -> None:
+        """Take the pins as people left them a moment ago, so that the catalog has what a call would find."""
+        await asyncio.to_thread(self._renew)
+
     async def call(
         self,
         wanted: ToolCall,
@@ -222,7 +226,7 @@ class Toolbox:
     async def _take_pins(self, tool: str) -> None:
         """Take the pins as people left them a moment ago, where they have a say in this tool."""
         if not self._registry.is_builtin(tool):
-            await asyncio.to_thread(self._renew)
+            await self.renew()
 
     def _requested(self, planned: PlannedCall, *, caller: ToolCaller, explanation: str) -> tuple[CallRequest, Entry]:
         """Freeze a call under the pinned definition of its tool. Raises RefusedError."""
