@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from quell.config import AgentMcpServer, AgentSettings, McpServerSettings, Settings, WorkerSettings
-from quell.domain import Tool, is_transport_header, matches_glob
+from quell.domain import ASK_PEOPLE, SpillRule, SpillTable, Tool, ToolOutcome, is_transport_header, matches_glob
 
-REQUEST_APPROVAL = "request_approval"
 FILE_TOOLS = ("read_file", "list_dir")
 _SKILL_TOOLS = ("load_skill", "read_skill_file")
 _LIBRARY, _STORE = "search_documents", "vector_search_"
 _SENSE, _RESULT = "Production", "Result"
 """On what our own tools act: what goes on in production, results that were put aside."""
+_ROUTE_S: Mapping[str, float] = {"conversational": 60.0, "webhook": 300.0}
+_TOKEN_BYTES = 4
 _NAME_MAX = 32
 _MARK_CHARS = 6
 _FOREIGN = re.compile(r"[^a-z0-9]+")
@@ -74,6 +75,45 @@ def offered(
     return tuple(tool.name for tool in tools if may(tool))
 
 
+def ask_first_of(agent: AgentSettings) -> tuple[str, ...]:
+    """Return the patterns of an agent's file for `ToolCaller.ask_first`: what people approve call by call."""
+    return agent.hitl.require_approval if agent.hitl is not None else ()
+
+
+def people_s_of(agent: AgentSettings) -> float:
+    """Return for `ToolCaller.people_s` how long people have for each call of an agent; 0: its file has no route for it."""
+    route = agent.hitl.route if agent.hitl is not None else None
+    if route is None:
+        return 0.0
+    return float(route.timeout_secs if route.timeout_secs is not None else _ROUTE_S[route.mode])
+
+
+def spill_of(
+    agent: AgentSettings, servers: Mapping[str, str], *, worker: WorkerSettings | None = None
+) -> SpillTable | None:
+    """Return for `ToolCaller.spill` when results are put aside; None where the file does not turn its scratchpad on."""
+    pad = worker.scratchpad if worker is not None and worker.scratchpad is not None else agent.agent.scratchpad
+    if not pad.enabled:
+        return None
+    rules = tuple(
+        SpillRule(server=servers[name], glob=glob, min_tokens=each.min_tokens)
+        for name, server in agent.mcp.servers.items()
+        for glob, each in server.scratchpad.items()
+    )
+    return SpillTable(rules=rules, reading_tokens=max(1, pad.max_extraction_tokens))
+
+
+def pad_usage(outcomes: Iterable[ToolOutcome], tools: Iterable[Tool]) -> tuple[int, int]:
+    """Return the tokens that were put aside, and those that were read of what was put aside, over these outcomes."""
+    readers = {tool.name for tool in tools if not tool.server and tool.resource.kind == _RESULT}
+    aside = read = 0
+    for outcome in outcomes:
+        tokens = -(-outcome.size_bytes // _TOKEN_BYTES)
+        aside += tokens if outcome.handle else 0
+        read += tokens if outcome.tool in readers else 0
+    return aside, read
+
+
 def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]:
     """Return the names of our own tools that a file turns on."""
     skills = worker.skills if worker is not None and worker.skills is not None else agent.agent.skills
@@ -89,7 +129,7 @@ def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]
             *(f"{_STORE}{name}" for name in stores),
             *(_SKILL_TOOLS if skills.local else ()),
             *(FILE_TOOLS if agent.tools.filesystem else ()),
-            *((REQUEST_APPROVAL,) if agent.hitl is not None else ()),
+            *((ASK_PEOPLE,) if agent.hitl is not None else ()),
         )
     )
 

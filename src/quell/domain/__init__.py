@@ -87,6 +87,7 @@ from quell.domain._errors import WorldError as WorldError
 from quell.domain._globs import is_glob as is_glob
 from quell.domain._globs import matches_glob as matches_glob
 from quell.domain._globs import matches_globset as matches_globset
+from quell.domain._guard import ASK_PEOPLE as ASK_PEOPLE
 from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
@@ -205,6 +206,8 @@ from quell.domain._scratchpad import PadOwner as PadOwner
 from quell.domain._scratchpad import PadReading as PadReading
 from quell.domain._scratchpad import ScratchpadLimits as ScratchpadLimits
 from quell.domain._scratchpad import Spilled as Spilled
+from quell.domain._scratchpad import SpillRule as SpillRule
+from quell.domain._scratchpad import SpillTable as SpillTable
 from quell.domain._sense import Sensed as Sensed
 from quell.domain._sense import SenseState as SenseState
 from quell.domain._signal import Answer as Answer

@@ -19,7 +19,7 @@ def matches_glob(name: str, glob: str) -> bool:
 
 
 def matches_globset(name: str, pattern: str) -> bool:
-    """Tell whether a name fits a pattern with `*`, `?`, `[..]`, `[!..]`, `{a,b}` and `\\`, as Rust's globset has them.
+    r"""Tell whether a name fits a pattern with `*`, `?`, `[..]`, `[!..]`, `{a,b}` and `\`, as Rust's globset has them.
 
     Raises ValueError for a pattern that is none.
     """

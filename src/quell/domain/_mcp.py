@@ -9,7 +9,6 @@ from typing import Literal
 
 from quell.domain._guard import OutcomeKind, Recovery, ResourceRule, ToolClass
 
-
 _TRANSPORT_HEADERS = frozenset(
     {
         "accept",

@@ -464,6 +464,7 @@ class Approvals:
             supersedes=supersedes,
             requested_at=now,
             expires_at=now + timedelta(seconds=lasts_s),
+            gate=request.gate,
         )
 
     def standing(self, connection: Connection, presented: Presented) -> Approval:
