@@ -227,6 +227,8 @@ from quell.domain._signal import Question as Question
 from quell.domain._signal import QuestionKind as QuestionKind
 from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
+from quell.domain._strict_schema import strict_schema as strict_schema
+from quell.domain._strict_schema import without_nulls as without_nulls
 from quell.domain._units import seconds_of as seconds_of
 from quell.domain._visible import is_hidden as is_hidden
 from quell.domain._visible import one_line as one_line
