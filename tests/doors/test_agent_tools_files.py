@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def _played(tmp_path: Path, root: Path, story: Callable[[Room], Awaitable[None]]
     asyncio.run(tell())
 
 
-async def _read(room: Room, path: str, **more: object) -> ToolOutcome:
+async def _read(room: Room, path: str, **more: Any) -> ToolOutcome:
     return outcome_of(await room.call("read_file", path=path, **more))
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,7 +95,7 @@ def test_people_who_say_no_end_the_call_and_what_policy_denies_is_not_asked_abou
 def test_an_effect_that_policy_permits_needs_one_person_for_the_file_s_sake(tmp_path: Path) -> None:
     async def story(room: Room, _server: Rogue, _agent: AgentSettings) -> None:
         caller = room.caller(ask_first=("restart",))
-        wanted = {"service": "web", "environment": "staging"}
+        wanted: dict[str, Any] = {"service": "web", "environment": "staging"}
         parked = parked_of(await room.call("restart", call="r1", caller=caller, **wanted))
         assert (parked.gate, parked.quorum) == ("restart", 1)
         room.decide(parked, BOSS)
@@ -117,7 +118,7 @@ def test_where_policy_asks_anyway_it_says_who_and_how_many_and_the_pattern_is_to
 
 def test_of_our_own_tools_a_pattern_means_only_what_it_names_whole(tmp_path: Path) -> None:
     async def story(room: Room, _server: Rogue, _agent: AgentSettings) -> None:
-        wanted = {"service": "web", "query": "x"}
+        wanted: dict[str, Any] = {"service": "web", "query": "x"}
         ended = await room.call("logs_search", caller=room.caller(ask_first=("*",)), **wanted)
         assert outcome_of(ended).kind is OutcomeKind.OK
         parked_of(await room.call("logs_search", caller=room.caller(ask_first=("logs_search",)), **wanted))
@@ -164,7 +165,7 @@ def test_a_route_says_how_long_people_have(route: str, seconds: float, tmp_path:
 
 def test_an_agent_asks_people_by_itself_and_goes_on_only_with_their_yes(tmp_path: Path) -> None:
     async def story(room: Room, _server: Rogue, agent: AgentSettings) -> None:
-        wanted = {"action_description": "drop the old index", "risk_rationale": "it cannot be undone"}
+        wanted: dict[str, Any] = {"action_description": "drop the old index", "risk_rationale": "it cannot be undone"}
         # Without patterns, without a file, and by a person: nobody gets round it.
         for caller in (
             room.caller(ask_first=ask_first_of(agent)),

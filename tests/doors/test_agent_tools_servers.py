@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ async def _always(status: int) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
 
 
-def _offering(server: Rogue, *tools: dict[str, object]) -> Rogue:
+def _offering(server: Rogue, *tools: Mapping[str, object]) -> Rogue:
     server.tools = [dict(tool) for tool in tools]
     return server
 

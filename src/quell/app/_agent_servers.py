@@ -147,7 +147,9 @@ def _settings_of(name: str, server: AgentMcpServer, agent: AgentSettings, *, sta
         url="" if is_stdio else server.url,
         # What belongs to the transport is its own: AURA's files often say it again.
         headers={} if is_stdio else {key: each for key, each in server.headers.items() if not is_transport_header(key)},
-        headers_from_request={} if is_stdio else server.headers_from_request,
+        headers_from_request={}
+        if is_stdio
+        else {key: each for key, each in server.headers_from_request.items() if not is_transport_header(key)},
         network="host",
         readable=tuple(_named(command, state_dir=state_dir)) if is_stdio else (),
         pin=quell.pin,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Self
 
 from quell.domain import CallRequest, OutcomeKind, Recovery, RefusedError, ResourceRule, Tool, ToolClass, ToolOutcome
 from quell.tools import LocalHand
@@ -101,7 +102,7 @@ class _Opened:
         self._path, self._allowed, self._kept, self._want = path, allowed, kept, want
         self.place = Path("/")
 
-    def __enter__(self) -> _Opened:
+    def __enter__(self) -> Self:
         if not self._allowed:
             raise RefusedError("this agent reads no files", hint="[tools].filesystem and [quell].files turn it on")
         roots = [Path(root).absolute().resolve() for root in self._allowed]
@@ -191,7 +192,7 @@ def _shown(request: CallRequest, descriptor: int, *, start: int) -> ToolOutcome:
 
 def _listed(request: CallRequest, found: _Opened, *, kept: Path) -> ToolOutcome:
     entries: list[dict[str, object]] = []
-    names = sorted(os.listdir(found.descriptor))
+    names = sorted(os.listdir(found.descriptor))  # noqa: PTH208 - of what is open, not of what has that name now
     for name in names[:_ENTRIES_MAX]:
         if is_secret_name(name) or found.place / name == kept:
             continue

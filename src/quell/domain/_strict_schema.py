@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias, cast
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Schema: TypeAlias = "dict[str, Json]"
 
 _DEPTH_MAX = 64
