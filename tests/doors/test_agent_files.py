@@ -186,6 +186,8 @@ def test_keys_in_their_old_places_win_over_the_new_ones_and_the_top_level_direct
         (LEAST + '[hitl.route]\nmode = "webhook"\n', "hitl.route.url"),
         (LEAST + '[hitl.route]\nmode = "webhook"\nurl = "https://h"\ntool_headers_from_response = { Host = "x" }\n', "hitl.route.tool_headers_from_response.Host"),
         (LEAST + '[quell]\ndefault_worker = "nobody"\n', "quell.default_worker"),
+        (LEAST + '[quell.servers.nobody]\nsandbox = "off"\n', "quell.servers.nobody"),
+        (LEAST + '[hitl]\nrequire_approval = ["ok", "{no"]\n', "hitl.require_approval.1"),
         (LEAST.replace('"openai"', '"mistral"'), "agent.llm.provider"),
     ],
 )  # fmt: skip
@@ -236,6 +238,8 @@ def _value(hint: object, key: str) -> st.SearchStrategy[object]:
         return st.sampled_from(inside)
     if isinstance(hint, type) and is_dataclass(hint):
         return _table(hint)
+    if key == "require_approval":
+        return st.lists(st.sampled_from(["kubectl_*", "{get,list}_?", "[!a-c]x", "\\*"]), max_size=2)
     if origin is tuple:
         # A server over stdio has a program, so that the rule about it is kept.
         return st.lists(_value(inside[0], key), min_size=1 if key == "cmd" else 0, max_size=2)
@@ -330,3 +334,6 @@ def _make_sound(tree: dict[str, typing.Any]) -> None:
     for worker in orchestration.get("worker", {}).values():
         worker.pop("vector_stores", None)
     tree.get("quell", {}).pop("default_worker", None)
+    known = tree.get("mcp", {}).get("servers", {})
+    if "servers" in tree.get("quell", {}):
+        tree["quell"]["servers"] = {name: each for name, each in tree["quell"]["servers"].items() if name in known}

@@ -64,7 +64,7 @@ class Approvals:
 
     signer = staticmethod(_signing.signer)
     """Builds what signs votes, from a key that stands outside the database."""
-    webhook: TypeAlias = _signing.Webhook
+    webhook: TypeAlias = _signing.Webhook  # noqa: PYI042 - called like the builders beside it
     """Builds one approver's service: its requests, and what its answers are worth."""
     show = staticmethod(_question.shown)
     """Renders the question of an approval: whole, or a link where it does not fit."""
