@@ -230,6 +230,13 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 _NAME = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=6)
 
 
+_SHAPED: Mapping[str, st.SearchStrategy[object]] = {
+    "url": st.just("http://h/x"),
+    "base_url": st.just("http://h/x"),
+    "require_approval": st.sampled_from(["kubectl_*", "{get,list}_?", "[!a-c]x", "\\*"]),
+}
+
+
 def _value(hint: object, key: str) -> st.SearchStrategy[object]:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in {UnionType, typing.Union}:
@@ -238,8 +245,6 @@ def _value(hint: object, key: str) -> st.SearchStrategy[object]:
         return st.sampled_from(inside)
     if isinstance(hint, type) and is_dataclass(hint):
         return _table(hint)
-    if key == "require_approval":
-        return st.lists(st.sampled_from(["kubectl_*", "{get,list}_?", "[!a-c]x", "\\*"]), max_size=2)
     if origin is tuple:
         # A server over stdio has a program, so that the rule about it is kept.
         return st.lists(_value(inside[0], key), min_size=1 if key == "cmd" else 0, max_size=2)
@@ -247,7 +252,7 @@ def _value(hint: object, key: str) -> st.SearchStrategy[object]:
         return st.dictionaries(_NAME, _value(inside[1], key), max_size=2)
     numbers = st.integers(1, 10_000)
     kinds: dict[object, st.SearchStrategy[object]] = {
-        str: st.just("http://h/x") if key in {"url", "base_url"} else _TEXT.map(lambda text: "x" + text),
+        str: _SHAPED.get(key, _TEXT.map(lambda text: "x" + text)),
         Secret: _TEXT.map(lambda text: "s" + text),
         bool: st.booleans(),
         int: numbers,

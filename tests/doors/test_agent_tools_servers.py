@@ -250,6 +250,15 @@ def test_no_two_definitions_ever_share_a_name(tmp_path: Path) -> None:
     assert len(urls) == len(agents)
 
 
+def test_joining_what_is_joined_already_changes_nothing(tmp_path: Path) -> None:
+    agents = [
+        agent_of(tmp_path, server_table("s", f"http://127.0.0.1:{number % 3 + 1}/mcp"), name=f"a{number}")
+        for number in range(5)
+    ]
+    once, names = merged(Settings(), agents)
+    assert merged(once, agents) == (once, names)
+
+
 def test_what_files_that_share_a_server_say_of_it_counts_as_far_as_all_say_it(tmp_path: Path) -> None:
     table = server_table("shop", "http://127.0.0.1:1/mcp")
     open_one = agent_of(tmp_path, f'{table}[quell]\nreads = ["get_*", "list"]\nhints = "believe"\n', name="open")

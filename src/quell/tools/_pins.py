@@ -1,7 +1,7 @@
 """Pins: definitions of tools that people accepted, what they said of them, and how a changed one is shown.
 
-Nothing is trusted on first sight: a tool without a pin is unknown, and one whose definition, server or instructions
-changed is another tool.
+A tool without a pin is unknown, and one whose definition, server or instructions changed is another tool. At first sight
+only what the operator's configuration lets in is pinned, in its name.
 """
 
 from __future__ import annotations
