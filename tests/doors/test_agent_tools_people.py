@@ -15,7 +15,7 @@ from quell.app._agent_servers import ask_first_of, people_s_of
 from quell.app._ask_people import ask_people_hand
 from quell.app._first_pins import pin_first
 from quell.config import AgentSettings
-from quell.domain import ApprovalTerms, CallOrigin, OutcomeKind, matches_globset
+from quell.domain import Approval, ApprovalTerms, CallOrigin, OutcomeKind, matches_globset
 from tests._mcp_rogue import OBJECT, Rogue, rogue
 from tests.doors._agent_tools_bench import agent_of, room_of, server_table
 from tests.doors._hand_bench import Room, outcome_of, parked_of, person
@@ -25,11 +25,15 @@ pytestmark = pytest.mark.timeout(60)
 BOSS = person("bob", "approver")
 
 
-def _terms(room: Room, approval: str) -> ApprovalTerms:
+def _approval(room: Room, approval: str) -> Approval:
     with room.runs.database.reading() as connection:
         found = room.authority.guard.approvals.find(connection, approval, tenant="local")
     assert found is not None
-    return found.terms
+    return found
+
+
+def _terms(room: Room, approval: str) -> ApprovalTerms:
+    return _approval(room, approval).terms
 
 
 Story = Callable[[Room, Rogue, AgentSettings], Awaitable[None]]
@@ -57,6 +61,8 @@ def test_a_tool_that_the_file_names_waits_for_people_though_policy_lets_it_throu
         terms = _terms(room, parked.approval)
         assert terms.origin() == {"kind": "config_gate", "matched_pattern": "kubectl_{get,apply}"}
         assert terms.policies[0] == "quell.config-gate"
+        shown = room.authority.guard.approvals.show(_approval(room, parked.approval), form="text")
+        assert "kubectl_{get,apply} (the file of the agent)" in shown
         assert len(server.calls) == 1
         room.decide(parked, BOSS)
         assert outcome_of(await room.call("kubectl_get", call="k1", caller=caller, n=1)).kind is OutcomeKind.OK

@@ -61,17 +61,18 @@ async def pin_first(
 
 def _pin(authority: Authority, offers: Iterable[Offer]) -> None:
     """Pin what nobody saw before, all in one transaction with the account of it."""
-    known = _pinned(authority)
-    fresh = [offer for offer in offers if _may_be_new(known.get((offer.server, offer.original)), offer, authority)]
+    seen = _pinned(authority)
+    fresh = [offer for offer in offers if _may_be_new(seen.get((offer.server, offer.original)), offer, authority)]
     if not fresh:
         return
     audit, book = authority.guard.audit, authority.pins
     with authority.runs.database.writing() as connection:
         entries = []
+        known = {(pin.server, pin.original): pin for pin in book.listed(connection)}
         for offer in fresh:
             old = known.get((offer.server, offer.original))
             try:
-                pin = book.accept_first(connection, offer, authority.toolset.terms_of(offer))
+                pin = book.accept_first(connection, offer, authority.toolset.terms_of(offer), old=old)
             except RefusedError as refusal:
                 told = {"server": offer.server, "tool": offer.original, "reason": str(refusal)[:_TOLD_MAX_CHARS]}
                 telemetry.event("tool.first_pin_refused", **told)

@@ -41,14 +41,15 @@ class Pins:
         pins.keep_pin(connection, pin, signer=self._signer)
         return pin
 
-    def accept_first(self, connection: Connection, offer: Offer, terms: ToolTerms) -> ToolPin | None:
+    def accept_first(
+        self, connection: Connection, offer: Offer, terms: ToolTerms, *, old: ToolPin | None
+    ) -> ToolPin | None:
         """Pin an offer that nobody saw before in the name of the configuration; None for one that somebody did.
 
-        What the configuration pinned itself follows it: to another address, and to other terms of the same definition.
+        `old` is the pin that it has in this transaction. What the configuration pinned itself follows it: to another address, and to other terms of the same definition.
         Any other change, and what a person pinned or took back, is left to people. Raises RefusedError for what no call
         can use.
         """
-        old = self.find(connection, offer.server, offer.original)
         if old is None and pins.was_seen(connection, offer.server, offer.original):
             return None
         if old is not None and not _follows(old, offer, terms):
