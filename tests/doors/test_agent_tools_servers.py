@@ -17,6 +17,7 @@ from quell.config import McpServerSettings, McpSettings, Settings
 from quell.domain import AuditKind, OutcomeKind, ToolClass
 from tests._mcp_bench import ROGUE
 from tests._mcp_rogue import OBJECT, Rogue, rogue
+from tests._postgres import fresh_database
 from tests.doors._agent_tools_bench import agent_of, room_of, server_table
 from tests.doors._hand_bench import Room, outcome_of, parked_of, person
 
@@ -307,6 +308,47 @@ def test_a_server_over_pipes_runs_confined_and_reads_what_its_command_line_names
             assert "echo" in state.tools
 
     asyncio.run(story())
+
+
+def test_files_of_a_command_line_are_found_from_where_quell_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tools").mkdir()
+    for name in ("tools/run", "server.py", "python3"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    tables = (
+        '[mcp.servers.one]\ntransport = "stdio"\ncmd = ["python3"]\nargs = ["server.py", "--port", "none.py", "%s"]\n'
+        % ("/{x}" * 2_000)
+    )
+    tables += '[mcp.servers.two]\ntransport = "stdio"\ncmd = ["./tools/run", "-x"]\n'
+    servers = merged(Settings(state_dir=tmp_path / ".quell"), [agent_of(tmp_path, tables)])[0].mcp.servers
+    assert (servers["one"].cmd, servers["one"].args) == (
+        ("python3",),
+        (str(tmp_path / "server.py"), "--port", "none.py", "/{x}" * 2_000),
+    )
+    assert servers["two"].cmd == (str(tmp_path / "tools/run"), "-x")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_first_sight_is_kept_in_either_database(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    async def story(url: str) -> None:
+        async with rogue() as server:
+            _offering(server, ECHO, WIPE)
+            agent = agent_of(tmp_path, server_table("shop", server.url))
+            for _ in range(2):
+                async with room_of(tmp_path, agent, url=url) as (room, _names):
+                    (state,) = (await pin_first(room.authority)).values()
+                    assert state.tools in {("echo", "wipe"), ("echo",)}
+                    with room.runs.database.writing() as connection:
+                        room.authority.pins.drop(connection, "shop", "wipe")
+            assert (state.tools, state.held_back) == (("echo",), ("wipe",))
+
+    if dialect == "sqlite":
+        asyncio.run(story(""))
+        return
+    with fresh_database(request.getfixturevalue("postgres_url")) as url:
+        asyncio.run(story(url))
 
 
 def test_no_server_reads_our_state_or_a_whole_home_because_its_command_line_names_something_there(

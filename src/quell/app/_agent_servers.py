@@ -138,11 +138,11 @@ def _settings_of(name: str, server: AgentMcpServer, agent: AgentSettings, *, sta
     """Say a server of an agent file in the words of the settings."""
     quell, is_stdio = agent.quell, server.transport == "stdio"
     bounds = quell.servers.get(name)
-    command = (*server.cmd, *server.args)
+    command = tuple(_from_here((*server.cmd, *server.args)))
     found = McpServerSettings(
         transport=server.transport,
-        cmd=server.cmd if is_stdio else (),
-        args=server.args if is_stdio else (),
+        cmd=command[: len(server.cmd)] if is_stdio else (),
+        args=command[len(server.cmd) :] if is_stdio else (),
         env=server.env if is_stdio else {},
         url="" if is_stdio else server.url,
         # What belongs to the transport is its own: AURA's files often say it again.
@@ -170,6 +170,13 @@ def _settings_of(name: str, server: AgentMcpServer, agent: AgentSettings, *, sta
     )
 
 
+def _from_here(command: Sequence[str]) -> Iterator[str]:
+    """Yield a command line with files named from the root: a confined program does not begin where Quell did."""
+    for place, word in enumerate(command):
+        is_file = ("/" in word or place > 0) and not word.startswith("-") and _is_there(word) and Path(word).is_file()
+        yield str(Path(word).absolute()) if is_file else word
+
+
 def _named(command: Sequence[str], *, state_dir: Path) -> Iterator[str]:
     """Yield what a command line names: a confined program must read it, or it could not even begin.
 
@@ -181,9 +188,9 @@ def _named(command: Sequence[str], *, state_dir: Path) -> Iterator[str]:
     venv = Path(program).absolute().parent.parent if program else None
     found = [venv] if venv is not None and (venv / "pyvenv.cfg").is_file() else []
     for word in command[1:]:
-        path = Path(word).absolute()
-        if "/" not in word or not path.exists():
+        if "/" not in word or not _is_there(word):
             continue
+        path = Path(word).absolute()
         beside = path if path.is_dir() else path.parent
         is_wide = beside in {Path("/"), home, *home.parents} or kept.is_relative_to(beside.resolve())
         found.append(path if is_wide else beside)
@@ -192,6 +199,14 @@ def _named(command: Sequence[str], *, state_dir: Path) -> Iterator[str]:
         is_system = real == Path("/") or real.parts[1] in {"proc", "sys", "dev"}
         if not (is_system or kept.is_relative_to(real) or real.is_relative_to(kept)):
             yield str(path)
+
+
+def _is_there(word: str) -> bool:
+    """Tell whether a word of a command line names something; many are no paths, and too long or odd to be one."""
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _name_for(name: str, wanted: McpServerSettings, *, agent: str, servers: Mapping[str, McpServerSettings]) -> str:
