@@ -52,7 +52,8 @@ _VALUES = st.recursive(
 
 
 def _with_defs(schema: Json) -> Json:
-    return {**schema, "$defs": {"when": {"type": "object", "properties": {"at": {"type": "string"}}, "required": []}}}
+    when = {"type": "object", "properties": {"at": {"type": "string"}}, "additionalProperties": False}
+    return {**schema, "$defs": {"when": when}}
 
 
 def _objects_in(schema: object) -> list[Json]:
