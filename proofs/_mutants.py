@@ -316,11 +316,11 @@ def _common_pad() -> list[Patch]:
     put, answer = Scratchpad._put, Scratchpad._answer
     everybody = PadOwner(session="all", tenant="all")
 
-    def kept(self: Scratchpad, _owner: PadOwner, content: Any) -> Any:
-        return put(self, everybody, content)
+    def kept(self: Scratchpad, _owner: PadOwner, content: Any, **bounds: Any) -> Any:
+        return put(self, everybody, content, **bounds)
 
-    def read(self: Scratchpad, tool: str, _owner: PadOwner, given: Mapping[str, object]) -> Any:
-        return answer(self, tool, everybody, given)
+    def read(self: Scratchpad, tool: str, _owner: PadOwner, given: Mapping[str, object], **bounds: Any) -> Any:
+        return answer(self, tool, everybody, given, **bounds)
 
     return [(Scratchpad, "_put", kept), (Scratchpad, "_answer", read)]
 

@@ -273,6 +273,7 @@ async def hand_room(
     servers: Mapping[str, McpServerSettings] | None = None,
     code_tool: bool = True,
     tools: Sequence[Tool] = (),
+    hands: Sequence[tuple[Tool, LocalHand]] = (),
     inventory: Callable[[Resource], Awaitable[Sequence[tuple[str, str]]]] | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Room]:
@@ -302,7 +303,7 @@ async def hand_room(
             clock=clock,
             entropy=random_bytes.randbytes,
             env=_canaries.ENVIRONMENT,
-            builtin=world.hands(tools),
+            builtin=[*world.hands(tools), *hands],
             inventory=inventory,
             monotonic=clock.monotonic,
         )

@@ -186,6 +186,8 @@ def test_keys_in_their_old_places_win_over_the_new_ones_and_the_top_level_direct
         (LEAST + '[hitl.route]\nmode = "webhook"\n', "hitl.route.url"),
         (LEAST + '[hitl.route]\nmode = "webhook"\nurl = "https://h"\ntool_headers_from_response = { Host = "x" }\n', "hitl.route.tool_headers_from_response.Host"),
         (LEAST + '[quell]\ndefault_worker = "nobody"\n', "quell.default_worker"),
+        (LEAST + '[quell.servers.nobody]\nsandbox = "off"\n', "quell.servers.nobody"),
+        (LEAST + '[hitl]\nrequire_approval = ["ok", "{no"]\n', "hitl.require_approval.1"),
         (LEAST.replace('"openai"', '"mistral"'), "agent.llm.provider"),
     ],
 )  # fmt: skip
@@ -228,6 +230,13 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 _NAME = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=6)
 
 
+_SHAPED: Mapping[str, st.SearchStrategy[object]] = {
+    "url": st.just("http://h/x"),
+    "base_url": st.just("http://h/x"),
+    "require_approval": st.sampled_from(["kubectl_*", "{get,list}_?", "[!a-c]x", "\\*"]),
+}
+
+
 def _value(hint: object, key: str) -> st.SearchStrategy[object]:
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in {UnionType, typing.Union}:
@@ -243,7 +252,7 @@ def _value(hint: object, key: str) -> st.SearchStrategy[object]:
         return st.dictionaries(_NAME, _value(inside[1], key), max_size=2)
     numbers = st.integers(1, 10_000)
     kinds: dict[object, st.SearchStrategy[object]] = {
-        str: st.just("http://h/x") if key in {"url", "base_url"} else _TEXT.map(lambda text: "x" + text),
+        str: _SHAPED.get(key, _TEXT.map(lambda text: "x" + text)),
         Secret: _TEXT.map(lambda text: "s" + text),
         bool: st.booleans(),
         int: numbers,
@@ -330,3 +339,6 @@ def _make_sound(tree: dict[str, typing.Any]) -> None:
     for worker in orchestration.get("worker", {}).values():
         worker.pop("vector_stores", None)
     tree.get("quell", {}).pop("default_worker", None)
+    known = tree.get("mcp", {}).get("servers", {})
+    if "servers" in tree.get("quell", {}):
+        tree["quell"]["servers"] = {name: each for name, each in tree["quell"]["servers"].items() if name in known}

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 from quell import telemetry
+from quell.app._agent_routes import AgentRoute
 from quell.app._authority import Authority
 from quell.app._votes import masked, vote
-from quell.config import Secret
+from quell.config import ApprovalSettings, Secret
 from quell.domain import (
     Approval,
     ApprovalStatus,
@@ -44,8 +45,21 @@ _NOWHERE = "https://nowhere.invalid/"
 class Herald:
     """Sends what waits and takes the answers. Raises ConfigError with every mistake of its settings."""
 
-    def __init__(self, authority: Authority, *, clock: Clock, entropy: Entropy, link_of: Callable[[str], str]) -> None:
-        """Take what it needs; `link_of` says where people read an approval."""
+    def __init__(
+        self,
+        authority: Authority,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        link_of: Callable[[str], str],
+        routes: Mapping[str, AgentRoute] | None = None,
+        headers_of: Callable[[str], Mapping[str, str]] = lambda _run: {},
+    ) -> None:
+        """Take what it needs; `link_of` says where people read an approval.
+
+        `routes` are those of agents whose file names a service of its own, by id; `headers_of` gives the headers of
+        whoever started a run, while this process knows them.
+        """
         settings = authority.settings.approvals
         self._authority = authority
         self._settings = settings
@@ -53,26 +67,26 @@ class Herald:
         self._entropy = entropy
         self._link_of = link_of
         self._sending: set[asyncio.Task[None]] = set()
-        self.service = Approvals.webhook(
-            settings.webhook_url or _NOWHERE,
-            secret=settings.webhook_secret,
-            secondary=settings.webhook_secondary,
-            tolerance_s=settings.tolerance_s,
-            headers={name: value.reveal() for name, value in settings.webhook_headers.items()},
-        )
+        self._headers_of = headers_of
+        self._routes = {agent: (route, _service(route.approvals)) for agent, route in (routes or {}).items()}
+        self._route = AgentRoute(approvals=settings)
+        self.service = _service(settings)
         """What the approver's service is sent, and what its answers are worth."""
         slack_url = settings.slack_url.reveal()
         self._chat = Approvals.webhook(slack_url, secret=Secret("")) if slack_url else None
 
-    @property
-    def channels(self) -> Mapping[Channel, float]:
-        """What is told, with the time that it may take in seconds."""
+    def channels(self, agent: str = "") -> Mapping[Channel, float]:
+        """Return what is told of requests of an agent, with the time that it may take in seconds."""
         found: dict[Channel, float] = {}
-        if self._settings.webhook_url:
-            found["webhook"] = self._settings.timeout_s
+        settings = self._of(agent)[0].approvals
+        if settings.webhook_url:
+            found["webhook"] = settings.timeout_s
         if self._chat is not None:
             found["chat"] = _CHAT_TIMEOUT_S
         return found
+
+    def _of(self, agent: str) -> tuple[AgentRoute, Approvals.webhook]:
+        return self._routes.get(agent, (self._route, self.service))
 
     def voter(self, *, tenant: str) -> Principal:
         """Return as whom the approver's service answers."""
@@ -81,7 +95,7 @@ class Herald:
     async def look(self) -> None:
         """Begin to tell what waits and was not told yet."""
         room = _SENT_AT_ONCE - len(self._sending)
-        if not self.channels or room <= 0:
+        if room <= 0 or not (self.channels() or self._routes):
             return
         for approval, channel in await asyncio.to_thread(self._claim, room):
             task = asyncio.create_task(self._tell(approval, channel))
@@ -102,7 +116,7 @@ class Herald:
                 for approval in approvals.listed(connection, tenant=tenant, status=ApprovalStatus.REQUESTED):
                     due += [
                         (approval, channel)
-                        for channel, takes_s in self.channels.items()
+                        for channel, takes_s in self.channels(approval.terms.agent).items()
                         if approvals.notices.is_due(connection, approval.id, channel=channel, lease_s=_lease_s(takes_s))
                     ]
         if not due:
@@ -113,7 +127,10 @@ class Herald:
                 (approval, channel)
                 for approval, channel in sorted(due, key=lambda one: one[0].id)[:items_max]
                 if approvals.notices.claim(
-                    connection, approval.id, channel=channel, lease_s=_lease_s(self.channels[channel])
+                    connection,
+                    approval.id,
+                    channel=channel,
+                    lease_s=_lease_s(self.channels(approval.terms.agent)[channel]),
                 )
             ]
 
@@ -144,14 +161,20 @@ class Herald:
     async def _ask(self, approval: Approval) -> None:
         shown = masked(approval, self._authority.redactor)
         at = self._clock()
-        message = self.service.request(shown, request_id=new_id("req", at=at, entropy=self._entropy(10)), at=at)
+        route, service = self._of(approval.terms.agent)
+        came = {header.lower(): value for header, value in self._headers_of(approval.terms.run).items()}
+        forwarded = {
+            out: came[source.lower()] for out, source in route.headers_from_request.items() if source.lower() in came
+        }
+        request_id = new_id("req", at=at, entropy=self._entropy(10))
+        message = service.request(shown, request_id=request_id, at=at, forwarded=forwarded)
         reply = await post_webhook(
-            message.url, headers=message.headers, body=message.body, timeout_s=self._settings.timeout_s
+            message.url, headers=message.headers, body=message.body, timeout_s=route.approvals.timeout_s
         )
         if reply.status == _ACCEPTED and not reply.body.strip():
             return  # It will post its decision.
         try:
-            answer = self.service.answer(reply.body, headers=reply.headers, approval=approval.id, at=self._clock())
+            answer = service.answer(reply.body, headers=reply.headers, approval=approval.id, at=self._clock())
         except RefusedError as error:
             await asyncio.to_thread(self._refuse, approval, error)
             raise
@@ -186,6 +209,16 @@ class Herald:
         with self._authority.runs.database.writing(durability="written") as connection:
             self._authority.guard.approvals.notices.settle(connection, approval.id, channel=channel)
             audit.append(connection, entry)
+
+
+def _service(settings: ApprovalSettings) -> Approvals.webhook:
+    return Approvals.webhook(
+        settings.webhook_url or _NOWHERE,
+        secret=settings.webhook_secret,
+        secondary=settings.webhook_secondary,
+        tolerance_s=settings.tolerance_s,
+        headers={name: value.reveal() for name, value in settings.webhook_headers.items()},
+    )
 
 
 def _lease_s(takes_s: float) -> float:

@@ -193,8 +193,11 @@ def tool_server(name: str, settings: McpServerSettings) -> ToolServer:
         url=settings.url,
         headers={key: value.reveal() for key, value in settings.headers.items()},
         forward_headers=settings.forward_headers,
+        headers_from_request=settings.headers_from_request,
         tools=settings.tools,
         catalogue=settings.catalogue,
+        reads=settings.reads,
+        hints=settings.hints,
         connect_timeout_s=settings.connect_timeout_s,
         call_timeout_s=settings.call_timeout_s,
     )

@@ -30,6 +30,7 @@ from quell.runs import Runs
 
 if TYPE_CHECKING:
     # What decides and acts is loaded when it is first needed: a command that lists runs needs none of it.
+    from quell.app._agent_routes import AgentRoute
     from quell.app._authority import Authority
     from quell.app._herald import Herald
     from quell.app._in_force import InForce
@@ -78,6 +79,10 @@ class Warden:
         """Gives our own tools, those that see with organs which are opened after this one."""
         self.inventory: Inventory | None = None
         """Tells people what is known of what a call touches, once somebody is there who knows."""
+        self.routes: Mapping[str, AgentRoute] = {}
+        """Services of their own that agents' files name for approvals, by id of the agent; set before the herald is asked for."""
+        self.headers_of: Callable[[str], Mapping[str, str]] = _no_headers
+        """Gives the headers of whoever started a run, while this process knows them."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -144,7 +149,14 @@ class Warden:
         if self._herald is None:
             from quell.app._herald import Herald  # noqa: PLC0415 - as above
 
-            self._herald = Herald(authority, clock=self._clock, entropy=self._entropy, link_of=self._link_of)
+            self._herald = Herald(
+                authority,
+                clock=self._clock,
+                entropy=self._entropy,
+                link_of=self._link_of,
+                routes=self.routes,
+                headers_of=self.headers_of,
+            )
         return self._herald
 
     async def vote(
@@ -251,6 +263,10 @@ class Warden:
     def _link_of(self, approval: str) -> str:
         base = (self.settings.approvals.link_url or self.url).rstrip("/")
         return f"{base}/api/v1/approvals/{approval}"
+
+
+def _no_headers(_run: str) -> Mapping[str, str]:
+    return {}
 
 
 def _told_of(effect: Effect) -> dict[str, object]:

@@ -14,7 +14,7 @@ from quell.config._agent_settings import (
     VectorStoreSettings,
 )
 from quell.config._toml import TomlFile
-from quell.domain import Problem
+from quell.domain import Problem, is_transport_header, matches_globset
 
 _KEYED = ("openai", "anthropic", "gemini", "openrouter")
 _RESERVED_HEADERS = frozenset(
@@ -38,6 +38,8 @@ def rules(agent: AgentSettings, file: TomlFile) -> Iterator[Problem]:
         *_servers(agent),
         *_stores(agent),
         *_people(agent.hitl.route if agent.hitl else None),
+        *_patterns(agent),
+        *_confinements(agent),
     ]
     for each in found:
         yield problem(*each)
@@ -57,6 +59,7 @@ def lint(agent: AgentSettings, file: TomlFile) -> Iterator[Problem]:
         waits = route.timeout_secs if route.timeout_secs is not None else _ROUTE_TIMEOUTS[route.mode]
         if waits >= per_call:
             told.append(("hitl.route.timeout_secs", "is longer than a task may take", "raise per_call_timeout_secs"))
+    told += _unasked(agent)
     if agent.agent.context:
         told.append(("agent.context", "is read and never used, as in AURA", "say it in system_prompt"))
     if agent.tools.custom_tools:
@@ -218,6 +221,41 @@ def _people(route: HitlRoute | None) -> Iterator[tuple[str, str, str]]:
         if name.lower() in _RESERVED_HEADERS:
             path = f"hitl.route.tool_headers_from_response.{name}"
             yield path, "is a header of the protocol itself", "choose another name"
+
+
+def _patterns(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    for index, pattern in enumerate(agent.hitl.require_approval if agent.hitl else ()):
+        try:
+            matches_globset("", pattern)
+        except ValueError as error:
+            yield f"hitl.require_approval.{index}", f"is no pattern: {error}", "such as kubectl_* or {get,list}_*"
+
+
+def _confinements(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    for name, bounds in agent.quell.servers.items():
+        path = f"quell.servers.{name}"
+        if name not in agent.mcp.servers:
+            known = ", ".join(agent.mcp.servers) or "none"
+            yield path, f"there is no server {name!r} in this file", f"its servers are: {known}"
+        for key in ("connect_timeout_s", "call_timeout_s"):
+            if not getattr(bounds, key) > 0:
+                yield f"{path}.{key}", "must be more than 0", ""
+
+
+def _unasked(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    """Yield what of the servers is passed over, and that people will be asked about every call of theirs."""
+    for name, server in agent.mcp.servers.items():
+        for header in server.headers:
+            if is_transport_header(header):
+                yield f"mcp.servers.{name}.headers.{header}", "belongs to the transport, which sets it itself", ""
+        for header in server.headers_from_request:
+            if is_transport_header(header):
+                yield f"mcp.servers.{name}.headers_from_request.{header}", "belongs to the transport: left out", ""
+    quell = agent.quell
+    has_class = quell.reads or quell.hints == "believe" or any(each.catalogue for each in quell.servers.values())
+    if agent.mcp.servers and not has_class:
+        hint = 'name what only reads, such as reads = ["get_*", "list_*"] under [quell]'
+        yield "mcp.servers", "none of its tools is known to read: two people are asked about every call", hint
 
 
 def _is_url(text: str) -> bool:

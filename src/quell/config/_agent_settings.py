@@ -376,6 +376,28 @@ class AgentBudget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfinement:
+    """What one MCP server of this file may do on this machine, and how long it may take."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    sandbox: Literal["required", "best_effort", "off"] = "best_effort"
+    """Of a stdio server. `required`: not started where the machine cannot confine it; `off`: as in AURA."""
+    network: Literal["none", "host"] = "host"
+    """Whether a confined server reaches the network."""
+    readable: tuple[str, ...] = ()
+    """Paths that a confined server may read, beside the system's programs and what its command line names."""
+    writable: tuple[str, ...] = ()
+    """Directories that a confined server may write."""
+    catalogue: str = ""
+    """Section of Quell's catalogue that classes its tools."""
+    connect_timeout_s: float = 30.0
+    """Deadline of connecting."""
+    call_timeout_s: float = 60.0
+    """Deadline of one call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuellTable:
     """What Quell has beyond AURA; files without it load as they are."""
 
@@ -396,6 +418,15 @@ class QuellTable:
     budget: AgentBudget = AgentBudget()
     fallback: tuple[LlmSettings, ...] = ()
     small: LlmSettings | None = None
+    pin: Literal["first_use", "by_person"] = "first_use"
+    """`first_use`: what the servers of this file offer when first seen is pinned on the record; what changes waits for a person."""
+    reads: tuple[str, ...] = ()
+    """Globs of the tools of its servers that only read, as you say; all others are effects that nothing undoes."""
+    hints: Literal["ignore", "believe"] = "ignore"
+    """`believe`: a tool that its server calls read-only is a read; `ignore`: people are asked about it."""
+    files: tuple[str, ...] = (".",)
+    """Directories that `read_file` and `list_dir` may read, with [tools].filesystem."""
+    servers: Mapping[str, ServerConfinement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

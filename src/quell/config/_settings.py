@@ -417,6 +417,8 @@ class McpServerSettings:
     """Headers sent with every request."""
     forward_headers: tuple[str, ...] = ()
     """Headers of the caller that are passed on, such as `authorization`."""
+    headers_from_request: Mapping[str, str] = field(default_factory=dict)
+    """Headers passed on under another name: name on the way out = name of the caller's; where there, they win."""
     tools: tuple[str, ...] = ("*",)
     """Globs of its tools that are taken."""
     catalogue: str = ""
@@ -433,6 +435,12 @@ class McpServerSettings:
     """Directories that a confined server may write."""
     network: Literal["none", "host"] = "none"
     """Whether a confined server reaches the network."""
+    pin: Literal["by_person", "first_use"] = "by_person"
+    """`first_use`: what it offers when first seen is pinned on the record; what changes later waits for a person."""
+    reads: tuple[str, ...] = ()
+    """Globs of its tools that only read, as you say; they count from the time they are pinned."""
+    hints: Literal["ignore", "believe"] = "ignore"
+    """`believe`: what the server itself calls read-only counts as a read when it is pinned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,10 @@ from quell.domain._errors import StepError as StepError
 from quell.domain._errors import StoreError as StoreError
 from quell.domain._errors import UsageError as UsageError
 from quell.domain._errors import WorldError as WorldError
+from quell.domain._globs import is_glob as is_glob
+from quell.domain._globs import matches_glob as matches_glob
+from quell.domain._globs import matches_globset as matches_globset
+from quell.domain._guard import ASK_PEOPLE as ASK_PEOPLE
 from quell.domain._guard import CallOrigin as CallOrigin
 from quell.domain._guard import Facts as Facts
 from quell.domain._guard import FrozenCall as FrozenCall
@@ -161,10 +165,12 @@ from quell.domain._mcp import Offer as Offer
 from quell.domain._mcp import Reply as Reply
 from quell.domain._mcp import ServerAnswer as ServerAnswer
 from quell.domain._mcp import ServerIdentity as ServerIdentity
+from quell.domain._mcp import ServerState as ServerState
 from quell.domain._mcp import ServerStatus as ServerStatus
 from quell.domain._mcp import ToolPin as ToolPin
 from quell.domain._mcp import ToolServer as ToolServer
 from quell.domain._mcp import ToolTerms as ToolTerms
+from quell.domain._mcp import is_transport_header as is_transport_header
 from quell.domain._model import CallPiece as CallPiece
 from quell.domain._model import CallWanted as CallWanted
 from quell.domain._model import Ended as Ended
@@ -202,6 +208,8 @@ from quell.domain._scratchpad import PadOwner as PadOwner
 from quell.domain._scratchpad import PadReading as PadReading
 from quell.domain._scratchpad import ScratchpadLimits as ScratchpadLimits
 from quell.domain._scratchpad import Spilled as Spilled
+from quell.domain._scratchpad import SpillRule as SpillRule
+from quell.domain._scratchpad import SpillTable as SpillTable
 from quell.domain._sense import Sensed as Sensed
 from quell.domain._sense import SenseState as SenseState
 from quell.domain._signal import Answer as Answer
@@ -221,6 +229,8 @@ from quell.domain._signal import Question as Question
 from quell.domain._signal import QuestionKind as QuestionKind
 from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
+from quell.domain._strict_schema import strict_schema as strict_schema
+from quell.domain._strict_schema import without_nulls as without_nulls
 from quell.domain._units import seconds_of as seconds_of
 from quell.domain._visible import is_hidden as is_hidden
 from quell.domain._visible import one_line as one_line

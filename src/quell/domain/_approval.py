@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol, TypeAlias
 
-from quell.domain._guard import FrozenCall, Principal, ToolClass, Verdict
+from quell.domain._guard import ASK_PEOPLE, FrozenCall, Principal, ToolClass, Verdict
 from quell.domain._lifecycle import ApprovalStatus
 
 StepState: TypeAlias = Literal["pending", "used", "done", "failed"]
@@ -58,6 +60,8 @@ class ApprovalRequest:
     """The model's own words; shown apart and marked as unverified."""
     barred: tuple[str, ...] = ()
     """Who may not approve it either, such as who edited the call before."""
+    gate: str = ""
+    """What wants people beside policy: a pattern of the agent's file, or the tool by which the agent asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,19 @@ class ApprovalTerms:
     """The approval that this one was edited from; empty when none."""
     requested_at: datetime
     expires_at: datetime
+    gate: str = ""
+    """What wants people beside policy: a pattern of the agent's file, or the tool by which the agent asked."""
+
+    def origin(self) -> Mapping[str, str]:
+        """Say who asks, as AURA's wire does: a pattern of the configuration, or the agent itself."""
+        if self.gate == ASK_PEOPLE:
+            said = json.loads(self.calls[0].call.arguments)
+            return {
+                "kind": "agent_requested",
+                "reason": str(said.get("risk_rationale", "")),
+                "agent_name": self.agent,
+            }
+        return {"kind": "config_gate", "matched_pattern": self.gate or ", ".join(self.policies)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,9 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Literal, TypeAlias
 
+ASK_PEOPLE = "request_approval"
+"""Our own tool by which an agent asks people about something: nobody but people ever lets a call of it through."""
+
 
 class ToolClass(StrEnum):
     """What a tool may do to the world. It comes from our catalogue or from the operator, never from a server's hints."""
@@ -275,3 +278,5 @@ class Parked:
     expires_at: datetime
     quorum: int
     approver_roles: tuple[str, ...]
+    gate: str = ""
+    """Pattern of the agent's file that wants people for it, or the tool by which the agent asked; empty: policy asks."""

@@ -9,6 +9,29 @@ from typing import Literal
 
 from quell.domain._guard import OutcomeKind, Recovery, ResourceRule, ToolClass
 
+_TRANSPORT_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "last-event-id",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def is_transport_header(header: str) -> bool:
+    """Tell whether a header belongs to the transport of tool servers, so that no settings may set it."""
+    return header.lower() in _TRANSPORT_HEADERS or header.lower().startswith("mcp-")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolServer:
@@ -29,12 +52,18 @@ class ToolServer:
     """Sent with every request."""
     forward_headers: tuple[str, ...] = ()
     """Names of the caller's own headers that are passed on: what says who calls, such as `authorization`."""
+    headers_from_request: Mapping[str, str] = field(default_factory=dict)
+    """Name of a header on the way out = the caller's own header that it takes its value from; where there, it wins."""
     roots: tuple[str, ...] = ()
     """`file://` URIs told to a server that asks; empty: such questions are refused."""
     tools: tuple[str, ...] = ("*",)
     """Globs of the original names of the tools that are taken; empty: none."""
     catalogue: str = ""
     """Section of our catalogue that says what its tools do; empty: none, and what nobody classed is irreversible."""
+    reads: tuple[str, ...] = ()
+    """Globs of the original names of the tools that only read, as the operator says."""
+    hints: Literal["ignore", "believe"] = "ignore"
+    """`believe`: a tool that the server itself calls read-only is one."""
     connect_timeout_s: float = 30.0
     call_timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
@@ -180,3 +209,19 @@ class ServerStatus:
     protocol: str = ""
     """Negotiated version of MCP."""
     tools: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerState:
+    """What became of one server of an agent, as clients are told."""
+
+    name: str
+    """As the agent's file calls it."""
+    transport: Literal["stdio", "sse", "http_streamable"]
+    is_up: bool
+    tools: tuple[str, ...] = ()
+    """Original names of those of its tools that may be called: pinned, and offered as they were pinned."""
+    reason: str = ""
+    """Why it is not there; empty when it is."""
+    held_back: tuple[str, ...] = ()
+    """Original names of what it offers and nobody pinned as it is now."""

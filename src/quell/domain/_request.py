@@ -11,6 +11,7 @@ from quell.domain._incident import ToolCall
 from quell.domain._ledger import Fence
 from quell.domain._mcp import CallProgress, NeedsPeople, Offer
 from quell.domain._resilience import Priority
+from quell.domain._scratchpad import SpillTable
 
 
 class ClientTools(Protocol):
@@ -48,6 +49,12 @@ class ToolCaller:
     """Where the calls come from: on record, and policies see it."""
     client: ClientTools | None = field(default=None, repr=False)
     """The client whose own tools may be called."""
+    ask_first: tuple[str, ...] = ()
+    """Patterns of tools that people approve call by call, whatever policy says; of our own only what is named whole."""
+    people_s: float = 0.0
+    """How long people have to decide about a call, which is over then; 0: as the settings say, and asked anew."""
+    spill: SpillTable | None = None
+    """From which size on results are put aside; None: as the deployment does."""
     on_progress: Callable[[CallProgress], None] | None = field(default=None, repr=False)
     """Is told how far a call is, in the server's own words: bounded, and without our secrets."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quell.domain._guard import OutcomeKind
+from quell.domain._globs import matches_glob
+from quell.domain._guard import OutcomeKind, Tool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +62,31 @@ class PadReading:
     is_json: bool = False
     detail: str = ""
     """What was left out or went wrong, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillRule:
+    """From which size on results of some tools of one server are put aside."""
+
+    server: str
+    glob: str
+    """Of the tools' original names."""
+    min_tokens: int
+    """A result of so many tokens or more is put aside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillTable:
+    """When results of an agent's calls are put aside, and how much one reading tool gives back."""
+
+    rules: tuple[SpillRule, ...] = ()
+    reading_tokens: int = 10_000
+
+    def min_tokens_of(self, tool: Tool) -> int | None:
+        """Return from which size on: of the rules that fit the longest, of two as long the smaller; None: no rule fits."""
+        fitting = [
+            (-len(rule.glob), rule.min_tokens)
+            for rule in self.rules
+            if rule.server == tool.server and matches_glob(tool.original, rule.glob)
+        ]
+        return min(fitting)[1] if fitting else None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from quell.domain import (
     Approval,
@@ -64,7 +64,7 @@ class Approvals:
 
     signer = staticmethod(_signing.signer)
     """Builds what signs votes, from a key that stands outside the database."""
-    webhook = _signing.Webhook
+    webhook: TypeAlias = _signing.Webhook  # noqa: PYI042 - called like the builders beside it
     """Builds one approver's service: its requests, and what its answers are worth."""
     show = staticmethod(_question.shown)
     """Renders the question of an approval: whole, or a link where it does not fit."""
@@ -464,6 +464,7 @@ class Approvals:
             supersedes=supersedes,
             requested_at=now,
             expires_at=now + timedelta(seconds=lasts_s),
+            gate=request.gate,
         )
 
     def standing(self, connection: Connection, presented: Presented) -> Approval:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from quell.audit import Audit
 from quell.domain import (
+    ASK_PEOPLE,
     Approval,
     ApprovalRequest,
     ApprovalStatus,
@@ -23,13 +24,15 @@ from quell.domain import (
     Presented,
     Principal,
     RefusedError,
+    Tool,
     ToolClass,
     UsageError,
     Verdict,
+    matches_globset,
 )
 from quell.governance import _approval_rows as rows
 from quell.governance._approvals import Approvals
-from quell.governance._policy import EDITED, PLANNED, SERVER_ASKS
+from quell.governance._policy import EDITED, GATED, PLANNED, SERVER_ASKS
 from quell.governance._policy_schema import effective_class
 from quell.runs import Connection, Database
 
@@ -75,9 +78,12 @@ class Asking:
         """Ask people, or find what was asked already. Raises RefusedError when people rejected exactly this."""
         entry = self._entry(AuditKind.DECISION, request, reasons(ruling))
         wish = _wish([request], verdict=ruling.verdict)
+        lasts_s = request.caller.people_s or None
         with self._database.writing() as connection:
             known = rows.find_of_call(connection, run=request.call.run, call=request.call.id)
-            approval = self._approvals.ask(connection, wish)
+            if lasts_s is not None and known:
+                self._refuse_late(connection, known, tenant=request.caller.principal.tenant)
+            approval = self._approvals.ask(connection, wish, expires_s=lasts_s)
             if approval.id != known:
                 # Who looks again whether people have decided asks nothing new.
                 self._audit.append(connection, entry, self._told(approval, request, {"call": request.call.digest}))
@@ -147,6 +153,16 @@ class Asking:
         body = {"approval": approval[:100], "verdict": "edit", "way": way, "code": code, "refused": str(error)[:2000]}
         self._audit.note(self._audit.entry(AuditKind.REFUSAL, run="", principal=by.user, body=body))
 
+    def _refuse_late(self, connection: Connection, known: str, *, tenant: str) -> None:
+        """Raise RefusedError when the time that people had for a call is over: it is not asked about again."""
+        old = self._approvals.find(connection, known, tenant=tenant)
+        if old is not None and old.status is ApprovalStatus.EXPIRED:
+            raise RefusedError(
+                f"timed out: nobody let the call through in time (approval {old.id})",
+                hint="do something else, or ask a person",
+                code="gone",
+            )
+
     def _told(self, approval: Approval, request: CallRequest, body: Mapping[str, object]) -> AuditEntry:
         told = {"approval": approval.id, "digest": approval.digest, **body}
         user = request.caller.principal.user
@@ -163,35 +179,66 @@ def parked(approval: Approval, *, call: str) -> Parked:
         expires_at=terms.expires_at,
         quorum=terms.quorum,
         approver_roles=terms.approver_roles,
+        gate=terms.gate,
     )
+
+
+def gate_of(request: CallRequest) -> str:
+    """Return what wants people for a call beside policy: a pattern of the agent's file, or that the agent asks itself.
+
+    Patterns are of the names that servers give their tools. One of our own is meant only where it is named whole. A
+    pattern that cannot be read covers everything.
+    """
+    tool = request.tool
+    if not tool.server and tool.name == ASK_PEOPLE:
+        return ASK_PEOPLE
+    return next((pattern for pattern in request.caller.ask_first if _covers(pattern, tool)), "")
+
+
+def _covers(pattern: str, tool: Tool) -> bool:
+    if not tool.server:
+        return tool.name == pattern
+    try:
+        return matches_globset(tool.original, pattern)
+    except ValueError:
+        return True
 
 
 def needs_people(request: CallRequest) -> bool:
     """Tell whether people have a say in a call that policy would let through: it stands in something they decide."""
-    return request.needs is not None or bool(request.edited) or bool(request.caller.approval)
+    stands_in_one = request.needs is not None or bool(request.edited) or bool(request.caller.approval)
+    return stands_in_one or bool(gate_of(request))
 
 
 def asked_anyway(request: CallRequest, verdict: Verdict) -> Verdict:
     """Turn a permit into a question: policy lets the call through, and something else wants people."""
-    policy, reason = PLANNED, "it is a call of a plan that people decide about"
-    if request.edited:
-        policy, reason = EDITED, "somebody edited the call, and others decide about the edit"
+    quorum = 2 if effective_class(request.tool) is ToolClass.IRREVERSIBLE else 1
     if request.needs is not None:
         policy, reason = SERVER_ASKS, "the server asks people before it goes on"
+    elif request.edited:
+        policy, reason = EDITED, "somebody edited the call, and others decide about the edit"
+    elif request.caller.approval:
+        policy, reason = PLANNED, "it is a call of a plan that people decide about"
+    else:
+        gate = gate_of(request)
+        reason = "the agent asks people" if gate == ASK_PEOPLE else f"the agent's file wants people for {gate}"
+        # Policy itself needs nobody: one person is what the file asks for.
+        policy, quorum = GATED, 1
     return replace(
         verdict,
         decision="ask",
         policies=(policy, *verdict.policies),
         reason=reason,
         approver_roles=_ANYWAY_ROLES,
-        quorum=2 if effective_class(request.tool) is ToolClass.IRREVERSIBLE else 1,
+        quorum=quorum,
     )
 
 
 def is_plain_read(request: CallRequest) -> bool:
-    """Tell whether a call can neither change anything, nor carry anything out, nor answer a server for people."""
+    """Tell whether a call can neither change anything, nor carry anything out, nor wants people for another reason."""
     tool = request.tool
-    return tool.tool_class is ToolClass.READ and not tool.resource.destination and request.needs is None
+    is_read = tool.tool_class is ToolClass.READ and not tool.resource.destination
+    return is_read and request.needs is None and not gate_of(request)
 
 
 def presented_of(request: CallRequest, verdict: Verdict) -> Presented:
@@ -250,6 +297,7 @@ def _wish(requests: Sequence[CallRequest], *, verdict: Verdict) -> ApprovalReque
         evidence_digest=caller.evidence_digest,
         explanation=requests[0].explanation,
         barred=requests[0].editors,
+        gate=next(filter(None, map(gate_of, requests)), ""),
     )
 
 

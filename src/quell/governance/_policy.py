@@ -42,9 +42,10 @@ from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
 from quell.governance._schema import compiled
 
-SERVER_ASKS, EDITED, PLANNED = "quell.server-asks", "quell.edited", "quell.plan"
-"""Stand before the policies of a permit that became a question: the tool's server wants people, or they edited or planned it."""
-_ANYWAY = frozenset({SERVER_ASKS, EDITED, PLANNED})
+SERVER_ASKS, EDITED, PLANNED, GATED = "quell.server-asks", "quell.edited", "quell.plan", "quell.config-gate"
+"""Stand before the policies of a permit that became a question: the tool's server wants people, they edited or planned it,
+or the agent's file names it."""
+_ANYWAY = frozenset({SERVER_ASKS, EDITED, PLANNED, GATED})
 _APPROVERS = ("approver",)
 """Who may approve what a permit allows that names nobody."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from quell.domain import Approval, AskedCall, is_hidden
+from quell.domain import ASK_PEOPLE, Approval, AskedCall, is_hidden
 from quell.governance._form import lines_of, wanted_of
 
 Form: TypeAlias = Literal["text", "json", "markdown"]
@@ -116,6 +116,7 @@ def _as_json(approval: Approval) -> str:
         "agent": terms.agent,
         "workflow": {"name": terms.workflow, "digest": terms.workflow_digest},
         "policy": {"ids": terms.policies, "digest": terms.policy_digest, "reason": terms.reason},
+        **({"gate": terms.gate} if terms.gate else {}),
         "evidence_digest": terms.evidence_digest,
         "approver_roles": terms.approver_roles,
         "quorum": terms.quorum,
@@ -165,6 +166,8 @@ def _head(approval: Approval) -> Iterator[tuple[str, str]]:
         )
     yield "who", f"{terms.quorum} of {', '.join(terms.approver_roles)}; not {', '.join(terms.barred)}"
     yield "why", terms.reason
+    if terms.gate:
+        yield "gate", f"{terms.gate} ({'the agent asks' if terms.gate == ASK_PEOPLE else 'the file of the agent'})"
     yield "policies", f"{', '.join(terms.policies)} of {terms.policy_digest}"
     yield "evidence", terms.evidence_digest or "none"
     if terms.supersedes:

@@ -209,7 +209,7 @@ class Webhook:
             "decision_id": decision,
             "request_id": request_id,
             "scope": {"kind": "single", "session_id": approval.terms.run},
-            "origin": {"kind": "config_gate", "matched_pattern": ", ".join(approval.terms.policies)},
+            "origin": approval.terms.origin(),
             "items": [
                 {"tool_name": asked.call.tool, "arguments": json.loads(asked.call.arguments), **intent}
                 for asked in approval.terms.calls

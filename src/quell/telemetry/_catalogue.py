@@ -90,6 +90,9 @@ EVENTS: Mapping[str, EventSpec] = {
     "tool.denied": _spec("info", "A tool call was refused.", "call", "tool", "reason"),
     "tool.parked": _spec("info", "A tool call waits for people.", "call", "tool", "approval", "quorum", "expires_at"),
     "tool.pin_broken": _spec("error", "A stored pin is not what a person accepted: its tool is not served.", "tool"),
+    "tool.first_pin_refused": _spec(
+        "warning", "What a server offers can not be used, and was not pinned.", "server", "tool", "reason"
+    ),
     "tool.sandbox_weak": _spec(
         "warning", "A tool server runs less confined than its settings want.", "server", "missing"
     ),

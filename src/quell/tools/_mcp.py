@@ -20,8 +20,9 @@ from quell.domain import (
     ServerUnavailable,
     ToolServer,
     UsageError,
+    is_transport_header,
 )
-from quell.tools._mcp_checks import check_servers, is_reserved
+from quell.tools._mcp_checks import check_servers
 from quell.tools._mcp_wish import OnProgress, Wish
 
 if TYPE_CHECKING:
@@ -174,8 +175,7 @@ class Servers:
             raise UsageError(f"there is no tool server {name}", hint=f"there are: {', '.join(self._servers) or 'none'}")
         if self._is_closed:
             raise ServerUnavailable(f"tool server {name} is not available: closed", server=name, was_sent=False)
-        allowed = {header.lower() for header in server.forward_headers if not is_reserved(header)}
-        passed = tuple(sorted((h.lower(), value) for h, value in headers.items() if h.lower() in allowed))
+        passed = _passed(server, headers)
         peers = self._peers[name]
         peer = peers.pop(passed, None)
         if peer is None:
@@ -209,3 +209,17 @@ class Servers:
         leaving = asyncio.create_task(peers.pop(idle).link.close(), name=f"quell mcp {name} leaves")
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
+
+
+def _passed(server: ToolServer, headers: Mapping[str, str]) -> Passed:
+    """Return what of a caller's headers goes to a server, under the names that it has there; they tell callers apart."""
+    came = {header.lower(): value for header, value in headers.items()}
+    wanted = {header.lower(): header.lower() for header in server.forward_headers}
+    wanted |= {header.lower(): source.lower() for header, source in server.headers_from_request.items()}
+    return tuple(
+        sorted(
+            (header, came[source])
+            for header, source in wanted.items()
+            if source in came and not is_transport_header(header)
+        )
+    )

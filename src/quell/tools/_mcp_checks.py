@@ -6,28 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
-from quell.domain import ConfigError, Problem, ToolServer
+from quell.domain import ConfigError, Problem, ToolServer, is_transport_header
 
 CLIENT = "client"
 """Stands where the name of a server stands, for the tools that chat clients bring along; no server may have it."""
-RESERVED_HEADERS = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "host",
-        "idempotency-key",
-        "last-event-id",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers that belong to the transport, as all that begin with `mcp-` do."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LINE_BREAK = re.compile(r"[\r\n\0]")
@@ -45,11 +27,6 @@ def check_servers(servers: Sequence[ToolServer]) -> None:
         raise ConfigError(f"{len(problems)} mistakes in the tool servers", problems=tuple(problems))
 
 
-def is_reserved(header: str) -> bool:
-    """Tell whether a header belongs to the transport."""
-    return header.lower() in RESERVED_HEADERS or header.lower().startswith("mcp-")
-
-
 def _problems(server: ToolServer) -> Iterator[Problem]:
     if not _NAME.fullmatch(server.name):
         yield _problem(server, "name", f"{server.name!r} is no name", "use up to 32 of a-z, 0-9 and -")
@@ -58,7 +35,7 @@ def _problems(server: ToolServer) -> Iterator[Problem]:
     is_stdio, url = server.transport == "stdio", urlsplit(server.url)
     if is_stdio and (not server.command or server.url):
         yield _problem(server, "command", "a stdio server has a command and no url", "set command alone")
-    if is_stdio and (server.headers or server.forward_headers):
+    if is_stdio and (server.headers or server.forward_headers or server.headers_from_request):
         yield _problem(server, "headers", "a stdio server takes no headers", "pass secrets in env")
     if not is_stdio and (server.command or url.scheme not in {"http", "https"} or not url.hostname):
         yield _problem(server, "url", "an HTTP server has an http or https URL and no command", "set url alone")
@@ -69,8 +46,8 @@ def _problems(server: ToolServer) -> Iterator[Problem]:
 
 
 def _header_problems(server: ToolServer) -> Iterator[Problem]:
-    for header in (*server.headers, *server.forward_headers):
-        if not _HEADER.fullmatch(header) or is_reserved(header):
+    for header in (*server.headers, *server.forward_headers, *server.headers_from_request):
+        if not _HEADER.fullmatch(header) or is_transport_header(header):
             yield _problem(
                 server, "headers", f"{header!r} may not be set", "it belongs to the transport or is no header"
             )

@@ -191,7 +191,8 @@ class Link:
             return f"check {where}.cmd, .args and .env"
         return (
             f"check {where}.cmd, .args and .env; it runs confined and begins in /: what it may read beside the directory "
-            'of its program stands in .readable, what it may write in .writable; .network = "host" gives it the network'
+            'of its program stands in .readable, what it may write in .writable; .network = "host" gives it the network. '
+            f"Of a server in an agent's file they stand under [quell.servers.{self.server.name}]"
         )
 
     async def _own(self) -> None:

@@ -15,6 +15,9 @@ class Pins:
     TABLES = pins.TABLES
     """What `Connection.make_tables` makes."""
 
+    CONFIGURATION = "quell:configuration"
+    """In whose name a tool is pinned that no person looked at: who wrote its server down let it in."""
+
     terms_for = staticmethod(pins.terms_for)
     """Says what is to be pinned of a tool: the operator's word, or the catalogue's, which hints may only tighten."""
     show = staticmethod(pins.show_offer)
@@ -35,6 +38,24 @@ class Pins:
             raise RefusedError("only a person with the role operator or admin pins tools", hint="do it yourself")
         _refuse_unusable(offer, terms, pinned_by=by.user, at=self._clock())
         pin = pins.pin_offer(offer, terms, pinned_by=by.user, at=self._clock())
+        pins.keep_pin(connection, pin, signer=self._signer)
+        return pin
+
+    def accept_first(
+        self, connection: Connection, offer: Offer, terms: ToolTerms, *, old: ToolPin | None
+    ) -> ToolPin | None:
+        """Pin an offer that nobody saw before in the name of the configuration; None for one that somebody did.
+
+        `old` is the pin that it has in this transaction. What the configuration pinned itself follows it: to another address, and to other terms of the same definition.
+        Any other change, and what a person pinned or took back, is left to people. Raises RefusedError for what no call
+        can use.
+        """
+        if old is None and pins.was_seen(connection, offer.server, offer.original):
+            return None
+        if old is not None and not _follows(old, offer, terms):
+            return None
+        pin = pins.pin_offer(offer, terms, pinned_by=self.CONFIGURATION, at=self._clock())
+        _refuse_unusable(offer, terms, pinned_by=pin.pinned_by, at=pin.pinned_at)
         pins.keep_pin(connection, pin, signer=self._signer)
         return pin
 
@@ -64,6 +85,14 @@ class Pins:
     def check(server: ToolServer) -> None:
         """Check what the settings say of a server. Raises ConfigError when the catalogue has no such section."""
         pins.check_catalogue(server.catalogue)
+
+
+def _follows(old: ToolPin, offer: Offer, terms: ToolTerms) -> bool:
+    """Tell whether the configuration may pin anew: it did before, and it is the configuration that changed."""
+    if old.pinned_by != Pins.CONFIGURATION:
+        return False
+    has_moved = old.identity.address != offer.identity.address
+    return has_moved or (old.digest == offer.digest and old.terms != terms)
 
 
 def _refuse_unusable(offer: Offer, terms: ToolTerms, *, pinned_by: str, at: datetime) -> None:

@@ -1,7 +1,7 @@
 """Pins: definitions of tools that people accepted, what they said of them, and how a changed one is shown.
 
-Nothing is trusted on first sight: a tool without a pin is unknown, and one whose definition, server or instructions
-changed is another tool.
+A tool without a pin is unknown, and one whose definition, server or instructions changed is another tool. At first sight
+only what the operator's configuration lets in is pinned, in its name.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from quell.domain import (
     ToolPin,
     ToolServer,
     ToolTerms,
+    is_glob,
+    matches_glob,
 )
 from quell.runs import Connection
 from quell.tools._canonical import canonical
@@ -54,6 +56,10 @@ TABLES: tuple[str, ...] = (
     (
         "CREATE TABLE IF NOT EXISTS quell_pin_seals (server TEXT NOT NULL, original TEXT NOT NULL,"
         " signature TEXT NOT NULL, PRIMARY KEY (server, original))"
+    ),
+    (
+        "CREATE TABLE IF NOT EXISTS quell_pins_seen (server TEXT NOT NULL, original TEXT NOT NULL, at TEXT NOT NULL,"
+        " PRIMARY KEY (server, original))"
     ),
     "CREATE TABLE IF NOT EXISTS quell_pin_turns (one INTEGER PRIMARY KEY, turn BIGINT NOT NULL)",
 )
@@ -136,7 +142,20 @@ def keep_pin(connection: Connection, pin: ToolPin, *, signer: Signer) -> None:
         pinned_by=pin.pinned_by,
         pinned_at=pin.pinned_at.isoformat(),
     )
+    connection.run(
+        "INSERT INTO quell_pins_seen (server, original, at) VALUES (:server, :original, :at)"
+        " ON CONFLICT (server, original) DO NOTHING",
+        server=pin.server,
+        original=pin.original,
+        at=pin.pinned_at.isoformat(),
+    )
     connection.run(_NEXT_TURN)
+
+
+def was_seen(connection: Connection, server: str, original: str) -> bool:
+    """Tell whether a tool was ever pinned here, by whomever, and whatever became of its pin."""
+    where = "SELECT at FROM quell_pins_seen WHERE server = :server AND original = :original"
+    return connection.first(where, server=server, original=original) is not None
 
 
 def drop_pin(connection: Connection, server: str, original: str) -> bool:
@@ -180,20 +199,38 @@ def terms_for(offer: Offer, *, server: ToolServer, operator: ToolTerms | None = 
     if operator is not None:
         return operator
     definition = json.loads(offer.definition)
+    hints = definition.get("annotations") or {}
+    said = next((glob for glob in server.reads if matches_glob(offer.original, glob)), None)
     terms = _catalogue().get(server.catalogue, {}).get(offer.original)
+    if said is not None:
+        terms = _reading(server, f"the settings say that it reads: {said!a}")
+    elif terms is None and server.hints == "believe" and hints.get("readOnlyHint") is True:
+        terms = _reading(server, "its server says that it reads, and the settings believe it")
     if terms is None:
         return ToolTerms(timeout_s=server.call_timeout_s, result_max_bytes=server.result_max_bytes)
-    hints = definition.get("annotations") or {}
+    if said is not None and not is_glob(said):
+        # Named by its name, so somebody looked at this very tool; a glob may have caught more than was meant.
+        return terms
     if not terms.tool_class.is_effect and (hints.get("readOnlyHint") is False or hints.get("destructiveHint") is True):
         return replace(
             terms,
             tool_class=ToolClass.IRREVERSIBLE,
             recovery=Recovery.BLIND,
-            reason="the catalogue says that it reads and the server that it does more: a person decides",
+            reason=f"{terms.reason}; its server says that it does more: a person decides",
         )
     if terms.tool_class is ToolClass.READ and (where := _destination(definition.get("inputSchema") or {})):
         return replace(terms, tool_class=ToolClass.EGRESS, reason=f"its argument {where!a} can name a foreign place")
     return terms
+
+
+def _reading(server: ToolServer, reason: str) -> ToolTerms:
+    return ToolTerms(
+        tool_class=ToolClass.READ,
+        recovery=Recovery.NATURAL,
+        timeout_s=server.call_timeout_s,
+        result_max_bytes=server.result_max_bytes,
+        reason=reason,
+    )
 
 
 def check_catalogue(name: str) -> None:

@@ -75,9 +75,8 @@ def definition() -> Tool:
 
 def program_reader(code: CodeTool, pad: Scratchpad) -> Reader:
     """Return what runs a program of the arguments over results of one owner."""
-    told_max_bytes = pad.limits.reading_tokens * TOKEN_BYTES
 
-    async def read(owner: PadOwner, arguments: Mapping[str, object]) -> PadReading:
+    async def read(owner: PadOwner, arguments: Mapping[str, object], *, tokens_max: int | None = None) -> PadReading:
         program, inputs = arguments["program"], arguments.get("inputs", {})
         assert isinstance(program, str), "checked by the schema"
         assert isinstance(inputs, dict), "checked by the schema"
@@ -90,6 +89,7 @@ def program_reader(code: CodeTool, pad: Scratchpad) -> Reader:
             return PadReading(kind=OutcomeKind.TOOL_ERROR, detail=_said(error))
         except WorldError as error:
             return PadReading(kind=OutcomeKind.TRANSPORT_ERROR, detail=_said(error))
+        told_max_bytes = (tokens_max or pad.limits.reading_tokens) * TOKEN_BYTES
         return _told(found.result, found.printed, bytes_max=told_max_bytes)
 
     return read

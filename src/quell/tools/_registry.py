@@ -255,7 +255,8 @@ def _reading(reader: Reader) -> Local:
     async def read(request: CallRequest, _key: str) -> ToolOutcome:
         caller = request.caller
         owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
-        found = await reader(owner, json.loads(request.call.arguments))
+        tokens_max = caller.spill.reading_tokens if caller.spill is not None else None
+        found = await reader(owner, json.loads(request.call.arguments), tokens_max=tokens_max)
         return outcome(request, found.kind, content=found.content, is_json=found.is_json, detail=found.detail)
 
     return read

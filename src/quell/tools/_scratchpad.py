@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 from quell.domain import (
     BoundExceededError,
@@ -36,8 +37,14 @@ from quell.tools._scratchpad_text import TOKEN_BYTES, clip
 
 _HANDLES_SHOWN = 5
 
-Reader: TypeAlias = Callable[[PadOwner, Mapping[str, object]], Coroutine[None, None, PadReading]]
-"""One reading tool: whose results, and the arguments as they came."""
+
+class Reader(Protocol):
+    """One reading tool."""
+
+    def __call__(
+        self, owner: PadOwner, arguments: Mapping[str, object], *, tokens_max: int | None = None
+    ) -> Coroutine[None, None, PadReading]:
+        """Read results of an owner, with arguments as they came; at most so many tokens, None: as usual."""
 
 
 class Scratchpad:
@@ -70,17 +77,20 @@ class Scratchpad:
         """The eight reading tools by name."""
         return {name: partial(self._use, name) for name in NAMES}
 
-    def is_large(self, content: str) -> bool:
-        """Tell whether a result should be put aside instead of being given whole."""
-        bytes_max = self.limits.inline_tokens * TOKEN_BYTES
+    def is_large(self, content: str, *, min_tokens: int | None = None) -> bool:
+        """Tell whether a result should be put aside instead of being given whole: from so many tokens on, or as usual."""
+        bytes_max = (
+            self.limits.inline_tokens * TOKEN_BYTES if min_tokens is None else max(0, min_tokens * TOKEN_BYTES - 1)
+        )
         return len(content) > bytes_max or len(content.encode("utf-8", "replace")) > bytes_max
 
-    async def put(self, owner: PadOwner, content: str | bytes) -> Spilled:
+    async def put(self, owner: PadOwner, content: str | bytes, *, head_tokens: int | None = None) -> Spilled:
         """Put a result aside; on disk and synced when this returns. The same content has the same handle.
 
-        Raises BoundExceededError when it is larger than any result may be, OverloadError when the disk is full.
+        `head_tokens` bounds what is told of it; None: as usual. Raises BoundExceededError when it is larger than any result may be, OverloadError when the disk is full.
         """
-        return await asyncio.to_thread(self._put, owner, content)
+        tokens = self.limits.head_tokens if head_tokens is None else min(head_tokens, self.limits.head_tokens)
+        return await asyncio.to_thread(self._put, owner, content, head_tokens=tokens)
 
     async def whole(self, owner: PadOwner, handle: str, *, bytes_max: int) -> str:
         """Read all of a result as JSON on one line, a text as a JSON string: for programs, not for a model.
@@ -103,7 +113,7 @@ class Scratchpad:
         """Let go of the directory; what is in it stays."""
         self._files.close()
 
-    def _put(self, owner: PadOwner, content: str | bytes) -> Spilled:
+    def _put(self, owner: PadOwner, content: str | bytes, *, head_tokens: int) -> Spilled:
         whole = content.encode("utf-8", "replace") if isinstance(content, str) else content
         if len(whole) > self.limits.result_max_bytes:
             raise BoundExceededError(
@@ -118,7 +128,7 @@ class Scratchpad:
         self._make_room(owner, len(kept), stem=digest[:32])
         self._files.write(owner, kept, digest=digest, form=form, at_s=self._clock().timestamp())
         handle = handle_of(digest)
-        told = head(kept, form, handle=handle, tokens_max=self.limits.head_tokens)
+        told = head(kept, form, handle=handle, tokens_max=head_tokens)
         return Spilled(handle=handle, head=_clean(told), form=form, size_bytes=len(whole), digest=digest)
 
     def _make_room(self, owner: PadOwner, size_bytes: int, *, stem: str) -> None:
@@ -151,16 +161,21 @@ class Scratchpad:
             self._total_bytes -= kept.size_bytes
         return len(these)
 
-    async def _use(self, tool: str, owner: PadOwner, arguments: Mapping[str, object]) -> PadReading:
-        return await asyncio.to_thread(self._answer, tool, owner, arguments)
+    async def _use(
+        self, tool: str, owner: PadOwner, arguments: Mapping[str, object], *, tokens_max: int | None = None
+    ) -> PadReading:
+        limits = self.limits if tokens_max is None else replace(self.limits, reading_tokens=tokens_max)
+        return await asyncio.to_thread(self._answer, tool, owner, arguments, limits=limits)
 
-    def _answer(self, tool: str, owner: PadOwner, arguments: Mapping[str, object]) -> PadReading:
+    def _answer(
+        self, tool: str, owner: PadOwner, arguments: Mapping[str, object], *, limits: ScratchpadLimits
+    ) -> PadReading:
         try:
             given = arguments_of(tool, arguments)
             handle = given["handle"]
             assert isinstance(handle, str), "checked by arguments_of"
             with self._files.reading(owner, handle) as (descriptor, form), _pages(descriptor) as pages:
-                opened = Opened(pages=pages, form=form, handle=handle, limits=self.limits, monotonic=self._monotonic)
+                opened = Opened(pages=pages, form=form, handle=handle, limits=limits, monotonic=self._monotonic)
                 reading = answer(tool, opened, given)
         except FileNotFoundError:
             return PadReading(kind=OutcomeKind.DENIED, detail=self._unknown(owner, str(arguments["handle"])))

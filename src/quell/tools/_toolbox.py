@@ -62,6 +62,8 @@ _OURS, _OWN_MAX_CHARS = frozenset({CallOrigin.PROBE, CallOrigin.DRY_RUN}), 16
 """Calls that the path makes itself about another one: their ids are a little longer than its."""
 _PROGRESS_MAX_CHARS = 1_000
 """Less than what a connection passes on: a secret that was cut in two there is not told by halves."""
+_HEAD_MIN_TOKENS, _HEAD_SHARE_CHARS = 60, 16
+"""At least what names handle, size and tools; otherwise about a quarter of a result (a token has about four letters)."""
 _WITHIN_SHARE = 0.95
 """Of the time that is left, for the hand: whoever is cut off cannot say any more whether anything was sent."""
 _WITHIN_MIN_S = 0.001
@@ -110,6 +112,10 @@ class Toolbox:
     def catalog(self, client: ClientTools | None = None) -> tuple[Tool, ...]:
         """Return the tools that may be asked for, of this client too; whether a call may happen is decided call by call."""
         return self._registry.there_for(client)
+
+    async def renew(self) -> None:
+        """Take the pins as people left them a moment ago, so that the catalog has what a call would find."""
+        await asyncio.to_thread(self._renew)
 
     async def call(
         self,
@@ -223,7 +229,7 @@ class Toolbox:
     async def _take_pins(self, tool: str) -> None:
         """Take the pins as people left them a moment ago, where they have a say in this tool."""
         if not self._registry.is_builtin(tool):
-            await asyncio.to_thread(self._renew)
+            await self.renew()
 
     def _requested(self, planned: PlannedCall, *, caller: ToolCaller, explanation: str) -> tuple[CallRequest, Entry]:
         """Freeze a call under the pinned definition of its tool. Raises RefusedError."""
@@ -511,12 +517,15 @@ class Toolbox:
         content = outcome.content
         digest = outcome.digest or hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
         clean = replace(outcome, digest=digest)
-        if request.tool.server == "" or not self._scratchpad.is_large(content):
-            return clean
         caller = request.caller
+        min_tokens = caller.spill.min_tokens_of(request.tool) if caller.spill is not None else None
+        if request.tool.server == "" or not self._scratchpad.is_large(content, min_tokens=min_tokens):
+            return clean
+        # A small result that is put aside is told in less: a head as long as itself would save nothing.
+        head_tokens = None if min_tokens is None else max(_HEAD_MIN_TOKENS, len(content) // _HEAD_SHARE_CHARS)
         owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
         try:
-            spilled = await self._scratchpad.put(owner, content)
+            spilled = await self._scratchpad.put(owner, content, head_tokens=head_tokens)
         except QuellError as error:
             return replace(clean, kind=OutcomeKind.TRUNCATED, content="", detail=f"the result was not kept: {error}")
         return replace(clean, content=spilled.head, is_json=False, handle=spilled.handle)

@@ -364,7 +364,7 @@ class Carrier(httpx2.AsyncBaseTransport):
     def _watch(self, request: httpx2.Request, response: httpx2.Response, exchange: Exchange | None) -> None:
         """Take down how it answers, and bound the body that follows."""
         if response.status_code >= 400:
-            self.failure = f"HTTP status {response.status_code}"
+            self.failure = f"server returned HTTP {response.status_code}"
         elif request.method == "POST" and response.has_redirect_location:
             self.failure = _not_followed(request, response)
         if exchange is not None:
@@ -434,7 +434,7 @@ def _not_followed(request: httpx2.Request, response: httpx2.Response) -> str:
         where = str(request.url.join(location).copy_with(userinfo=b"", query=None, fragment=None))[:_ADDRESS_MAX_CHARS]
     except (httpx2.InvalidURL, ValueError):
         where = "what is no address"
-    return f"HTTP status {response.status_code}: it redirects to {where}, which is not followed; write that address"
+    return f"server returned HTTP {response.status_code}: it redirects to {where}, which is not followed; write that address"
 
 
 def _words(error: Exception) -> str:
