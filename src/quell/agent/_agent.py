@@ -17,8 +17,10 @@ from quell.agent._context import fitted, request_of
 from quell.agent._live import Live, Moved
 from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import counted, judged
+from quell.agent._route import Question, offered, question_of, unasked
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
 from quell.domain import (
+    CallOrigin,
     CallProgress,
     CallWanted,
     Message,
@@ -123,6 +125,8 @@ class Agent:
                 return await self._failed(context, talk, reply)
             if not reply.calls:
                 return await self._answered(context, talk, reply)
+            if (question := question_of(reply.calls)) is not None:
+                return await self._asked_back(context, talk, reply, question)
             talk, wanted = self._split(context, talk)
             if wanted:
                 return await self._ended(context, talk, reply.text, Stop.CLIENT, held=reply.held, client_calls=wanted)
@@ -138,12 +142,12 @@ class Agent:
         tools: Sequence[ToolSpec] | None = None,
         notice: str = "",
     ) -> Asked:
-        offered = self._offered() if tools is None else tools
-        talk, fits = fitted(talk, self.role, tools=offered, window=self._model.window, counter=self._model.counter)
+        told = offered(talk, self.role, self._tools()) if tools is None else tools
+        talk, fits = fitted(talk, self.role, tools=told, window=self._model.window, counter=self._model.counter)
         if not fits:
-            told = f"the request is larger than the window of {self._model.window} tokens"
-            return Asked(fault="context_overflow", detail=told)
-        request = request_of(talk, self.role, tools=offered, notice=notice)
+            detail = f"the request is larger than the window of {self._model.window} tokens"
+            return Asked(fault="context_overflow", detail=detail)
+        request = request_of(talk, self.role, tools=told, notice=notice)
         deadline_s = max(1.0, min(left_s, _MODEL_MINUTES_MAX * 60))
 
         async def work() -> Asked:
@@ -182,14 +186,6 @@ class Agent:
             *(Message(role="tool", call=each.id, tool=each.name, text=_NOT_TOGETHER) for each in wanted),
         )
         return replace(talk, messages=messages, waiting=tuple(each for each in talk.waiting if each not in wanted)), ()
-
-    def _offered(self) -> tuple[ToolSpec, ...]:
-        own = tuple(
-            ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
-            for tool in self._tools()
-        )
-        names = {spec.name for spec in own}
-        return (*own, *(spec for spec in self.role.client_tools if spec.name not in names))
 
     def _tools(self) -> Iterable[Tool]:
         globs = self.role.tools
@@ -230,8 +226,12 @@ class Agent:
             told = Moved(caller.run, wanted.id, wanted.name, progress.message, progress.done, progress.total)
             self._live.say(told)
 
+        origin = CallOrigin.TEXT if wanted.form == "text" else caller.origin
+
         async def work() -> _Acted:
-            ended = await self._toolbox.call(call, caller=replace(caller, on_progress=tell))
+            if (refused := unasked(wanted)) is not None:
+                return _Acted(outcome=refused)
+            ended = await self._toolbox.call(call, caller=replace(caller, origin=origin, on_progress=tell))
             return _Acted(parked=ended) if isinstance(ended, Parked) else _Acted(outcome=ended)
 
         async with gate:
@@ -329,6 +329,12 @@ class Agent:
         stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
         return await self._ended(context, talk, reply.text, stop, held=reply.held)
 
+    async def _asked_back(self, context: RunContext, talk: Talk, reply: Asked, question: Question) -> AgentAnswer:
+        """End with a question to the person; no other call of the turn is made."""
+        said = reply.held or Held(text=reply.text, cited=(), unverified=0, confidence="none")
+        held = replace(said, text="\n\n".join(part for part in (said.text, self._marked(talk, question)) if part))
+        return await self._ended(context, replace(talk, waiting=()), held.text, Stop.ASKED, held=held)
+
     async def _ended(
         self,
         context: RunContext,
@@ -361,6 +367,12 @@ class Agent:
         )
         await context.emit("agent.answered", key="answered", **_told(answer))
         return answer
+
+    def _marked(self, talk: Talk, question: Question) -> str:
+        """Return a question as the person reads it: what it claims on the way is held against the evidence too."""
+        holder = self._holder(talk)
+        asked_text = question.question if holder is None else holder.feed(question.question) + holder.end()
+        return "\n".join([asked_text, *(f"- {option}" for option in question.options)])
 
     def _holder(self, talk: Talk) -> Holder | None:
         if self.role.evidence == "off":

@@ -67,6 +67,8 @@ class Role:
     extra: Mapping[str, object] = field(default_factory=dict)
     evidence: Literal["mark", "off"] = "mark"
     """`mark`: claims about the system that nothing of the run bears out are marked."""
+    asks: Literal["person", "nobody"] = "person"
+    """`person`: it may end a turn with a question."""
     window_margin: float = 0.20
     """Share of the model's window that requests leave free."""
 

@@ -174,8 +174,10 @@ _SHARED = frozenset({ModelFault.INVALID, ModelFault.FILTERED})
 
 
 def _pieces(calls: Sequence[CallWanted]) -> list[CallPiece]:
+    """Stream calls that were read out of what the model wrote."""
     return [
-        CallPiece(index=index, id=call.id, name=call.name, arguments=call.arguments) for index, call in enumerate(calls)
+        CallPiece(index=index, id=call.id, name=call.name, arguments=call.arguments, form="text")
+        for index, call in enumerate(calls)
     ]
 
 

@@ -1,0 +1,128 @@
+"""Route first: an answer at once, a look, or one question to the person; and nobody is told of tools in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quell.agent import AgentAnswer, Role, Stop
+from quell.domain import ASK_PERSON, CallWanted, ModelRequest, OutcomeKind, QuestionKind, ToolOutcome
+from quell.models import ScriptedModel
+from quell.models._scripted import Turn, says, wants
+from tests.doors._agent_bench import AgentRoom, agent_room
+from tests.doors._brief_surveys import NOW
+from tests.doors._builtin_bench import ChangingReader, calm, house
+from tests.doors._hand_bench import SmallWorld
+
+ROLE = Role(name="sre", preamble="You look after a small shop.")
+SHORT = ToolOutcome(call="", tool="t", kind=OutcomeKind.OK, content="short")
+READERS = {"get_in", "grep", "head", "item_schema", "iterate_over", "read", "schema", "slice"}
+
+
+def asks(arguments: object, *, name: str = ASK_PERSON) -> CallWanted:
+    return CallWanted(id="q", name=name, arguments=arguments if isinstance(arguments, str) else json.dumps(arguments))
+
+
+def search(query: str = "error") -> CallWanted:
+    return CallWanted(id="x", name="logs_search", arguments=json.dumps({"service": "web", "query": query}))
+
+
+def _ask(
+    tmp_path: Path,
+    turns: object,
+    question: str = "Why is web slow?",
+    *,
+    role: Role = ROLE,
+    brings: tuple[ToolOutcome, ...] = (),
+) -> tuple[AgentAnswer, AgentRoom]:
+    async def story() -> tuple[AgentAnswer, AgentRoom]:
+        async with agent_room(tmp_path, turns, role=role) as room:  # type: ignore[arg-type]  # turns
+            room.world.says += brings
+            return await room.ask(question), room
+
+    return asyncio.run(story())
+
+
+def _asked(room: AgentRoom) -> list[ModelRequest]:
+    assert isinstance(room.model, ScriptedModel)
+    return room.model.asked
+
+
+def test_a_question_to_the_person_ends_the_turn_and_nothing_else_of_it_is_done(tmp_path: Path) -> None:
+    turn = wants(
+        search(), asks({"question": "Which web?", "options": ["staging", "production"]}), text="There are two."
+    )
+    answer, room = _ask(tmp_path, [turn])
+    assert (answer.stop, answer.calls, room.world.reads) == (Stop.ASKED, 0, 0)
+    assert answer.text == "There are two.\n\nWhich web?\n- staging\n- production"
+    assert not answer.stop.is_partial
+
+
+def test_what_a_question_claims_on_its_way_is_marked_like_everything(tmp_path: Path) -> None:
+    answer, _ = _ask(tmp_path, [wants(asks({"question": "There were 500 errors. Shall I go on?"}))])
+    assert answer.text == "There were 500 errors. [unverified] Shall I go on?"
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]", {"question": "  "}, {"question": 7}, {"q": "Which?"}])
+def test_a_question_that_nobody_can_read_comes_back_as_a_refusal(tmp_path: Path, arguments: object) -> None:
+    answer, room = _ask(tmp_path, [wants(asks(arguments)), says("Then without it.")])
+    assert (answer.stop, answer.text, answer.failed) == (Stop.ANSWERED, "Then without it.", 1)
+    assert '"question": text' in _asked(room)[1].messages[-1].text
+
+
+def test_who_has_nobody_to_ask_is_not_offered_it(tmp_path: Path) -> None:
+    _, room = _ask(tmp_path, [says("Well.")], role=Role(name="w", preamble="p", asks="nobody"))
+    assert ASK_PERSON not in {tool.name for tool in _asked(room)[0].tools}
+
+
+@pytest.mark.parametrize("text", ["hi", "Hello!", "Good morning, everyone", "Thanks a lot!", "hello, how are you?"])
+def test_a_greeting_costs_no_schemas(tmp_path: Path, text: str) -> None:
+    answer, room = _ask(tmp_path, [says("Hello.")], text)
+    assert (answer.text, _asked(room)[0].tools) == ("Hello.", ())
+
+
+@pytest.mark.parametrize("text", ["hi, why is web slow?", "is all ok with web", "say hello", "everything great there?"])
+def test_a_greeting_with_a_question_in_it_is_a_question(tmp_path: Path, text: str) -> None:
+    _, room = _ask(tmp_path, [says("Well.")], text)
+    assert "logs_search" in {tool.name for tool in _asked(room)[0].tools}
+
+
+def test_readers_of_results_that_were_put_aside_are_offered_once_there_is_such_a_result(tmp_path: Path) -> None:
+    aside = ToolOutcome(call="", tool="t", kind=OutcomeKind.OK, content="the head", handle="pad_" + "5" * 32)
+    _, room = _ask(tmp_path, [wants(search("a")), wants(search("b")), says("Well.")], brings=(SHORT, aside))
+    offered = [READERS <= {tool.name for tool in request.tools} for request in _asked(room)]
+    assert offered == [False, False, True]
+    first = {tool.name for tool in _asked(room)[0].tools}
+    assert not first & READERS
+    assert {tool.name for tool, _ in SmallWorld().hands()} <= first
+
+
+def test_the_choice_of_a_request_stands_above_the_short_way(tmp_path: Path) -> None:
+    def turn(request: ModelRequest) -> Turn:
+        return wants(search()) if request.choice == "required" else says("Well.")
+
+    answer, room = _ask(tmp_path, turn, "hello", role=Role(name="r", preamble="p", choice="required"))
+    assert (answer.calls, bool(_asked(room)[0].tools)) == (1, True)
+
+
+def test_a_word_that_may_mean_several_services_is_asked_back_without_a_model_too(tmp_path: Path) -> None:
+    rows = calm()
+    steady = rows[QuestionKind.ERROR_RATES]
+    twins = [replace(row, service=f"order-{kind}") for row, kind in zip(steady[:2], ("writer", "wrapper"), strict=True)]
+    rows[QuestionKind.ERROR_RATES] = (*steady, *twins)
+
+    async def story() -> tuple[AgentAnswer, AgentAnswer]:
+        async with house(tmp_path, reader=ChangingReader(rows=rows), at=NOW) as home:
+            asked = await home.ask("is anything wrong with order?")
+            return asked, await home.ask("is anything wrong with order?", asked.text, "order-writer")
+
+    asked, settled = asyncio.run(story())
+    assert asked.stop is Stop.ASKED, asked.text
+    assert asked.text.endswith("[e1].\n\nWhich one do you mean?")
+    assert (asked.unverified, asked.confidence) == (0, "high")
+    assert settled.stop is Stop.ANSWERED
+    assert "order-writer" in settled.text
