@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from quell.agent import AgentAnswer, Role, Stop
 from quell.domain import ASK_PERSON, CallWanted, ModelRequest, OutcomeKind, QuestionKind, ToolOutcome
 from quell.models import ScriptedModel
 from quell.models._scripted import Turn, says, wants
+from tests._story import operation
 from tests.doors._agent_bench import AgentRoom, agent_room
 from tests.doors._brief_surveys import NOW
 from tests.doors._builtin_bench import ChangingReader, calm, house
@@ -94,7 +94,7 @@ def test_a_greeting_with_a_question_in_it_is_a_question(tmp_path: Path, text: st
 def test_readers_of_results_that_were_put_aside_are_offered_once_there_is_such_a_result(tmp_path: Path) -> None:
     aside = ToolOutcome(call="", tool="t", kind=OutcomeKind.OK, content="the head", handle="pad_" + "5" * 32)
     _, room = _ask(tmp_path, [wants(search("a")), wants(search("b")), says("Well.")], brings=(SHORT, aside))
-    offered = [READERS <= {tool.name for tool in request.tools} for request in _asked(room)]
+    offered = [{tool.name for tool in request.tools} >= READERS for request in _asked(room)]
     assert offered == [False, False, True]
     first = {tool.name for tool in _asked(room)[0].tools}
     assert not first & READERS
@@ -111,9 +111,9 @@ def test_the_choice_of_a_request_stands_above_the_short_way(tmp_path: Path) -> N
 
 def test_a_word_that_may_mean_several_services_is_asked_back_without_a_model_too(tmp_path: Path) -> None:
     rows = calm()
-    steady = rows[QuestionKind.ERROR_RATES]
-    twins = [replace(row, service=f"order-{kind}") for row, kind in zip(steady[:2], ("writer", "wrapper"), strict=True)]
-    rows[QuestionKind.ERROR_RATES] = (*steady, *twins)
+    names = ("order-writer", "order-worker")
+    twins = [operation(name, "GET /", errors=0, p95_ms=38.0, before=0) for name in names]
+    rows[QuestionKind.ERROR_RATES] = (*rows[QuestionKind.ERROR_RATES], *twins)
 
     async def story() -> tuple[AgentAnswer, AgentAnswer]:
         async with house(tmp_path, reader=ChangingReader(rows=rows), at=NOW) as home:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ import msgspec
 
 from quell.agent._asking import Accounts, Asked, asked
 from quell.agent._claims import Held, Holder
-from quell.agent._context import fitted, request_of
+from quell.agent._context import Fit, fitted, request_of, room_of
 from quell.agent._live import Live, Moved
 from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import counted, judged
@@ -23,7 +24,10 @@ from quell.domain import (
     CallOrigin,
     CallProgress,
     CallWanted,
+    Entropy,
     Message,
+    ModelFault,
+    ModelRequest,
     OutcomeKind,
     Parked,
     StepError,
@@ -45,6 +49,7 @@ _STEP_SLACK_S = 30.0
 _LOOK_AGAIN_S = 30.0
 """Who waits for people looks this often by itself; who decides wakes it."""
 _HEAD_CHARS = 240
+_FENCE_BYTES = 4
 
 Ended: TypeAlias = AgentAnswer | WaitUntil
 """How a segment of a conversation ends: with an answer, or waiting for people."""
@@ -88,6 +93,7 @@ class Agent:
         live: Live | None = None,
         accounts: Accounts | None = None,
         monotonic: Callable[[], float],
+        entropy: Entropy = os.urandom,
     ) -> None:
         """Join what an agent needs; it keeps nothing of a conversation itself."""
         self.role = role
@@ -96,10 +102,11 @@ class Agent:
         self._live = live or Live()
         self._accounts = accounts or Accounts()
         self._monotonic = monotonic
+        self._entropy = entropy
 
     async def begin(self, context: RunContext, messages: Sequence[Message], *, caller: ToolCaller) -> Ended:
         """Begin a conversation: its last message is what is asked, or brings results of the client's own tools."""
-        return await self.converse(context, opened(messages), caller=caller)
+        return await self.converse(context, opened(messages, fence=self._entropy(_FENCE_BYTES).hex()), caller=caller)
 
     async def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Ended:
         """Go on with a conversation that waited."""
@@ -119,7 +126,8 @@ class Agent:
             stop = self._bound(talk, elapsed_s=self._monotonic() - began_s)
             if stop is not None:
                 return await self._stopped(context, talk, stop)
-            reply = await self._ask(context, talk, left_s=self.role.minutes_max * 60 - (self._monotonic() - began_s))
+            left_s = self.role.minutes_max * 60 - (self._monotonic() - began_s)
+            talk, reply = await self._ask(context, talk, left_s=left_s)
             talk = _with_reply(talk, reply)
             if reply.fault:
                 return await self._failed(context, talk, reply)
@@ -141,13 +149,37 @@ class Agent:
         left_s: float,
         tools: Sequence[ToolSpec] | None = None,
         notice: str = "",
-    ) -> Asked:
+    ) -> tuple[Talk, Asked]:
+        """Ask for the next turn; return the conversation as it went out, and what came of it."""
         told = offered(talk, self.role, self._tools()) if tools is None else tools
-        talk, fits = fitted(talk, self.role, tools=told, window=self._model.window, counter=self._model.counter)
-        if not fits:
-            detail = f"the request is larger than the window of {self._model.window} tokens"
-            return Asked(fault="context_overflow", detail=detail)
-        request = request_of(talk, self.role, tools=told, notice=notice)
+        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
+        window, counter = self._model.window, self._model.counter
+        room = None if window is None else room_of(self.role, window)
+        fit = await self._fit(context, talk, told, room, key=name)
+        reply = Asked(fault=ModelFault.OVERFLOW, detail=f"the request is larger than the window of {window} tokens")
+        if fit.fits:
+            request = request_of(fit.talk, self.role, tools=told, notice=notice)
+            reply = await self._turn(context, fit.talk, request, left_s=left_s, name=name)
+            if reply.fault == ModelFault.OVERFLOW:
+                # The provider counts otherwise, or nobody said how large its window is: once more with half of it.
+                fit = await self._fit(context, fit.talk, told, counter.count(request) // 2, key=f"{name}.again")
+                if fit.compacted is not None:
+                    request = request_of(fit.talk, self.role, tools=told, notice=notice)
+                    reply = await self._turn(context, fit.talk, request, left_s=left_s, name=f"{name}.again")
+        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
+        self._live.settle(context.run.id)
+        return fit.talk, reply
+
+    async def _fit(
+        self, context: RunContext, talk: Talk, tools: Sequence[ToolSpec], room: int | None, *, key: str
+    ) -> Fit:
+        fit = fitted(talk, self.role, tools=tools, room=room, counter=self._model.counter)
+        if fit.compacted is not None:
+            told = _told(fit.compacted)
+            await context.emit("agent.compacted", key=f"{key}.compacted", agent=self.role.name, turn=talk.turn, **told)
+        return fit
+
+    async def _turn(self, context: RunContext, talk: Talk, request: ModelRequest, *, left_s: float, name: str) -> Asked:
         deadline_s = max(1.0, min(left_s, _MODEL_MINUTES_MAX * 60))
 
         async def work() -> Asked:
@@ -162,14 +194,10 @@ class Agent:
                 holder=lambda: self._holder(talk),
             )
 
-        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
         try:
-            reply = await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
+            return await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
         except StepError as error:
             return Asked(fault="step", detail=str(error))
-        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
-        self._live.settle(context.run.id)
-        return reply
 
     def _split(self, context: RunContext, talk: Talk) -> tuple[Talk, tuple[CallWanted, ...]]:
         """Return the calls that the client is to carry out, when the turn wants no others; else those wait for a turn of their own."""
@@ -272,7 +300,10 @@ class Agent:
             notice = _NUDGE_REPEAT.format(n=max(count, failures))
         notice = notice or self._turns_notice(talk)
         message = Message(
-            role="tool", call=wanted.id, tool=wanted.name, text=result_text(exhibit, outcome, notice=notice)
+            role="tool",
+            call=wanted.id,
+            tool=wanted.name,
+            text=result_text(exhibit, outcome, key=talk.fence, notice=notice),
         )
         return replace(
             talk,
@@ -315,7 +346,8 @@ class Agent:
     async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> AgentAnswer:
         """End at a bound: the model has one last word where there is time for it, and the label is ours."""
         if stop is not Stop.TIME:
-            reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=_WHAT[stop]))
+            notice = _WRAP_UP.format(what=_WHAT[stop])
+            talk, reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=notice)
             talk = replace(talk, usage=_sum(talk.usage, reply.usage))
             if reply.text:
                 return await self._ended(context, talk, reply.text, stop, held=reply.held)
@@ -360,6 +392,7 @@ class Agent:
             failed=talk.failed,
             cited=held.cited,
             unverified=held.unverified,
+            invented=held.invented,
             confidence="medium" if talk.failed and held.confidence == "high" else held.confidence,
             fault=fault,
             client_calls=client_calls,
@@ -381,7 +414,7 @@ class Agent:
         return Holder(talk.exhibits, question=questions)
 
 
-def opened(messages: Sequence[Message]) -> Talk:
+def opened(messages: Sequence[Message], *, fence: str) -> Talk:
     """Return a conversation as a client tells it: results of its own tools are exhibits, and not to be trusted."""
     exhibits: list[Exhibit] = []
     told: list[Message] = []
@@ -392,8 +425,8 @@ def opened(messages: Sequence[Message]) -> Talk:
         outcome = ToolOutcome(call=message.call, tool=message.tool, kind=OutcomeKind.OK, content=message.text)
         exhibit = exhibit_of(f"e{len(exhibits) + 1}", outcome, call=message.call, tool=message.tool)
         exhibits.append(exhibit)
-        told.append(replace(message, text=result_text(exhibit, outcome)))
-    return Talk(messages=tuple(told), exhibits=tuple(exhibits), is_tainted=bool(exhibits))
+        told.append(replace(message, text=result_text(exhibit, outcome, key=fence)))
+    return Talk(messages=tuple(told), exhibits=tuple(exhibits), is_tainted=bool(exhibits), fence=fence)
 
 
 def state_of(talk: Talk) -> Mapping[str, object]:
