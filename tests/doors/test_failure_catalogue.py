@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -533,3 +534,10 @@ def test_a_journal_in_a_server_that_is_away_is_told_when_it_is_opened(tmp_path: 
     with pytest.raises(JournalError) as gone:
         asyncio.run(story())
     assert gone.value.hint
+
+
+def test_the_page_about_answers_names_every_row_of_this_catalogue() -> None:
+    page = (ROOT / "docs" / "explanation" / "answers.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named <= set(globals()), sorted(named - set(globals()))
+    assert {"retries", "killed", "journal", "loop"} <= {word for name in named for word in name.split("_")}

@@ -16,7 +16,7 @@ from quell.agent._asking import Accounts, Asked, asked
 from quell.agent._claims import Held, Holder
 from quell.agent._context import Fit, fitted, request_of, room_of
 from quell.agent._live import Live, Moved
-from quell.agent._render import exhibit_of, result_text
+from quell.agent._render import SKILLS, Source, exhibit_of, result_text
 from quell.agent._repeats import counted, judged
 from quell.agent._route import Question, offered, question_of, unasked
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
@@ -292,7 +292,8 @@ class Agent:
         return replace(talk, waiting=tuple(left)), parked
 
     def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
-        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name)
+        source = self._source(wanted, outcome)
+        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name, source=source)
         repeats, count = counted(talk.repeats, wanted, outcome)
         failures = 0 if outcome.is_citable else talk.failures + 1
         notice = ""
@@ -303,7 +304,7 @@ class Agent:
             role="tool",
             call=wanted.id,
             tool=wanted.name,
-            text=result_text(exhibit, outcome, key=talk.fence, notice=notice),
+            text=result_text(exhibit, outcome, key=talk.fence, notice=notice, source=source),
         )
         return replace(
             talk,
@@ -315,6 +316,13 @@ class Agent:
             failed=talk.failed + (not outcome.is_citable),
             is_tainted=True,
         )
+
+    def _source(self, wanted: CallWanted, outcome: ToolOutcome) -> Source:
+        """Say who wrote a result: a skill is the operator's, where a tool of ours brought it."""
+        if wanted.name not in SKILLS or not outcome.is_citable:
+            return ""
+        is_own = any(tool.name == wanted.name and not tool.server for tool in self._toolbox.catalog())
+        return "operator" if is_own else ""
 
     def _turns_notice(self, talk: Talk) -> str:
         left = self.role.turns_max - talk.turn
@@ -408,7 +416,8 @@ class Agent:
         return "\n".join([asked_text, *(f"- {option}" for option in question.options)])
 
     def _holder(self, talk: Talk) -> Holder | None:
-        if self.role.evidence == "off":
+        if self.role.evidence == "off" or self.role.answer_schema:
+            # Marks would break an answer that a program is to read.
             return None
         questions = "\n".join(message.text for message in talk.messages if message.role == "user")
         return Holder(talk.exhibits, question=questions)
