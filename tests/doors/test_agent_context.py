@@ -161,7 +161,7 @@ def test_what_people_decided_stands_in_the_digest() -> None:
 
 def test_skills_stay_longer_than_results_and_both_are_known_to_have_left() -> None:
     talk, request, dropped = packed(
-        talk_of(calls=15, words=200, tools=("load_skill", "logs_search", "logs_search")), 5_000
+        talk_of(calls=15, words=200, tools=("load_skill", "logs_search", "logs_search")), 5_600
     )
     assert dropped["results"] >= 1
     assert "skills" not in dropped

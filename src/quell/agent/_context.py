@@ -146,16 +146,20 @@ class _Packing:
         for unit in units:
             if freed >= wanted:
                 break
-            freed += sum(self._tokens(before.messages[at]) for at in unit)
-            self.dropped[section] = self.dropped.get(section, 0) + 1
             if section in {"history", "turns"}:
+                freed += sum(self._tokens(before.messages[at]) for at in unit)
+                self.dropped[section] = self.dropped.get(section, 0) + 1
                 lines += [line for at in unit if (line := _line(before, before.messages[at]))]
                 messages[unit.start : unit.stop] = [None] * len(unit)
                 continue
             message = before.messages[unit.start]
             exhibit = _exhibit(before, message.call)
-            gone.append(exhibit.id)
-            messages[unit.start] = replace(message, text=dropped_text(exhibit, key=before.fence))
+            shorter = replace(message, text=dropped_text(exhibit, key=before.fence))
+            if (net := self._tokens(message) - self._tokens(shorter)) > 0:
+                freed += net
+                self.dropped[section] = self.dropped.get(section, 0) + 1
+                gone.append(exhibit.id)
+                messages[unit.start] = shorter
         left = tuple(message for message in messages if message is not None)
         digest = before.digest.with_lines(lines, messages=len(before.messages) - len(left))
         self.talk = replace(before, messages=left, digest=digest, dropped=(*before.dropped, *gone))
