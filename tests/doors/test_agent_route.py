@@ -16,7 +16,9 @@ from tests._story import operation
 from tests.doors._agent_bench import AgentRoom, agent_room
 from tests.doors._brief_surveys import NOW
 from tests.doors._builtin_bench import ChangingReader, calm, house
+from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of, heard, text_of
 from tests.doors._hand_bench import SmallWorld
+from tests.doors._model_bench import delta, end, provider, sse, usage
 
 ROLE = Role(name="sre", preamble="You look after a small shop.")
 SHORT = ToolOutcome(call="", tool="t", kind=OutcomeKind.OK, content="short")
@@ -147,3 +149,24 @@ def test_an_answer_that_a_program_reads_is_not_marked(tmp_path: Path) -> None:
     answer, _ = _ask(tmp_path, [says('{"errors": 42}')], role=role)
     assert answer.text == '{"errors": 42}'
     assert answer.confidence == "none"
+
+
+def test_who_follows_a_run_hears_the_question_that_ends_it(tmp_path: Path) -> None:
+    call = {
+        "index": 0,
+        "id": "q",
+        "function": {"name": ASK_PERSON, "arguments": json.dumps({"question": "Which web?"})},
+    }
+
+    async def story() -> tuple[str, AgentAnswer | None]:
+        answer = sse(delta("There are two."), delta(tool_calls=[call]), end("tool_calls"), usage(50, 9))
+        async with provider(answer) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_desk(tmp_path / "state", agents) as app:
+                run = await app.agents.start(asked("Restart web."), by=ANN)
+                return text_of(await heard(app, run.id)), await app.agents.answer(run.id, timeout_s=10)
+
+    said, answer = asyncio.run(story())
+    assert answer is not None
+    assert (answer.stop, answer.text) == (Stop.ASKED, "There are two.\n\nWhich web?")
+    assert said == answer.text

@@ -38,6 +38,7 @@ from quell.domain import (
     ToolClass,
     ToolOutcome,
     ToolSpec,
+    one_line,
 )
 from quell.models import Model
 from quell.runs import RunContext, WaitUntil
@@ -372,7 +373,9 @@ class Agent:
     async def _asked_back(self, context: RunContext, talk: Talk, reply: Asked, question: Question) -> AgentAnswer:
         """End with a question to the person; no other call of the turn is made."""
         said = reply.held or Held(text=reply.text, cited=(), unverified=0, confidence="none")
-        held = replace(said, text="\n\n".join(part for part in (said.text, self._marked(talk, question)) if part))
+        held = replace(
+            said, text="\n\n".join(part for part in (said.text.rstrip(), self._marked(talk, question)) if part)
+        )
         return await self._ended(context, replace(talk, waiting=()), held.text, Stop.ASKED, held=held)
 
     async def _ended(
@@ -506,4 +509,5 @@ def _found_so_far(talk: Talk) -> str:
 
 
 def _head(exhibit: Exhibit) -> str:
-    return " ".join(exhibit.text.split())[:_HEAD_CHARS]
+    """Return the first of what a result says, harmless: nobody held it against anything."""
+    return one_line(exhibit.text, chars_max=_HEAD_CHARS)
