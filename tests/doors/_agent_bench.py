@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +38,9 @@ class AgentRoom:
         run = await self.start(question)
         return await self.answer(run, timeout_s=timeout_s)
 
-    async def start(self, question: str) -> Run:
-        return await self.runs.start("chat", subject=question, arguments={"question": question})
+    async def start(self, question: str, *, past: Sequence[Message] = ()) -> Run:
+        said = [msgspec.to_builtins(message) for message in past]
+        return await self.runs.start("chat", subject=question, arguments={"question": question, "past": said})
 
     async def answer(self, run: Run, *, timeout_s: float = 10.0) -> AgentAnswer:
         ended = await self.runs.wait(run.id, timeout_s=timeout_s)
@@ -109,7 +110,9 @@ async def agent_room(
                 if context.state:
                     ended = await agent.go_on(context, context.state, caller=caller)
                 else:
-                    ended = await agent.begin(context, (Message(role="user", text=question),), caller=caller)
+                    past = msgspec.convert(context.arguments["past"], type=tuple[Message, ...])
+                    said = (*past, Message(role="user", text=question))
+                    ended = await agent.begin(context, said, caller=caller)
                 return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})
 
             runs.register("chat", chat)

@@ -165,9 +165,12 @@ class SmallWorld:
     says: list[ToolOutcome | BaseException] = field(default_factory=list)
     """What the next uses answer instead; a tuple of (do it?, answer) is not needed: errors come after the deed."""
     reads: int = 0
+    seen: list[CallRequest] = field(default_factory=list)
+    """Everything that came to a hand, reads too."""
 
     async def use(self, request: CallRequest, key: str) -> ToolOutcome:
         call = request.call
+        self.seen.append(request)
         arguments = json.loads(call.arguments)
         await asyncio.sleep(0)
         if request.tool.tool_class.is_effect:

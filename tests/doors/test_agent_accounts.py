@@ -326,7 +326,7 @@ def test_an_agent_on_a_durable_run_ends_when_its_money_does(tmp_path: Path) -> N
         async with agent_room(tmp_path / "room", turns, accounts=accounts) as room:
             answer = await room.ask("Why?")
             assert answer.stop is Stop.SPENT
-            assert len(room.model.asked) in {1, 2}  # type: ignore[attr-defined]  # a script
+            assert 0 < len(room.model.asked) < len(turns)  # type: ignore[attr-defined]  # a script
         assert _stand(budgets, database)[TOKENS][1] == 0
 
     with opened(tmp_path) as database:

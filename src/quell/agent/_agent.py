@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,16 +14,21 @@ import msgspec
 
 from quell.agent._asking import Accounts, Asked, asked
 from quell.agent._claims import Held, Holder
-from quell.agent._context import fitted, request_of
+from quell.agent._context import Fit, fitted, request_of, room_of
 from quell.agent._live import Live, Moved
-from quell.agent._render import exhibit_of, result_text
+from quell.agent._render import SKILLS, Source, exhibit_of, result_text
 from quell.agent._repeats import counted, judged
+from quell.agent._route import Question, offered, question_of, unasked
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
 from quell.agent._telling import told
 from quell.domain import (
+    CallOrigin,
     CallProgress,
     CallWanted,
+    Entropy,
     Message,
+    ModelFault,
+    ModelRequest,
     OutcomeKind,
     Parked,
     StepError,
@@ -33,6 +39,7 @@ from quell.domain import (
     ToolClass,
     ToolOutcome,
     ToolSpec,
+    one_line,
 )
 from quell.models import Model
 from quell.runs import RunContext, WaitUntil
@@ -44,6 +51,7 @@ _STEP_SLACK_S = 30.0
 _LOOK_AGAIN_S = 30.0
 """Who waits for people looks this often by itself; who decides wakes it."""
 _HEAD_CHARS = 240
+_FENCE_BYTES = 4
 
 Ended: TypeAlias = AgentAnswer | WaitUntil
 """How a segment of a conversation ends: with an answer, or waiting for people."""
@@ -87,6 +95,7 @@ class Agent:
         live: Live | None = None,
         accounts: Accounts | None = None,
         monotonic: Callable[[], float],
+        entropy: Entropy = os.urandom,
     ) -> None:
         """Join what an agent needs; it keeps nothing of a conversation itself."""
         self.role = role
@@ -95,10 +104,11 @@ class Agent:
         self._live = live or Live()
         self._accounts = accounts or Accounts()
         self._monotonic = monotonic
+        self._entropy = entropy
 
     async def begin(self, context: RunContext, messages: Sequence[Message], *, caller: ToolCaller) -> Ended:
         """Begin a conversation: its last message is what is asked, or brings results of the client's own tools."""
-        return await self.converse(context, opened(messages), caller=caller)
+        return await self.converse(context, opened(messages, fence=self._entropy(_FENCE_BYTES).hex()), caller=caller)
 
     async def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Ended:
         """Go on with a conversation that waited."""
@@ -119,12 +129,15 @@ class Agent:
             stop = self._bound(talk, elapsed_s=self._monotonic() - began_s)
             if stop is not None:
                 return await self._stopped(context, talk, stop)
-            reply = await self._ask(context, talk, left_s=self.role.minutes_max * 60 - (self._monotonic() - began_s))
+            left_s = self.role.minutes_max * 60 - (self._monotonic() - began_s)
+            talk, reply = await self._ask(context, talk, left_s=left_s)
             talk = _with_reply(talk, reply)
             if reply.fault:
                 return await self._failed(context, talk, reply)
             if not reply.calls:
                 return await self._answered(context, talk, reply)
+            if (question := question_of(reply.calls)) is not None:
+                return await self._asked_back(context, talk, reply, question)
             talk, wanted = self._split(context, talk)
             if wanted:
                 return await self._ended(context, talk, reply.text, Stop.CLIENT, held=reply.held, client_calls=wanted)
@@ -139,13 +152,37 @@ class Agent:
         left_s: float,
         tools: Sequence[ToolSpec] | None = None,
         notice: str = "",
-    ) -> Asked:
-        offered = self._offered() if tools is None else tools
-        talk, fits = fitted(talk, self.role, tools=offered, window=self._model.window, counter=self._model.counter)
-        if not fits:
-            told = f"the request is larger than the window of {self._model.window} tokens"
-            return Asked(fault="context_overflow", detail=told)
-        request = request_of(talk, self.role, tools=offered, notice=notice)
+    ) -> tuple[Talk, Asked]:
+        """Ask for the next turn; return the conversation as it went out, and what came of it."""
+        told = offered(talk, self.role, self._tools()) if tools is None else tools
+        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
+        window, counter = self._model.window, self._model.counter
+        room = None if window is None else room_of(self.role, window)
+        fit = await self._fit(context, talk, told, room, key=name)
+        reply = Asked(fault=ModelFault.OVERFLOW, detail=f"the request is larger than the window of {window} tokens")
+        if fit.fits:
+            request = request_of(fit.talk, self.role, tools=told, notice=notice)
+            reply = await self._turn(context, fit.talk, request, left_s=left_s, name=name)
+            if reply.fault == ModelFault.OVERFLOW:
+                # The provider counts otherwise, or nobody said how large its window is: once more with half of it.
+                fit = await self._fit(context, fit.talk, told, counter.count(request) // 2, key=f"{name}.again")
+                if fit.compacted is not None:
+                    request = request_of(fit.talk, self.role, tools=told, notice=notice)
+                    reply = await self._turn(context, fit.talk, request, left_s=left_s, name=f"{name}.again")
+        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
+        self._live.settle(context.run.id)
+        return fit.talk, reply
+
+    async def _fit(
+        self, context: RunContext, talk: Talk, tools: Sequence[ToolSpec], room: int | None, *, key: str
+    ) -> Fit:
+        fit = fitted(talk, self.role, tools=tools, room=room, counter=self._model.counter)
+        if fit.compacted is not None:
+            told = _told(fit.compacted)
+            await context.emit("agent.compacted", key=f"{key}.compacted", agent=self.role.name, turn=talk.turn, **told)
+        return fit
+
+    async def _turn(self, context: RunContext, talk: Talk, request: ModelRequest, *, left_s: float, name: str) -> Asked:
         deadline_s = max(1.0, min(left_s, _MODEL_MINUTES_MAX * 60))
 
         async def work() -> Asked:
@@ -160,14 +197,10 @@ class Agent:
                 holder=lambda: self._holder(talk),
             )
 
-        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
         try:
-            reply = await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
+            return await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
         except StepError as error:
             return Asked(fault="step", detail=str(error))
-        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
-        self._live.settle(context.run.id)
-        return reply
 
     def _split(self, context: RunContext, talk: Talk) -> tuple[Talk, tuple[CallWanted, ...]]:
         """Return the calls that the client is to carry out, when the turn wants no others; else those wait for a turn of their own."""
@@ -184,14 +217,6 @@ class Agent:
             *(Message(role="tool", call=each.id, tool=each.name, text=_NOT_TOGETHER) for each in wanted),
         )
         return replace(talk, messages=messages, waiting=tuple(each for each in talk.waiting if each not in wanted)), ()
-
-    def _offered(self) -> tuple[ToolSpec, ...]:
-        own = tuple(
-            ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
-            for tool in self._tools()
-        )
-        names = {spec.name for spec in own}
-        return (*own, *(spec for spec in self.role.client_tools if spec.name not in names))
 
     def _tools(self) -> Iterable[Tool]:
         globs = self.role.tools
@@ -232,8 +257,12 @@ class Agent:
             told = Moved(caller.run, wanted.id, wanted.name, progress.message, progress.done, progress.total)
             self._live.say(told)
 
+        origin = CallOrigin.TEXT if wanted.form == "text" else caller.origin
+
         async def work() -> _Acted:
-            ended = await self._toolbox.call(call, caller=replace(caller, on_progress=tell))
+            if (refused := unasked(wanted)) is not None:
+                return _Acted(outcome=refused)
+            ended = await self._toolbox.call(call, caller=replace(caller, origin=origin, on_progress=tell))
             return _Acted(parked=ended) if isinstance(ended, Parked) else _Acted(outcome=ended)
 
         async with gate:
@@ -266,7 +295,8 @@ class Agent:
         return replace(talk, waiting=tuple(left)), parked
 
     def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
-        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name)
+        source = self._source(wanted, outcome)
+        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name, source=source)
         repeats, count = counted(talk.repeats, wanted, outcome)
         failures = 0 if outcome.is_citable else talk.failures + 1
         notice = ""
@@ -274,7 +304,10 @@ class Agent:
             notice = _NUDGE_REPEAT.format(n=max(count, failures))
         notice = notice or self._turns_notice(talk)
         message = Message(
-            role="tool", call=wanted.id, tool=wanted.name, text=result_text(exhibit, outcome, notice=notice)
+            role="tool",
+            call=wanted.id,
+            tool=wanted.name,
+            text=result_text(exhibit, outcome, key=talk.fence, notice=notice, source=source),
         )
         return replace(
             talk,
@@ -286,6 +319,13 @@ class Agent:
             failed=talk.failed + (not outcome.is_citable),
             is_tainted=True,
         )
+
+    def _source(self, wanted: CallWanted, outcome: ToolOutcome) -> Source:
+        """Say who wrote a result: a skill is the operator's, where a tool of ours brought it."""
+        if wanted.name not in SKILLS or not outcome.is_citable:
+            return ""
+        is_own = any(tool.name == wanted.name and not tool.server for tool in self._toolbox.catalog())
+        return "operator" if is_own else ""
 
     def _turns_notice(self, talk: Talk) -> str:
         left = self.role.turns_max - talk.turn
@@ -317,7 +357,8 @@ class Agent:
     async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> AgentAnswer:
         """End at a bound: the model has one last word where there is time for it, and the label is ours."""
         if stop is not Stop.TIME:
-            reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=_WHAT[stop]))
+            notice = _WRAP_UP.format(what=_WHAT[stop])
+            talk, reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=notice)
             talk = replace(talk, usage=_sum(talk.usage, reply.usage))
             if reply.text:
                 return await self._ended(context, talk, reply.text, stop, held=reply.held)
@@ -330,6 +371,14 @@ class Agent:
     async def _answered(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
         stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
         return await self._ended(context, talk, reply.text, stop, held=reply.held)
+
+    async def _asked_back(self, context: RunContext, talk: Talk, reply: Asked, question: Question) -> AgentAnswer:
+        """End with a question to the person; no other call of the turn is made."""
+        said = reply.held or Held(text=reply.text, cited=(), unverified=0, confidence="none")
+        held = replace(
+            said, text="\n\n".join(part for part in (said.text.rstrip(), self._marked(talk, question)) if part)
+        )
+        return await self._ended(context, replace(talk, waiting=()), held.text, Stop.ASKED, held=held)
 
     async def _ended(
         self,
@@ -356,6 +405,7 @@ class Agent:
             failed=talk.failed,
             cited=held.cited,
             unverified=held.unverified,
+            invented=held.invented,
             confidence="medium" if talk.failed and held.confidence == "high" else held.confidence,
             fault=fault,
             client_calls=client_calls,
@@ -364,14 +414,21 @@ class Agent:
         await context.emit("agent.answered", key="answered", **_told(answer))
         return answer
 
+    def _marked(self, talk: Talk, question: Question) -> str:
+        """Return a question as the person reads it: what it claims on the way is held against the evidence too."""
+        holder = self._holder(talk)
+        asked_text = question.question if holder is None else holder.feed(question.question) + holder.end()
+        return "\n".join([asked_text, *(f"- {option}" for option in question.options)])
+
     def _holder(self, talk: Talk) -> Holder | None:
-        if self.role.evidence == "off":
+        if self.role.evidence == "off" or self.role.answer_schema:
+            # Marks would break an answer that a program is to read.
             return None
         questions = "\n".join(message.text for message in talk.messages if message.role == "user")
         return Holder(talk.exhibits, question=questions)
 
 
-def opened(messages: Sequence[Message]) -> Talk:
+def opened(messages: Sequence[Message], *, fence: str) -> Talk:
     """Return a conversation as a client tells it: results of its own tools are exhibits, and not to be trusted."""
     exhibits: list[Exhibit] = []
     told: list[Message] = []
@@ -382,8 +439,8 @@ def opened(messages: Sequence[Message]) -> Talk:
         outcome = ToolOutcome(call=message.call, tool=message.tool, kind=OutcomeKind.OK, content=message.text)
         exhibit = exhibit_of(f"e{len(exhibits) + 1}", outcome, call=message.call, tool=message.tool)
         exhibits.append(exhibit)
-        told.append(replace(message, text=result_text(exhibit, outcome)))
-    return Talk(messages=tuple(told), exhibits=tuple(exhibits), is_tainted=bool(exhibits))
+        told.append(replace(message, text=result_text(exhibit, outcome, key=fence)))
+    return Talk(messages=tuple(told), exhibits=tuple(exhibits), is_tainted=bool(exhibits), fence=fence)
 
 
 def state_of(talk: Talk) -> Mapping[str, object]:
@@ -454,4 +511,5 @@ def _found_so_far(talk: Talk) -> str:
 
 
 def _head(exhibit: Exhibit) -> str:
-    return " ".join(exhibit.text.split())[:_HEAD_CHARS]
+    """Return the first of what a result says, harmless: nobody held it against anything."""
+    return one_line(exhibit.text, chars_max=_HEAD_CHARS)

@@ -25,7 +25,7 @@ from quell.domain import (
     TextPiece,
     TokenUsage,
 )
-from quell.models import Gathering, Model
+from quell.models import ChainModel, Gathering, Model
 from quell.telemetry import genai
 
 _TRIES = 4
@@ -83,7 +83,8 @@ async def asked(
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + deadline_s
     error: ModelError | OverloadError | None = None
-    for attempt in range(1, _TRIES + 1):
+    tries = _tries_of(model)
+    for attempt in range(1, tries + 1):
         left_s = ends_at - loop.time()
         if left_s <= 0:
             break
@@ -100,8 +101,10 @@ async def asked(
             error = caught
             await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
             wait_s = _pause_s(caught, attempt, chance=chance())
-            if wait_s is None or attempt == _TRIES or loop.time() + wait_s >= ends_at:
+            if wait_s is None or attempt == tries or loop.time() + wait_s >= ends_at:
                 break
+            if isinstance(model, ChainModel) and isinstance(caught, ModelError):
+                model = model.after(caught)
             await pause(wait_s)
             continue
         except BaseException:
@@ -121,7 +124,12 @@ async def asked(
     fault = (
         error.fault.value if isinstance(error, ModelError) else "overload" if error is not None else ModelFault.TIMEOUT
     )
-    return Asked(fault=str(fault), detail=_told(error), tries=_TRIES)
+    return Asked(fault=str(fault), detail=_told(error), tries=attempt)
+
+
+def _tries_of(model: Model) -> int:
+    """Return how often to try: each try of a chain asks all of it, and tries do not multiply."""
+    return max(2, _TRIES // len(model.models)) if isinstance(model, ChainModel) else _TRIES
 
 
 class _Saying:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 from quell.domain import CallWanted, Message, OutcomeKind, TokenUsage, ToolSpec
 
+_DIGEST_LINES_MAX = 24
 NOTHING = TokenUsage(input_tokens=0, output_tokens=0)
 
 
@@ -67,6 +68,8 @@ class Role:
     extra: Mapping[str, object] = field(default_factory=dict)
     evidence: Literal["mark", "off"] = "mark"
     """`mark`: claims about the system that nothing of the run bears out are marked."""
+    asks: Literal["person", "nobody"] = "person"
+    """`person`: it may end a turn with a question."""
     window_margin: float = 0.20
     """Share of the model's window that requests leave free."""
 
@@ -83,6 +86,12 @@ class Exhibit:
     text: str
     """What it brought, cut; numbers of the answer are looked for in it."""
     digest: str = ""
+    detail: str = ""
+    """What went wrong, or what people said; cut."""
+    gaps: int = 0
+    """Things that it says it could not see."""
+    warning: str = ""
+    """What is odd about its text, such as words that read like instructions."""
 
     @property
     def is_citable(self) -> bool:
@@ -96,6 +105,26 @@ class Repeat:
 
     result: str
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """What is left of turns that left the context: a line for each of the newest, and how many there were."""
+
+    lines: tuple[str, ...] = ()
+    messages: int = 0
+
+    @property
+    def text(self) -> str:
+        """Return it as a model reads it."""
+        head = f"To make room {self.messages} older messages of this conversation were left out. What happened in them:"
+        earlier = self.messages > len(self.lines) and len(self.lines) >= _DIGEST_LINES_MAX
+        return "\n".join([head, *(["- (earlier ones)"] if earlier else []), *(f"- {line}" for line in self.lines)])
+
+    def with_lines(self, lines: Sequence[str], *, messages: int) -> Digest:
+        """Return it with what happened after it."""
+        kept = (*self.lines, *lines)[-_DIGEST_LINES_MAX:]
+        return Digest(lines=kept, messages=self.messages + messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +148,9 @@ class Talk:
     is_tainted: bool = False
     dropped: tuple[str, ...] = ()
     """Exhibits whose texts left the context to make room."""
+    digest: Digest = Digest()
+    fence: str = ""
+    """Key of the fences around results, drawn anew for each conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +168,8 @@ class AgentAnswer:
     """Exhibits that the text cites and that bear it."""
     unverified: int = 0
     """Claims about the system that nothing of this run bears out."""
+    invented: int = 0
+    """Citations of results that there are not, which were taken away."""
     confidence: str = ""
     """`high`, `medium`, `low` or `none`, set by code from what is cited and what failed."""
     fault: str = ""

@@ -171,6 +171,7 @@ from quell.domain._mcp import ToolPin as ToolPin
 from quell.domain._mcp import ToolServer as ToolServer
 from quell.domain._mcp import ToolTerms as ToolTerms
 from quell.domain._mcp import is_transport_header as is_transport_header
+from quell.domain._model import ASK_PERSON as ASK_PERSON
 from quell.domain._model import CallPiece as CallPiece
 from quell.domain._model import CallWanted as CallWanted
 from quell.domain._model import Ended as Ended

@@ -160,6 +160,8 @@ class ModelError(WorldError):
         """HTTP status, where one came; zero otherwise."""
         self.retry_after_s = retry_after_s
         """When the provider wants to be asked again; None: it did not say."""
+        self.place = 0
+        """Which of several models in a chain it was."""
 
 
 class StateHeldError(QuellError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from quell.domain._budget import TokenUsage
+
+ASK_PERSON: Final = "ask_person"
+"""The call by which a model asks the person: it ends the turn, and no hand carries it out."""
 
 
 class ModelFault(StrEnum):
@@ -63,6 +66,8 @@ class CallWanted:
     name: str
     arguments: str
     """JSON, if the model wrote JSON."""
+    form: Literal["call", "text"] = "call"
+    """`text`: it was read out of what the model wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,7 @@ class CallPiece:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    form: Literal["call", "text"] = "call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 
 from quell.domain import (
+    ASK_PERSON,
     CallPiece,
     Ended,
     Message,
@@ -21,7 +22,7 @@ from quell.domain import (
     TokenUsage,
     UsageTold,
 )
-from quell.models._builtin_answer import answer, joined, unable
+from quell.models._builtin_answer import WHICH, answer, joined, unable
 from quell.models._builtin_plan import SENSES, Settled, Wanted, next_of, results_of
 from quell.models._builtin_words import Ask, Turn, understood
 from quell.models._tokens import TokenCounter
@@ -65,11 +66,17 @@ class BuiltinModel:
             yield _FREE
             return
         limits = _Limits(request, self._counter)
-        for piece in joined([_lines(ask, step, request) for ask, step in steps]):
+        parts = [_lines(ask, step, request) for ask, step in steps]
+        asks_back = any(WHICH in part for part in parts) and _is_offered(ASK_PERSON, request)
+        if asks_back:
+            parts = [[line for line in part if line != WHICH] for part in parts]
+        for piece in joined(parts):
             if kept := limits.kept(piece):
                 yield TextPiece(text=kept)
             if limits.reason:
                 break
+        if asks_back and not limits.reason:
+            yield CallPiece(index=0, id="call-1", name=ASK_PERSON, arguments=json.dumps({"question": WHICH}))
         yield Ended(reason="length" if limits.reason == "length" else "stop", model=NAME)
         yield _FREE
 

@@ -16,6 +16,8 @@ _CITING = re.compile(r"\[(?=\s*e\d)")
 _NAMES_CUT = "names left out"
 _FACT = re.compile(r"E\d+ ")
 _WORDS_AND_NAMES = 40
+WHICH = "Which one do you mean?"
+"""What is asked back where a word may stand for several names."""
 
 ABLE = """\
 I answer questions about the live system, without a language model:
@@ -96,7 +98,7 @@ def _named(settled: Settled, naming: Result) -> Iterator[str]:
     if choice.others:
         *first, last = choice.others
         yield _cited(f"“{topic}” may be several: {', '.join(first)} or {last}", naming)
-        yield "Which one do you mean?"
+        yield WHICH
         return
     yield _cited(naming.sensed.lines[0], naming)
     if settled.result is not None:

@@ -14,7 +14,7 @@ from quell.domain import CallWanted, Message, Sensed
 from quell.models._builtin_grammar import Intent
 from quell.models._builtin_words import Ask, Choice, choose
 
-_FENCE = re.compile(r'<result id="(e\d{1,4})" outcome="([a-z_]+)"[^>\n]*>\n(.*)\n</result>', re.DOTALL)
+_FENCE = re.compile(r'<result id="(e\d{1,4})" outcome="([a-z_]+)"[^>\n]*>\n(.*)\n</result[^>\n]*>', re.DOTALL)
 _SENSE_OF: Mapping[Intent, str] = {
     Intent.STATUS: "system_overview",
     Intent.NAMES: "system_overview",

@@ -63,6 +63,8 @@ class Gathering:
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, list[str]] = field(default_factory=dict)
     """By index: id, name, and pieces of the arguments."""
+    written: set[int] = field(default_factory=set)
+    """Calls among them that were read out of text."""
     usage: UsageTold | None = None
     ended: Ended | None = None
 
@@ -76,6 +78,8 @@ class Gathering:
                 call[0] = call[0] or event.id
                 call[1] = call[1] or event.name
                 call.append(event.arguments)
+                if event.form == "text":
+                    self.written.add(event.index)
             case ReasoningPiece():
                 self.reasoning.append(event.text)
             case UsageTold():
@@ -88,8 +92,13 @@ class Gathering:
         if self.ended is None:
             raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(self.text))
         calls = tuple(
-            CallWanted(id=call[0], name=call[1], arguments="".join(call[2:]) or "{}")
-            for _, call in sorted(self.calls.items())
+            CallWanted(
+                id=call[0],
+                name=call[1],
+                arguments="".join(call[2:]) or "{}",
+                form="text" if index in self.written else "call",
+            )
+            for index, call in sorted(self.calls.items())
         )
         text, reasoning = "".join(self.text), "".join(self.reasoning)
         reason: Literal["stop", "length", "calls", "filtered"] = self.ended.reason

@@ -146,11 +146,21 @@ class ChainModel(Wrapped):
                         yield event
             except (ModelError, OverloadError) as error:
                 is_shared = isinstance(error, ModelError) and error.fault in _SHARED
+                if isinstance(error, ModelError):
+                    error.place = number
                 if has_said or number + 1 == len(self._models) or is_shared:
                     raise
                 self._on_change(model, error)
             else:
                 return
+
+    def after(self, error: ModelError) -> ChainModel:
+        """Return what is left to ask when one broke off in the middle: those behind it, or all when it was the last."""
+        behind = self._models[error.place + 1 :]
+        if not error.said or not behind:
+            return self
+        self._on_change(self._models[error.place], error)
+        return ChainModel(behind, on_change=self._on_change)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -174,8 +184,10 @@ _SHARED = frozenset({ModelFault.INVALID, ModelFault.FILTERED})
 
 
 def _pieces(calls: Sequence[CallWanted]) -> list[CallPiece]:
+    """Stream calls that were read out of what the model wrote."""
     return [
-        CallPiece(index=index, id=call.id, name=call.name, arguments=call.arguments) for index, call in enumerate(calls)
+        CallPiece(index=index, id=call.id, name=call.name, arguments=call.arguments, form="text")
+        for index, call in enumerate(calls)
     ]
 
 

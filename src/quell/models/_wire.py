@@ -180,6 +180,10 @@ class Wire(asyncio.Protocol):
         """Give the answer up when nothing came for this long from now on."""
         self._quiet_max_s = quiet_max_s
         self._heard_at = self._loop.time()
+        if self._watch is not None and self._watch.when() > self._heard_at + quiet_max_s:
+            # It was set for a longer silence, such as that before the first word.
+            self._watch.cancel()
+            self._watch = None
         if self._watch is None:
             self._watch = self._loop.call_later(quiet_max_s, self._look)
 

@@ -82,6 +82,15 @@ EVENTS: Mapping[str, EventSpec] = {
     "agent.call_asked": _spec("debug", "A model wants a tool called.", "call", "tool", "arguments", "agent", "task"),
     "agent.call_parked": _spec("info", "A call of an agent waits for people.", "call", "approval", "expires_at"),
     "agent.call_ended": _spec("debug", "A call of an agent ended.", "call", "tool", "kind", "detail"),
+    "agent.compacted": _spec(
+        "info",
+        "Part of a conversation was left out of a request to make room.",
+        "agent",
+        "turn",
+        "dropped",
+        "tokens_before",
+        "tokens_after",
+    ),
     "agent.answered": _spec("info", "An agent ended, with an answer or without.", "stop", "turns", "calls", "fault"),
     # tool calls
     "tool.called": _spec(
