@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from google.protobuf import json_format  # type: ignore[import-untyped] # it ships no types
+from google.protobuf import json_format  # it ships no types
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from quell.domain import ChangeKind, ObservedChange

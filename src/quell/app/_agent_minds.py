@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from quell.agent import Role
 from quell.app._in_force import InForce
-from quell.config import AgentSettings, AgentTable, LlmSettings, Secret
-from quell.domain import ChatAsk, Clock, Message, Tool
+from quell.config import AgentSettings, AgentTable, LlmSettings, Secret, SkillSettings
+from quell.domain import ChatAsk, Clock, Message
 from quell.memory import Skills
 from quell.models import ChainModel, Limits, Model, open_model
 
@@ -38,6 +38,14 @@ def default_agent() -> AgentSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hired:
+    """What a worker has of its own."""
+
+    model: Model
+    skills: Skills
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mind:
     """One version of one agent, ready to answer."""
 
@@ -52,11 +60,24 @@ class Mind:
     """Name of an MCP server in its file -> its name among all."""
     in_force: InForce
     """Tools, policy and settings that the version was made under."""
+    workers: Mapping[str, Hired] = field(default_factory=dict)
+    """By name, what a worker has of its own."""
 
     @property
     def id(self) -> str:
         """Return the id by which clients choose it."""
         return self.settings.id
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Return every model that it holds open."""
+        own = (hired.model for hired in self.workers.values())
+        return (self.model, self.small, *own)
+
+    def skills_of(self, name: str) -> Skills:
+        """Return the skills of the agent, or of one of its workers."""
+        hired = self.workers.get(name)
+        return self.skills if hired is None else hired.skills
 
 
 def open_mind(
@@ -68,9 +89,10 @@ def open_mind(
     env: Mapping[str, str],
     limits: Limits,
     on_change: Callable[[Model, Exception], None],
+    price_of: Callable[[str, str], object],
 ) -> Mind:
     """Open what an agent needs; nothing is asked yet. Raises ConfigError when a part of it cannot be."""
-    skills = Skills.load([Path(each.source) for each in settings.agent.skills.local])
+    skills = _skills(settings.agent.skills)
 
     def opened(llm: LlmSettings) -> Model:
         return open_model(llm, clock=clock, env=env, limits=limits)
@@ -78,27 +100,46 @@ def open_mind(
     table = settings.quell
     models = [opened(settings.agent.llm), *map(opened, table.fallback)]
     model = models[0] if len(models) == 1 else ChainModel(models, on_change=on_change)
+    small = opened(table.small) if table.small is not None else model
+    workers = {
+        name: Hired(
+            model=opened(worker.llm) if worker.llm is not None else small,
+            skills=skills if worker.skills is None else _skills(worker.skills),
+        )
+        for name, worker in settings.orchestration.worker.items()
+    }
+    # What is charged is a part of what they do: other prices end runs elsewhere.
+    own = (hired.model for hired in workers.values())
+    prices = [str(price_of(each.provider, each.name)) for each in (*models, small, *own)]
+    digests = [skills.digest, *(hired.skills.digest for hired in workers.values())]
     return Mind(
         settings=settings,
-        version=version_of_agent(settings, skills=skills.digest, in_force=in_force),
+        version=version_of_agent(settings, skills=digests, prices=prices, in_force=in_force),
         model=model,
-        small=opened(table.small) if table.small is not None else model,
+        small=small,
         skills=skills,
         servers=servers,
         in_force=in_force,
+        workers=workers,
     )
 
 
-def version_of_agent(settings: AgentSettings, *, skills: str, in_force: InForce) -> str:
+def _skills(settings: SkillSettings) -> Skills:
+    return Skills.load([Path(each.source) for each in settings.local])
+
+
+def version_of_agent(
+    settings: AgentSettings, *, skills: Sequence[str], prices: Sequence[str], in_force: InForce
+) -> str:
     """Name all that makes an agent's answers what they are: its file, its skills, and tools, policy and prices in force.
 
     Of a secret only counts whether it is set.
     """
-    text = json.dumps([asdict(settings), skills, asdict(in_force)], sort_keys=True, default=_plain)
+    text = json.dumps([asdict(settings), skills, prices, asdict(in_force)], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:_VERSION_DIGITS]
 
 
-def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[Tool], instructions: str = "") -> Role:
+def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[str], instructions: str = "") -> Role:
     """Return what the agent is told to be for one question, with what the question says about it."""
     agent, table = mind.settings.agent, mind.settings.quell
     catalogue = mind.skills.catalogue(tokens_max=_SKILL_TOKENS_MAX, count=mind.model.counter.count_text)
@@ -107,7 +148,7 @@ def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[Tool], instructions: st
     role = Role(
         name=mind.id,
         preamble=preamble,
-        tools=tuple(tool.name for tool in tools),
+        tools=tuple(tools),
         turns_max=agent.turn_depth + bonus,
         calls_max=table.budget.calls,
         minutes_max=table.budget.minutes,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
 from quell.app._agent_caps import capped
+from quell.app._agent_routes import routes_of, with_secrets_of
 from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
 from quell.app._sources import CleanReader
@@ -74,9 +75,10 @@ class App:
     readers: tuple[Reader, ...]
     desk: Desk
     version: str
-    desk_of_agents: AgentDesk | None
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
+    desk_of_agents: AgentDesk | None = None
+    """None: it was opened without agents."""
     untaken: list[Alert] = field(default_factory=list)
     """What the detector saw and the journal could not take yet: the detector says everything once."""
 
@@ -298,7 +300,8 @@ async def open_app(
     async with AsyncExitStack() as stack:
         servers: Mapping[str, Mapping[str, str]] = {}
         if agents:
-            settings, servers = merged(capped(settings, agents), agents)
+            settings = with_secrets_of(capped(settings, agents), env=env)
+            settings, servers = merged(settings, agents)
         telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
@@ -379,6 +382,7 @@ def _agents_of(
     for agent in agents:
         warden.redactor.hold_all(f"agents.{agent.id}", agent)
     desk = AgentDesk(agents, warden=warden, clock=clock, entropy=entropy, env=env, servers=servers)
+    warden.routes, warden.headers_of = routes_of(warden.settings, agents), desk.headers_of
     stack.push_async_callback(_closed, "agents", desk.close)
     return desk
 

@@ -9,6 +9,7 @@ from quell.config._agent_settings import AgentSettings as AgentSettings
 from quell.config._agent_settings import AgentTable as AgentTable
 from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
 from quell.config._agent_settings import LlmSettings as LlmSettings
+from quell.config._agent_settings import SkillSettings as SkillSettings
 from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings
 from quell.config._agent_settings import WorkerSettings as WorkerSettings
 from quell.config._agent_versions import agent_kept as agent_kept

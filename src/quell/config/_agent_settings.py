@@ -422,7 +422,7 @@ class QuellTable:
     """`first_use`: what the servers of this file offer when first seen is pinned on the record; what changes waits for a person."""
     reads: tuple[str, ...] = ()
     """Globs of the tools of its servers that only read, as you say; all others are effects that nothing undoes."""
-    hints: Literal["ignore", "believe"] = "ignore"
+    hints: Literal["ignore", "believe"] = "believe"
     """`believe`: a tool that its server calls read-only is a read; `ignore`: people are asked about it."""
     files: tuple[str, ...] = (".",)
     """Directories that `read_file` and `list_dir` may read, with [tools].filesystem."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
-from google.protobuf import json_format  # type: ignore[import-untyped] # it ships no types
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # it ships no types
+from google.protobuf import json_format  # it ships no types
+from google.protobuf.message import DecodeError  # it ships no types
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped] # it ships no types
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped] # it ships no types
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # it ships no types
+from google.protobuf.message import DecodeError, Message  # it ships no types
 
 SignalName: TypeAlias = Literal["logs", "traces", "metrics"]
 
