@@ -74,7 +74,7 @@ class App:
     readers: tuple[Reader, ...]
     desk: Desk
     version: str
-    desk_of_agents: AgentDesk | None
+    desk_of_agents: AgentDesk | None = None
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
     untaken: list[Alert] = field(default_factory=list)
