@@ -580,12 +580,12 @@ def test_every_route_and_every_part_of_a_case_file_is_in_the_reference() -> None
     page = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
     routes = [
         route.path
-        for route in asgi(cast("App", SimpleNamespace(settings=Settings()))).routes
+        for route in asgi(cast("App", SimpleNamespace(settings=Settings(), desk_of_agents=SimpleNamespace()))).routes
         if isinstance(route, Route)
     ]
     assert len(routes) > 10
     for path in routes:
-        written = path.replace("{id}", "ID").replace("{form}", "FORM")
+        written = path.replace("{id:path}", "ID").replace("{id}", "ID").replace("{form}", "FORM")
         assert written in page, f"{written} is not in docs/reference/http.md"
     for part in fields(CaseFile):
         assert f"`{part.name}`" in page, f"{part.name} of a case file is not in docs/reference/http.md"

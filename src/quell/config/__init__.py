@@ -24,6 +24,7 @@ from quell.config._explain import version_of as version_of
 from quell.config._load import Loaded as Loaded
 from quell.config._load import load as load
 from quell.config._settings import ApprovalSettings as ApprovalSettings
+from quell.config._settings import AuraSettings as AuraSettings
 from quell.config._settings import BudgetSettings as BudgetSettings
 from quell.config._settings import CapSettings as CapSettings
 from quell.config._settings import DetectionSettings as DetectionSettings

@@ -188,8 +188,36 @@ def _at_home(path: Path, env: Mapping[str, str]) -> Path:
 # environment and flags: every value is text
 
 
+_AURAS: Mapping[str, str] = {
+    "AURA_CUSTOM_EVENTS": "server.aura.custom_events",
+    "AURA_EMIT_REASONING": "server.aura.emit_reasoning",
+    "AURA_EMIT_SCRATCHPAD_TOOL_EVENTS": "server.aura.emit_scratchpad_tool_events",
+    "TOOL_RESULT_MODE": "server.aura.tool_result_mode",
+    "TOOL_RESULT_MAX_LENGTH": "server.aura.tool_result_max_length",
+    "FIRST_CHUNK_TIMEOUT_SECS": "server.aura.first_chunk_timeout_s",
+    "STREAMING_TIMEOUT_SECS": "server.aura.streaming_timeout_s",
+    "STREAM_INACTIVITY_TIMEOUT_SECS": "server.aura.stream_inactivity_timeout_s",
+    "SHUTDOWN_TIMEOUT_SECS": "server.aura.shutdown_timeout_s",
+}
+"""Variables that AURA's server reads, and the keys that they set here; our own variables of these keys win."""
+_YES, _NO = frozenset({"1", "true", "t", "yes", "y", "on"}), frozenset({"0", "false", "f", "no", "n", "off"})
+
+
+def _auras(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return what AURA's variables say, with its words for true and false as ours."""
+    named: dict[str, tuple[str, str]] = {}
+    for name, path in _AURAS.items():
+        text = env.get(name, "").strip()
+        if not text:
+            continue
+        if keys()[path].type_name == "true or false":
+            text = "true" if text.lower() in _YES else "false" if text.lower() in _NO else text
+        named[path] = (f"env {name}", text)
+    return named
+
+
 def _layer_of_env(env: Mapping[str, str]) -> tuple[_Layer, list[Problem]]:
-    named = {
+    named = _auras(env) | {
         name.removeprefix(_PREFIX).lower().replace("__", "."): (f"env {name}", text)
         for name, text in sorted(env.items())
         if name.startswith(_PREFIX)

@@ -68,6 +68,34 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuraSettings:
+    """The wire of agents as AURA 0.2 has it; AURA's own variables, such as AURA_CUSTOM_EVENTS, set these keys too."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    custom_events: bool = False
+    """Tell sessions, tools, progress, plans and usage as `aura.*` events beside the text."""
+    emit_reasoning: bool = False
+    """Tell what models think aloud as `aura.reasoning`; needs `custom_events`."""
+    emit_scratchpad_tool_events: bool = False
+    """Tell calls of the tools that read the scratchpad too; needs `custom_events`."""
+    tool_result_mode: Literal["none", "open-web-ui", "aura"] = "none"
+    """Where results of tools stand: nowhere, as a second chunk of their call, or in `aura.tool_complete`."""
+    tool_result_max_length: int = 1_000
+    """Most bytes of a result that is told; 0 for all of it."""
+    first_chunk_timeout_s: float = 90.0
+    """Longest wait for the first thing of a run; 0 for ever."""
+    streaming_timeout_s: float = 900.0
+    """Longest time that a client is kept, streaming or not; 0 for ever. The run goes on by itself."""
+    stream_inactivity_timeout_s: float = 0.0
+    """Longest silence of a run, heartbeats not counted; 0 for ever."""
+    heartbeat_s: float = 15.0
+    """A comment line goes out when nothing else did for this long."""
+    shutdown_timeout_s: float = 30.0
+    """How long running requests may take to end when the server stops; new ones are answered 503 meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """The HTTP server of `quell serve`."""
 
@@ -89,6 +117,11 @@ class ServerSettings:
     """Whether other agents are answered by the A2A protocol (needs quell[a2a])."""
     a2a_push_inside: tuple[str, ...] = ()
     """`host:port` of private addresses that may be told of tasks; all others have to be public and https."""
+    chats_max: int = 2_000
+    """Questions to agents that are answered at once; more are answered 429 with Retry-After."""
+    chats_per_minute: int = 0
+    """Questions to agents that one person may ask in a minute; 0 for any number."""
+    aura: AuraSettings = AuraSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from starlette.requests import Request
@@ -24,6 +25,8 @@ _FORMS: dict[str, tuple[Literal["text", "markdown", "json", "html"], str]] = {
     "txt": ("text", "text/plain; charset=utf-8"),
 }
 _ALERTS_MAX_MB = 4.0
+_AURA_VERSION = "0.2.3"
+"""Of the wire that agents speak."""
 
 
 class Api:
@@ -42,15 +45,28 @@ class Api:
                 parts["store_status"] = await store.status()
             except QuellError as error:
                 parts["store"] = str(error)
+        ping = await self._ping()
+        if not ping["ok"]:
+            parts["journal"] = ping["error"]
+        is_well = parts["journal"] == parts["store"] == "ok"
+        body: dict[str, object] = {"kind": "health", "ok": is_well, "status": "healthy" if ping["ok"] else "degraded"}
+        if is_from_here(request):
+            body |= {"version": __version__, "workflow_version": self._app.version, "parts": parts}
+            backend = "postgres" if self._app.settings.journal.url else "sqlite"
+            # AURA's own keys: what keeps its sessions is, here, the journal.
+            session_store = {"backend": backend, "ping": ping}
+            body |= {"timestamp": self._app.clock(), "aura_version": _AURA_VERSION, "session_store": session_store}
+        return json_response(body, status=200 if is_well else 503)
+
+    async def _ping(self) -> dict[str, object]:
+        """Ask the journal for something small."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
             await self._app.runs.list(limit=1)
         except QuellError as error:
-            parts["journal"] = str(error)
-        is_well = parts["journal"] == parts["store"] == "ok"
-        body: dict[str, object] = {"kind": "health", "ok": is_well}
-        if is_from_here(request):
-            body |= {"version": __version__, "workflow_version": self._app.version, "parts": parts}
-        return json_response(body, status=200 if is_well else 503)
+            return {"ok": False, "error": str(error)}
+        return {"ok": True, "latency_ms": round((loop.time() - began_s) * 1000)}
 
     async def incidents(self, request: Request) -> Response:
         """List incidents, newest first."""

@@ -15,15 +15,21 @@ from starlette.routing import BaseRoute, Match, Route
 from quell import telemetry
 from quell.app import App
 from quell.domain import ConfigError, QuellError, UsageError
+from quell.server._agent_list import AgentList
 from quell.server._api import Api
 from quell.server._approvals import DECIDE, Inbox
 from quell.server._body import Bodies
 from quell.server._break_glass import Emergencies
+from quell.server._chat import Chats
 from quell.server._errors import WireError, error_response, wire_error_of
 from quell.server._events import Streams
 from quell.server._guard import KnownNames, is_local
 from quell.server._identity import ANY, OPERATORS, READERS, Access, Endpoint, Gate
+from quell.server._listening import Closing
 from quell.server._mcp import McpFace
+from quell.server._models import Models
+from quell.server._openai_gate import spoken
+from quell.server._responses import Responses
 from quell.server._stops import Stops
 from quell.server._telemetry import Intake, Signal
 
@@ -40,17 +46,24 @@ def asgi(app: App) -> Starlette:
     settings = app.settings.server
     bodies = Bodies(timeout_s=settings.request_timeout_s)
     streams, gate = Streams(app), Gate(app)
+    closing = Closing(listening_max=settings.chats_max)
     reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
     face, others = _mcp_face(app, gate), _a2a_face(app, gate)
     talking: list[BaseRoute] = [Route("/mcp", face)] if face is not None else []
     talking += others.routes if others is not None else []
     starlette = Starlette(
-        routes=[*talking, *_trouble(app, gate, streams, bodies=bodies), *_authority(app, gate, bodies=bodies)],
+        routes=[
+            *talking,
+            *_trouble(app, gate, streams, bodies=bodies),
+            *_authority(app, gate, bodies=bodies),
+            *_agents(app, gate, closing, bodies=bodies),
+        ],
         middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
         exception_handlers={WireError: _wire, QuellError: _ours, HTTPException: _http, Exception: _unexpected},
     )
     starlette.state.streams = streams
     starlette.state.bodies = bodies
+    starlette.state.closing = closing
     starlette.state.quell = app
     starlette.state.mcp = face
     starlette.state.a2a = others
@@ -127,6 +140,29 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
         ),
         Route("/api/v1/effects", own("effect.list", stops.effects)),
         Route("/api/v1/audit/checkpoint", _traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
+    ]
+
+
+def _agents(app: App, gate: Gate, closing: Closing, *, bodies: Bodies) -> list[Route]:
+    """Return the routes by which clients of OpenAI's protocol ask agents."""
+    if app.desk_of_agents is None:
+        return []
+    chats, models, listed = Chats(app, bodies=bodies, closing=closing), Models(app), AgentList(app)
+    responses = Responses(chats)
+
+    def asks(endpoint: Endpoint) -> Endpoint:
+        access = Access(verb="chat", belongs_to="tenant")
+        return _traced(spoken(gate.guarded(endpoint, access), app, closing=closing))
+
+    return [
+        Route("/v1/chat/completions", asks(chats.create), methods=["POST"]),
+        Route("/v1/chat/completions/{id}", asks(chats.resume), methods=["GET"]),
+        Route("/v1/responses", asks(responses.create), methods=["POST"]),
+        Route("/v1/responses/{id}", asks(responses.one), methods=["GET"]),
+        Route("/v1/responses/{id}/cancel", asks(responses.cancel), methods=["POST"]),
+        Route("/aura/info", asks(listed.told), methods=["GET"]),
+        Route("/v1/models", asks(models.listed), methods=["GET"]),
+        Route("/v1/models/{id:path}", asks(models.one), methods=["GET"]),
     ]
 
 

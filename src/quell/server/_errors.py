@@ -93,7 +93,7 @@ def error_response(error: WireError, *, clean: Callable[[str], str] = str) -> Re
     said = {"kind": error.kind, "message": clean(str(error)), "hint": clean(error.hint)}
     if error.code is not None:
         said["code"] = error.code
-    return _with_headers(json_response({"ok": False, "error": said}, status=error.status), error)
+    return with_headers(json_response({"ok": False, "error": said}, status=error.status), error)
 
 
 def otlp_error_response(error: WireError, *, form: Form) -> Response:
@@ -101,14 +101,15 @@ def otlp_error_response(error: WireError, *, form: Form) -> Response:
     code = _GRPC_CODE.get(error.status, 2)
     said = f"{error}; {error.hint}" if error.hint else str(error)
     if form == "json":
-        return _with_headers(json_response({"code": code, "message": said}, status=error.status), error)
+        return with_headers(json_response({"code": code, "message": said}, status=error.status), error)
     message = said.encode()
     body = b"\x08" + _varint(code) + b"\x12" + _varint(len(message)) + message
     response = Response(body, status_code=error.status, media_type="application/x-protobuf")
-    return _with_headers(response, error)
+    return with_headers(response, error)
 
 
-def _with_headers(response: Response, error: WireError) -> Response:
+def with_headers(response: Response, error: WireError) -> Response:
+    """Put into an answer what its error wants in headers."""
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if error.ends_connection:

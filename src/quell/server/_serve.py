@@ -20,6 +20,7 @@ from quell.server._asgi import asgi
 from quell.server._body import Bodies
 from quell.server._connection import connection_class
 from quell.server._events import Streams
+from quell.server._listening import Closing
 
 _STOP_TIMEOUT_S = 5
 _BACKLOG = 256
@@ -45,7 +46,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None) -> None:
-    """Answer requests and watch, until cancelled; then finish what was begun, within a few seconds.
+    """Answer requests and watch, until cancelled; then let answers of agents end, and finish what was begun.
 
     Args:
         app: Opened in the role `serve`.
@@ -63,8 +64,6 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
     starlette = asgi(app)
-    streams: Streams = starlette.state.streams
-    bodies: Bodies = starlette.state.bodies
     config = uvicorn.Config(
         starlette,
         log_config=None,
@@ -94,17 +93,14 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
     finally:
         began_s = loop.time()
         telemetry.event("server.stopping", reason="told to stop")
+        await _heard_out(starlette, timeout_s=settings.aura.shutdown_timeout_s)
         watching.cancel()
         pushing.cancel()
-        streams.stopping.set()
-        bodies.hurry()
-        if starlette.state.mcp is not None:
-            await starlette.state.mcp.close()
         server.should_exit = True
         await _finished(serving)
         with suppress(asyncio.CancelledError):
             await watching
-        listener.close()
+        _let_go(listener)
         telemetry.event("server.stopped", elapsed_ms=round((loop.time() - began_s) * 1000))
 
 
@@ -118,6 +114,27 @@ async def _push(starlette: Starlette) -> None:
         except QuellError as error:
             telemetry.event("a2a.push_failed", error=str(error))
         await asyncio.sleep(_PUSH_INTERVAL_S)
+
+
+async def _heard_out(starlette: Starlette, *, timeout_s: float) -> None:
+    """Let answers of agents end, or end them when the time is over; then end every other stream and body."""
+    closing: Closing = starlette.state.closing
+    streams: Streams = starlette.state.streams
+    bodies: Bodies = starlette.state.bodies
+    # Told to stop once more, nobody waits for an answer.
+    with suppress(asyncio.CancelledError):
+        await closing.close(timeout_s=timeout_s)
+    streams.stopping.set()
+    bodies.hurry()
+    if starlette.state.mcp is not None:
+        await starlette.state.mcp.close()
+
+
+def _let_go(listener: socket.socket) -> None:
+    """Close a listener; a server that was cut off has left it in the loop, which would take the next one for it."""
+    if listener.fileno() != -1:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    listener.close()
 
 
 async def _finished(serving: asyncio.Task[None]) -> None:

@@ -50,6 +50,9 @@ class Reader(Protocol):
 class Scratchpad:
     """The results of all sessions of one state directory; several processes may share it."""
 
+    READERS = frozenset(NAMES)
+    """Names of the tools that read what was put aside."""
+
     def __init__(
         self,
         root: Path,
