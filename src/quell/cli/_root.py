@@ -65,6 +65,9 @@ COMMANDS: Mapping[str, Entry] = {
     "key": Entry(module="quell.cli._key", section="Decide", text="Make, list and revoke API keys."),
     "budget": Entry(module="quell.cli._budget", section="Look", text="Show what a run has spent, and its caps."),
     "audit": Entry(module="quell.cli._audit", section="Look", text="List, verify, sign and export the audit log."),
+    "init": Entry(
+        module="quell.cli._init", section="Operate", text="Make an agent: sense keys, models, telemetry; ask; write."
+    ),
     "serve": Entry(
         module="quell.cli._serve", section="Operate", text="Receive telemetry and alerts, detect, investigate."
     ),
