@@ -329,7 +329,7 @@ def _files(asking: _Asking, wanted: Wanted, *, agent: Path, project: Path) -> li
     files = [planned(agent, agent_text(wanted))]
     text = text_of(project)
     try:
-        named = agent.resolve().relative_to(Path().resolve()).as_posix()
+        named = agent.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         named = str(agent.resolve())
     files.append(planned(project, _project_text(asking, wanted, text, agent=named)))
@@ -401,7 +401,11 @@ def _check(files: Sequence[Planned], *, env: Mapping[str, str]) -> None:
 def _refuse_overwriting(changes: Sequence[Planned], *, force: bool, is_dry: bool) -> None:
     from quell.domain import UsageError
 
-    there = [str(file.path) for file in changes if file.change in ("changed", "replaced")[file.is_secret :]]
+    there = [
+        str(file.path)
+        for file in changes
+        if file.change == "replaced" or (file.change == "changed" and not file.is_secret)
+    ]
     if there and not force and not is_dry:
         raise UsageError(
             f"{' and '.join(there)} would change: nothing was written",
