@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "watch": Entry(module="quell.cli._watch", section="Look", text="Print events as they happen, one per line."),
     "incident": Entry(module="quell.cli._incident", section="Look", text="List, show and close incidents."),
-    "run": Entry(module="quell.cli._run", section="Look", text="List, show, resume and cancel durable runs."),
+    "run": Entry(module="quell.cli._run", section="Look", text="List, show, trace, resume and cancel durable runs."),
     "approval": Entry(
         module="quell.cli._approval",
         section="Decide",
@@ -58,7 +58,9 @@ COMMANDS: Mapping[str, Entry] = {
     "policy": Entry(
         module="quell.cli._policy", section="Decide", text="Check, show, test, simulate and explain policies."
     ),
-    "tool": Entry(module="quell.cli._tool", section="Decide", text="List tools; pin what servers offer."),
+    "tool": Entry(
+        module="quell.cli._tool", section="Decide", text="List, check and call tools; pin what servers offer."
+    ),
     "memory": Entry(
         module="quell.cli._memory", section="Decide", text="Take in documents, list, search and forget them."
     ),
