@@ -50,6 +50,10 @@ class Session:
 
         return merged(loaded.settings, loaded.agents)[0]
 
+    def take(self, loaded: Loaded) -> None:
+        """Take this for what was read: flags may change more than settings."""
+        self._loaded = loaded
+
     @property
     def known_settings(self) -> Settings | None:
         """Settings, if they were read without a mistake."""
