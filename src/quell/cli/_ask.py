@@ -170,7 +170,7 @@ async def _begun(door: ChatDoor, wanted: _Wanted, *, book: Book, talk: Conversat
     ask = ChatAsk(messages=(*earlier, *context, asked), agent=wanted.agent, session=wanted.session)
     run = await door.begin(ask)
     if talk is not None:
-        book.asked(talk, asked, run=run)
+        book.asked(talk, (asked,), run=run)
     return run
 
 

@@ -59,9 +59,13 @@ class Book:
         identifier = identifier or new_id("conv", at=now, entropy=os.urandom(10))
         return Conversation(id=identifier, agent=agent, where=where, created_at=now, updated_at=now)
 
-    def asked(self, old: Conversation, message: Message, *, run: str) -> Conversation:
-        """Keep a question, before its answer is there."""
-        return self._kept(old, (message,), run=run, is_open=True)
+    def asked(self, old: Conversation, messages: Sequence[Message], *, run: str) -> Conversation:
+        """Keep what was asked, before its answer is there."""
+        return self._kept(old, messages, run=run, is_open=True)
+
+    def said(self, old: Conversation, message: Message) -> Conversation:
+        """Keep what an agent wants of us before it goes on."""
+        return self._kept(old, (message,), run=old.run, is_open=True)
 
     def answered(self, old: Conversation, text: str) -> Conversation:
         """Keep an answer."""
@@ -70,7 +74,7 @@ class Book:
     def unanswered(self, old: Conversation) -> Conversation:
         """Keep that a question will have no answer: the next one does not stand beside it."""
         messages = old.messages
-        while messages and messages[-1].role != "assistant":
+        while messages and (messages[-1].role != "assistant" or messages[-1].calls):
             messages = messages[:-1]
         return self._written(replace(old, messages=messages, is_open=False, updated_at=self._clock()))
 

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 
 COMMANDS: Mapping[str, Entry] = {
     "ask": Entry(module="quell.cli._ask", section="Ask", text="Ask an agent one question; stdout is the answer."),
+    "chat": Entry(module="quell.cli._chat", section="Ask", text="Talk to an agent; /commands, approvals, resume."),
     "investigate": Entry(
         module="quell.cli._investigate", section="Ask", text="Find out why something is wrong; print the case file."
     ),
