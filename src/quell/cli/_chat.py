@@ -29,14 +29,16 @@ _VERB_S = 120.0
 @click.option("--agent", default="", metavar="ID", help="Which agent; the default one otherwise.")
 @click.option("--model", default="", metavar="PROVIDER/NAME", help="Another model than the agent's, or `builtin`.")
 @click.option("--resume", default="", metavar="ID|NAME", help="Go on with this conversation.")
-@click.option("--server", default="", metavar="URL", help="Talk to a `quell serve` instead of an agent of this process.")
 @click.option(
-    "--client-tools", is_flag=True, help="Let the agent have Shell, Read, Update ... carried out here, if it takes them."
+    "--server", default="", metavar="URL", help="Talk to a `quell serve` instead of an agent of this process."
+)
+@click.option(
+    "--client-tools",
+    is_flag=True,
+    help="Let the agent have Shell, Read, Update ... carried out here, if it takes them.",
 )
 @click.pass_obj
-def chat_command(
-    session: Session, *, agent: str, model: str, resume: str, server: str, client_tools: bool
-) -> int:
+def chat_command(session: Session, *, agent: str, model: str, resume: str, server: str, client_tools: bool) -> int:
     """Talk to an agent. `/help` tells what can be typed; what is printed is only ever appended.
 
     Without a terminal every line of stdin is a question or a command, and stdout holds the answers.
@@ -66,9 +68,8 @@ async def _talk(door: ChatDoor, session: Session, *, agent: str, resume: str, ha
             door=door,
             screen=Screen(session),
             book=book,
-            talk=_conversation(book, door, agent=agent, resume=resume),
+            talk=await _conversation(book, door, agent=agent, resume=resume),
             verb=_verbs(session, server=server),
-            use_model=_model_changer(session, stack, server=server),
         )
         if has_tools:
             repl.tools = await _client_tools(repl, session)
@@ -80,11 +81,13 @@ async def _talk(door: ChatDoor, session: Session, *, agent: str, resume: str, ha
         return await repl.run(lines)
 
 
-def _conversation(book: Book, door: ChatDoor, *, agent: str, resume: str) -> Conversation:
+async def _conversation(book: Book, door: ChatDoor, *, agent: str, resume: str) -> Conversation:
+    from quell.cli._chat_repl import taken_up
+
     if not resume:
         return book.begin(agent=agent, where=door.where)
-    found = book.find(resume)
-    return replace(found, agent=agent or found.agent, is_open=found.is_open and found.where == door.where)
+    found = await taken_up(book, door, resume)
+    return replace(found, agent=agent or found.agent)
 
 
 async def _greet(repl: Repl) -> None:
@@ -109,36 +112,6 @@ def _verbs(session: Session, *, server: str) -> Callable[[Word], Awaitable[str]]
         return "\n".join(part.rstrip("\n") for part in (ran.out, ran.err) if part.strip())
 
     return run
-
-
-def _model_changer(session: Session, stack: AsyncExitStack, *, server: str) -> Callable[[str], Awaitable[ChatDoor]]:
-    async def change(wanted: str) -> ChatDoor:
-        import os
-
-        from quell.app import open_app
-        from quell.cli._chat_door import Embedded, with_model
-        from quell.domain import UsageError
-        from quell.runs import system_clock
-
-        if server:
-            raise UsageError("the server chooses models", hint="/agents lists what it has")
-        loaded = session.loaded()
-        agents = with_model(loaded.agents, wanted, session)
-        session.take(replace(loaded, agents=agents))
-        # Beside the one that was open: a run of it that somebody resumes elsewhere keeps the model that it began with.
-        app = await stack.enter_async_context(
-            open_app(
-                loaded.settings,
-                role="command",
-                clock=system_clock,
-                entropy=os.urandom,
-                env=session.env,
-                agents=agents,
-            )
-        )
-        return Embedded(app, session)
-
-    return change
 
 
 async def _client_tools(repl: Repl, session: Session) -> ClientTools:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from quell.cli._person import API_KEY_VARIABLE
 from quell.cli._session import Session
-from quell.domain import ChatAsk, Heard, UsageError
+from quell.domain import ChatAsk, Heard, Message, UsageError
 
 if TYPE_CHECKING:
     from quell.app import App
@@ -85,8 +85,12 @@ class ChatDoor(Protocol):
         """Ask others about other arguments instead, and return what came of it."""
         ...
 
-    async def tools(self) -> Sequence[tuple[str, str]]:
-        """Return the tools that there are, with what each does to the world."""
+    async def use_model(self, wanted: str) -> None:
+        """Have every agent answer with this model from now on."""
+        ...
+
+    async def history(self, session: str) -> tuple[Message, ...]:
+        """Return what was said in a conversation that others began; empty when nobody knows it."""
         ...
 
 
@@ -167,10 +171,14 @@ class Embedded:
         )
         return f"{edited.id} is asked instead; neither you nor who asked may approve it"
 
-    async def tools(self) -> Sequence[tuple[str, str]]:
-        """Return the tools that there are."""
-        authority = await self._app.open_authority()
-        return [(tool.name, tool.tool_class.value) for tool in authority.toolbox.catalog()]
+    async def use_model(self, wanted: str) -> None:
+        """Have every agent answer with this model from now on; what goes on keeps its own. Raises UsageError."""
+        desk = self._app.agents
+        desk.take(with_model(desk.agents(), wanted, self._session))
+
+    async def history(self, session: str) -> tuple[Message, ...]:
+        """Return what was said in a conversation of this person, by whatever protocol."""
+        return await self._app.agents.conversation(session, by=await self.person())
 
     @staticmethod
     def _asked(approval: Approval, *, text: str) -> Asked:

@@ -26,6 +26,8 @@ _CANCEL_S = 5.0
 _ROUNDS_MAX = 50
 """Times that an agent may have tools carried out here for one question."""
 _LISTED_MAX = 20
+_URGENT = frozenset({"cancel", "quit", "exit", "queue", "approval", "help"})
+"""Commands that act at once, even in a script."""
 RunVerb = Callable[[Word], Awaitable[str]]
 """Does a command of `quell` itself, and returns what it says."""
 
@@ -39,7 +41,6 @@ class Repl:
     book: Book
     talk: Conversation
     verb: RunVerb
-    use_model: Callable[[str], Awaitable[ChatDoor]]
     tools: ClientTools | None = None
     """What is carried out here; None: nothing is."""
     is_streaming: bool = True
@@ -111,14 +112,19 @@ class Repl:
         self._interrupts = 0
         if self._typed is not None and not self._typed.done() and not text.startswith("/"):
             self._typed.set_result(text)
-        elif text.startswith("/"):
+        elif text.startswith("/") and not self._waits(text):
             await self._guarded(self._word(text))
         elif self._open and await self._guarded(self._decided(text)):
             return
         elif text:
             self.queue.append(text)
-            if self._answering is not None:
+            if self._answering is not None and self.screen.is_terminal:
                 self.screen.tell(f"queued ({len(self.queue)} waiting)")
+
+    def _waits(self, text: str) -> bool:
+        """Tell whether a command waits for its turn: in a script it is about the answer before it."""
+        is_urgent = text[1:].partition(" ")[0].lower() in _URGENT
+        return not self.screen.is_terminal and self._answering is not None and not is_urgent
 
     async def _guarded(self, work: Awaitable[bool]) -> bool:
         """Do what a line wants; what cannot be is told, and the conversation goes on."""
@@ -161,11 +167,17 @@ class Repl:
     def _begin_next(self) -> None:
         if self._answering is None and self.queue:
             text = self.queue.popleft()
-            self._answering = asyncio.get_running_loop().create_task(self._answered(text))
+            work = self._worded(text) if text.startswith("/") else self._answered(text)
+            self._answering = asyncio.get_running_loop().create_task(work)
+
+    async def _worded(self, text: str) -> None:
+        """Do a command that waited for its turn."""
+        self._answering = None
+        await self._guarded(self._word(text))
 
     async def _answered(self, question: str | None) -> None:
         """Ask, or take up what was asked before, and print what comes until it is answered."""
-        asked = () if question is None else (Message(role="user", text=question),)
+        asked: tuple[Message, ...] = () if question is None else (Message(role="user", text=question),)
         for _ in range(_ROUNDS_MAX):
             wanted = await self._round(asked)
             if not wanted:
@@ -222,7 +234,9 @@ class Repl:
                 self.screen.put(reply.text)
             self.talk = self.book.answered(self.talk, reply.text)
             if reply.stop == "model":
-                self.screen.tell(f"error: the model did not answer: {reply.body.get('fault', '')}\nhint: /model builtin")
+                self.screen.tell(
+                    f"error: the model did not answer: {reply.body.get('fault', '')}\nhint: /model builtin"
+                )
             if footer := _footer(reply):
                 self.screen.tell(footer)
 
@@ -379,11 +393,11 @@ class Repl:
         self._idle("/resume")
         if not word.rest:
             raise UsageError("which one?", hint="/conversations lists them; /resume ID or NAME")
-        self.talk = self.book.find(word.rest)
+        self.talk = await taken_up(self.book, self.door, word.rest)
         self.screen.tell(f"{self.talk.id}: {self.talk.title} ({len(self.talk.messages)} messages)")
         for message in self.talk.messages[-2:]:
             self.screen.put(f"{'> ' if message.role == 'user' else ''}{message.text}")
-        if self.talk.is_open and self.talk.run and self.talk.where == self.door.where:
+        if self.talk.is_open and self.talk.run:
             self._answering = asyncio.get_running_loop().create_task(self._answered(None))
 
     async def _rename(self, word: Word) -> None:
@@ -399,7 +413,7 @@ class Repl:
             self.screen.tell(f"{card.id}: {card.model}" if card else "no agent is listed")
             return
         self._idle("/model")
-        self.door = await self.use_model(word.rest)
+        await self.door.use_model(word.rest)
         self.screen.tell(f"from now on: {word.rest}")
 
     async def _agents(self, word: Word) -> None:
@@ -435,6 +449,21 @@ class Repl:
             raise UsageError(f"{what} waits until this is answered", hint="/cancel stops the answer")
 
 
+async def taken_up(book: Book, door: ChatDoor, wanted: str) -> Conversation:
+    """Return a conversation to go on with: one of ours, or one that this person had by another protocol.
+
+    Raises UsageError when nobody knows it.
+    """
+    try:
+        found = book.find(wanted)
+    except UsageError:
+        if not (messages := await door.history(wanted)):
+            raise
+        return replace(book.begin(agent="", where=door.where, identifier=wanted), messages=messages)
+    # A question that is still being answered elsewhere is not heard here.
+    return found if found.where == door.where else replace(found, is_open=False, where=door.where)
+
+
 def _client_calls(body: Mapping[str, object]) -> tuple[CallWanted, ...]:
     """Return what the client is to carry out, as an answer tells it."""
     import msgspec
@@ -449,9 +478,8 @@ def _footer(reply: Reply) -> str:
     cited = body.get("cited")
     if isinstance(cited, list | tuple) and cited:
         parts.append(f"evidence {', '.join(map(str, cited))} (/expand ID)")
-    if body.get("confidence"):
+    if body.get("confidence") not in {None, "", "none"}:
         parts.append(f"confidence {body['confidence']}")
     if body.get("unverified"):
         parts.append(f"{body['unverified']} claims that nothing bears out")
     return "; ".join(parts)
-

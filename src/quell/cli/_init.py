@@ -79,13 +79,13 @@ class _Asking:
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Write over an agent's file that is there, and add to a quell.toml.")
 @click.pass_obj
-def init_command(session: Session, *, agent_file: str, dry_run: bool, force: bool, **flags: object) -> int:
+def init_command(session: Session, /, *, agent_file: str, dry_run: bool, force: bool, **flags: object) -> int:
     """Make an agent: look for keys, models and telemetry, ask, show, and only then write.
 
     Without any key it begins with `builtin`, which answers from evidence and needs no model. Keys never go into a
     configuration: it refers to the environment, and a key that is typed here goes to `.env`.
     """
-    asking = _asking_of(session, **flags)  # type: ignore[arg-type]  # click's own values
+    asking = _asking_of(session, flags)
     wanted = _run(asking)
     project = session.config or Path(session.env.get("QUELL_CONFIG") or "quell.toml")
     files = _files(asking, wanted, agent=Path(agent_file), project=project)
@@ -103,33 +103,28 @@ def init_command(session: Session, *, agent_file: str, dry_run: bool, force: boo
     return _end(session, files, wanted, notes=asking.notes, is_written=True)
 
 
-def _asking_of(
-    session: Session,
-    *,
-    offline: bool,
-    no_input: bool,
-    key_from: object,
-    provider: str | None,
-    form: str | None,
-    context_window: int | None,
-    **texts: str,
-) -> _Asking:
+def _asking_of(session: Session, flags: Mapping[str, object]) -> _Asking:
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     where = session.config.parent if session.config else Path()
-    env = {**read_dotenv(where), **session.env}
-    key = _read_key(key_from) if key_from is not None else ""
-    if key and not (provider and provider in KEYS):
+    provider, window = str(flags["provider"] or ""), flags["context_window"]
+    key = _read_key(flags["key_from"]) if flags["key_from"] is not None else ""
+    if key and provider not in KEYS:
         raise click.UsageError("--key-from needs --provider with a key: " + ", ".join(KEYS))
     return _Asking(
         session=session,
-        is_asking=is_terminal and not no_input and not session.is_json,
-        is_offline=offline,
-        env=env,
-        provider=provider or "",
-        form=form or "",
-        context_window=context_window,
+        is_asking=is_terminal and not flags["no_input"] and not session.is_json,
+        is_offline=bool(flags["offline"]),
+        env={**read_dotenv(where), **session.env},
+        provider=provider,
+        model=str(flags["model"]),
+        base_url=str(flags["base_url"]),
+        region=str(flags["region"]),
+        name=str(flags["name"]),
+        form=str(flags["form"] or ""),
+        context_window=window if isinstance(window, int) else None,
+        prometheus=str(flags["prometheus"]),
+        clickhouse=str(flags["clickhouse"]),
         key=key,
-        **texts,
     )
 
 
