@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,12 +85,15 @@ async def open_lines(
     history: Path, *, on_interrupt: Callable[[], None], words: Callable[[], str]
 ) -> AsyncIterator[Lines]:
     """Open the best that there is: an input line at a terminal, plain lines elsewhere."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    # A distribution may leave it out: then lines are read as the terminal gives them.
+    if not is_terminal or find_spec("prompt_toolkit") is None:
         yield PlainLines()
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.output.vt100 import Vt100_Output
     from prompt_toolkit.patch_stdout import patch_stdout
 
     from quell.cli._chat_words import OWN
@@ -98,11 +102,16 @@ async def open_lines(
     history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(history, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, _HISTORY_MODE))
     names = [f"/{name}" for name in (*OWN, *COMMANDS)]
+    output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    # Nothing is asked of the terminal and no room is kept below the line: what was printed stays where it is.
+    output.enable_cpr = False
     prompt: Any = PromptSession(
         history=FileHistory(str(history)),
         completer=WordCompleter(names, sentence=True),
         complete_while_typing=False,
-        erase_when_done=False,
+        output=output,
+        reserve_space_for_menu=0,
     )
-    with patch_stdout():
+    # Raw: what others wrote is made visible before it is printed, and the colours are ours.
+    with patch_stdout(raw=True):
         yield PromptLines(prompt, on_interrupt=on_interrupt, words=words)
