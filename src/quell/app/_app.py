@@ -17,6 +17,7 @@ from quell import __version__, telemetry
 from quell.app._agent_caps import capped
 from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
+from quell.app._person_calls import PersonCalls
 from quell.app._sources import CleanReader
 from quell.app._warden import Warden
 from quell.config import AgentSettings, Settings, version_of
@@ -75,6 +76,8 @@ class App:
     desk: Desk
     version: str
     desk_of_agents: AgentDesk | None
+    calls: PersonCalls
+    """Takes tool calls that people make by hand."""
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
     untaken: list[Alert] = field(default_factory=list)
@@ -330,6 +333,7 @@ async def open_app(
             desk=desk,
             version=version_of(settings),
             desk_of_agents=talking,
+            calls=PersonCalls(warden),
             launch=launch,
         )
         await _start(app)

@@ -42,8 +42,7 @@ def check(session: Session) -> int:
     version, files = version_of(loaded.settings), [str(file) for file in loaded.files]
     agents = [agent.id for agent in loaded.agents]
     if session.is_json:
-        told = {"version": version, "files": files, "agents": agents, "warnings": loaded.warnings}
-        put_document("config_check", problems=[], **told)
+        put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=loaded.warnings)
         return ExitCode.DONE
     for problem in loaded.warnings:
         put_text(_finding(problem, word="warning"))

@@ -101,7 +101,7 @@ def trace_run(session: Session, run_id: str) -> int:
         run = await office.runs.get(run_id)
         root = Node(kind="run", name=run.id, at=run.created_at, outcome=run.status.value, tries=run.attempts)
         root.took_s = (run.updated_at - run.created_at).total_seconds()
-        tree = Tree(root, price_of=lambda model, usage: office.budgets.price_of(*_payee(model), usage))
+        tree = Tree(root, price_of=office.budgets.price_of)
         after = 0
         while batch := await office.runs.events(run=run.id, after=after):
             after = batch[-1].seq
@@ -194,12 +194,6 @@ def _put_run(run: Run) -> None:
     put_text("\n".join(f"  {name + ':':9} {text}" for name, text in rows if text))
 
 
-def _payee(model: str) -> tuple[str, str]:
-    """Return provider and name of a model as an event has it."""
-    provider, slash, name = model.partition("/")
-    return (provider, name) if slash else ("", model)
-
-
 def _total_text(run: Run, whole: Mapping[str, object]) -> str:
     from quell.cli._trace import usd_text
 
@@ -207,8 +201,9 @@ def _total_text(run: Run, whole: Mapping[str, object]) -> str:
     money = usd_text(paid) if isinstance(paid, int) else "price unknown"
     parts = [
         _took(run.created_at, run.updated_at),
-        f"{whole['turns']} turns",
-        f"{whole['calls']} calls" + (f" ({whole['failed_calls']} without a result)" if whole["failed_calls"] else ""),
+        f"{whole['turns']} model {'turn' if whole['turns'] == 1 else 'turns'}",
+        f"{whole['calls']} tool {'call' if whole['calls'] == 1 else 'calls'}"
+        + (f" ({whole['failed_calls']} without a result)" if whole["failed_calls"] else ""),
         f"{whole['input_tokens']}+{whole['output_tokens']} tokens",
         money + (f" and {unpriced} turns whose price nobody knows" if unpriced and paid is not None else ""),
         f"{run.attempts} {'try' if run.attempts == 1 else 'tries'}",

@@ -14,6 +14,7 @@ from quell.cli._output import note, note_none, put_document, put_table, put_text
 from quell.cli._person import confirmed, login_name, person_of
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
+from quell.cli._tool_call import call_tool
 from quell.cli._tool_check import check_tools, compared, server_of
 from quell.cli._values import away, clock_time
 
@@ -27,6 +28,7 @@ def tool_command() -> None:
     """List tools; pin what servers offer. What nobody pinned does not exist for any agent."""
 
 
+tool_command.add_command(call_tool)
 tool_command.add_command(check_tools)
 
 

@@ -13,8 +13,8 @@ from quell.cli._values import length_text
 if TYPE_CHECKING:
     from quell.domain import Event, TokenUsage
 
-PriceOf = Callable[[str, "TokenUsage"], int | None]
-"""Tells the micro-USD of a turn by the model's name and what it took; None: nobody knows the price."""
+PriceOf = Callable[[str, str, "TokenUsage"], int | None]
+"""Tells the micro-USD of a turn by provider, model and what it took; None: nobody knows the price."""
 
 _ARGUMENTS_CHARS = 80
 _MARKS: Mapping[str, str] = {
@@ -70,6 +70,8 @@ class Tree:
         self._steps: dict[str, Node] = {}
         """The newest step of a name."""
         self._retried: dict[str, list[str]] = {}
+        self._payee = ""
+        """Provider of the model that the agent began with; turns name the model alone."""
 
     def take(self, event: Event) -> None:
         """Put one event into the tree."""
@@ -79,6 +81,8 @@ class Tree:
             self._step(event, body)
         elif event.name == "step.retried":
             self._retried.setdefault(str(body.get("name", "")), []).append(str(body.get("error", "")))
+        elif event.name == "agent.began":
+            self._payee = str(body.get("model", "")).partition("/")[0]
         elif event.name == "agent.turn":
             self._turn(event, body, task)
         elif event.name == "agent.call_asked":
@@ -143,7 +147,8 @@ class Tree:
         names = ("input_tokens", "output_tokens", "cached_tokens", "written_tokens")
         taken = TokenUsage(**{name: int(_number(usage.get(name))) for name in names})
         node.input_tokens, node.output_tokens = taken.input_tokens, taken.output_tokens
-        node.micro_usd = self._price_of(node.model, taken)
+        is_free = not (node.input_tokens or node.output_tokens)
+        node.micro_usd = 0 if is_free else self._price_of(self._payee, node.model, taken)
 
     def _asked(self, event: Event, body: Mapping[str, object], task: str) -> None:
         call = str(body.get("call", ""))
@@ -238,6 +243,8 @@ def _told(node: Node) -> str:
 
 def usd_text(micro_usd: int) -> str:
     """Write money so that a small amount does not look like none."""
+    if not micro_usd:
+        return "0 USD"
     return f"{micro_usd / 1e6:.2f} USD" if micro_usd >= 10_000 else f"{micro_usd / 1e6:.6f} USD".rstrip("0")
 
 
