@@ -77,26 +77,33 @@ class Tree:
         """Put one event into the tree."""
         body = body_of(event)
         task = str(body.get("task", ""))
-        if event.name in {"step.finished", "step.failed"}:
+        if event.name.startswith("agent."):
+            self._of_agent(event, body, task)
+        elif event.name in {"step.finished", "step.failed"}:
             self._step(event, body)
         elif event.name == "step.retried":
             self._retried.setdefault(str(body.get("name", "")), []).append(str(body.get("error", "")))
-        elif event.name == "agent.began":
-            self._payee = str(body.get("model", "")).partition("/")[0]
-        elif event.name == "agent.turn":
-            self._turn(event, body, task)
-        elif event.name == "agent.call_asked":
-            self._asked(event, body, task)
-        elif event.name in {"agent.call_ended", "tool.called"}:
-            self._ended(body)
-        elif event.name == "agent.call_parked":
-            self._parked(event, body)
-        elif event.name in {"agent.task_started", "agent.task_ended"}:
-            self._task(event, body, task)
         elif event.name == "run.started" and _number(body.get("attempt")) > 1:
             self._last_mark_tells(event, f"try {body.get('attempt')} began")
         elif event.name in _MARKS:
             self._mark(event, body, task)
+
+    def _of_agent(self, event: Event, body: Mapping[str, object], task: str) -> None:
+        match event.name:
+            case "agent.began":
+                self._payee = str(body.get("model", "")).partition("/")[0]
+            case "agent.turn":
+                self._turn(event, body, task)
+            case "agent.call_asked":
+                self._asked(event, body, task)
+            case "agent.call_ended":
+                self._ended(body)
+            case "agent.call_parked":
+                self._parked(event, body)
+            case "agent.task_started" | "agent.task_ended":
+                self._task(event, body, task)
+            case _ if event.name in _MARKS:
+                self._mark(event, body, task)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
