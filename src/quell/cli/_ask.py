@@ -7,9 +7,10 @@ import os
 import select
 import stat
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -146,7 +147,7 @@ async def _followed(
             with progress(session) as shown:
                 reply.run = await _begun(door, wanted, book=book, talk=talk)
                 session.note = f"`quell run show {reply.run}` tells how far it came"
-                await _listen(door.hear(reply.run), reply, shown, wanted=wanted)
+                await _listen(door.hear(reply.run), reply, shown, wanted=wanted, is_open=partial(_is_open, door))
     except TimeoutError:
         await _cancel(door, reply, session)
         told = f"there was no answer within {wanted.timeout_s:g} s (--timeout)"
@@ -178,7 +179,14 @@ async def _begun(door: ChatDoor, wanted: _Wanted, *, book: Book, talk: Conversat
     return run
 
 
-async def _listen(heard: AsyncGenerator[Heard, None], reply: Reply, shown: Progress, *, wanted: _Wanted) -> None:
+async def _listen(
+    heard: AsyncGenerator[Heard, None],
+    reply: Reply,
+    shown: Progress,
+    *,
+    wanted: _Wanted,
+    is_open: Callable[[str], Awaitable[bool]],
+) -> None:
     from quell.cli._chat_view import stage_of
 
     async with aclosing(heard) as stream:
@@ -189,8 +197,13 @@ async def _listen(heard: AsyncGenerator[Heard, None], reply: Reply, shown: Progr
                 shown.now(f"{stage.word} {stage.name} {stage.tail}")
             elif stage is not None:
                 shown.stage(stage.colour, stage.word, stage.name, stage.tail)
-            if each.name == "agent.call_parked" and not wanted.waits:
+            if each.name == "agent.call_parked" and not wanted.waits and await is_open(str(each.body["approval"])):
                 return
+
+
+async def _is_open(door: ChatDoor, approval: str) -> bool:
+    """Tell whether people still have to decide: of a run that is taken up, what it asked before may be settled."""
+    return (await door.approval(approval)).status == "requested"
 
 
 async def _cancel(door: ChatDoor, reply: Reply, session: Session) -> None:

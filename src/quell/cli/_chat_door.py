@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from quell.cli._person import API_KEY_VARIABLE
 from quell.cli._session import Session
-from quell.domain import ChatAsk, Heard, Message, UsageError
+from quell.domain import ChatAsk, Heard, Message, RunStatus, UsageError
 
 if TYPE_CHECKING:
     from quell.app import App
@@ -118,6 +118,9 @@ class Embedded:
         """Go on with a run that was begun before, and return its whole id. Raises UsageError when there is none."""
         found = await self._app.runs.get(run)
         await self._app.launch()
+        if found.status is RunStatus.WAITING:
+            # Whoever decided by the command line woke nobody: it would look by itself, but later.
+            await self._app.runs.wake(found.id)
         return found.id
 
     def hear(self, run: str, *, after: str = "") -> AsyncGenerator[Heard, None]:
