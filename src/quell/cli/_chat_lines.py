@@ -47,7 +47,7 @@ class PlainLines:
         self._is_there.clear()
         try:
             loop.add_reader(descriptor, self._is_there.set)
-        except (PermissionError, NotImplementedError):
+        except (PermissionError, RuntimeError):
             pass  # a plain file: it is always there
         else:
             try:

@@ -60,7 +60,7 @@ class Repl:
         """Take lines until there are no more, and what was asked is answered."""
         self.lines = lines
         loop = asyncio.get_running_loop()
-        with suppress(NotImplementedError, RuntimeError):
+        with suppress(RuntimeError):
             loop.add_signal_handler(signal.SIGINT, self.interrupt)
         if self.talk.is_open and self.talk.run:
             self._answering = loop.create_task(self._answered(None))
