@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests._quell import error_of, quell
+from tests._quell import error_of, quell, started, wait_for_line
 from tests.doors._chat_bench import agent_file, calls, played, says
-from tests.doors._model_bench import delta, end, plain, sse
+from tests.doors._cli_bench import Desk
+from tests.doors._model_bench import delta, end, plain, silence, sse
 
 pytestmark = pytest.mark.timeout(60)  # whole processes
 
@@ -76,8 +80,6 @@ def test_chat_goes_on_with_a_server_and_carries_out_its_tools_here(tmp_path: Pat
 
 
 def test_a_tool_call_by_hand_goes_the_one_path_and_can_be_traced(tmp_path: Path) -> None:
-    from tests.doors._cli_bench import Desk  # noqa: PLC0415 - the story of one test
-
     desk = Desk(at=tmp_path)
     desk.configure()
     down = desk.quell("tool", "check", "--json")
@@ -103,18 +105,14 @@ def test_a_tool_call_by_hand_goes_the_one_path_and_can_be_traced(tmp_path: Path)
 
 
 def test_a_trace_shows_where_a_run_died_and_went_on(tmp_path: Path) -> None:
-    import os  # noqa: PLC0415 - as above
-    import signal  # noqa: PLC0415 - as above
-
-    from tests._quell import started, wait_for_line  # noqa: PLC0415 - as above
-    from tests.doors._model_bench import silence  # noqa: PLC0415 - as above
-
     with played(calls("system_overview"), silence(), says("Nothing is wrong [e1].")) as model:
         agent_file(tmp_path, model.url)
         quick = ("--set", "journal.lease_s=1", "--set", "store.url=http://127.0.0.1:9")
         with started("ask", *quick, "well?", cwd=tmp_path) as process:
             run = wait_for_line(process, "began").split()[-1]
             wait_for_line(process, "system_overview")
+            while len(model.bodies) < 2:
+                time.sleep(0.02)
             os.kill(process.pid, signal.SIGKILL)
             process.wait(10)
         told = quell("ask", *quick, "--run", run, cwd=tmp_path)
