@@ -123,7 +123,7 @@ def test_people_who_have_to_decide_are_exit_5_and_the_run_goes_on_when_they_have
     with played(calls(tool, service="web"), says("Restarted [e1].")) as model:
         agent_file(tmp_path, model.url)
         parked = quell("ask", "restart web", "--json", cwd=tmp_path)
-        names = {each["function"]["name"] for each in model.bodies[0]["tools"]}  # type: ignore[index,union-attr]
+        names = {each["function"]["name"] for each in model.bodies[0]["tools"]}  # type: ignore[attr-defined]
         assert tool in names
         assert (parked.returncode, parked.stdout) == (5, ""), parked
         error = error_of(parked)

@@ -37,13 +37,14 @@ from quell.domain import (
 )
 from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Runs
-from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
+from quell.signals import Reader
 from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
     from quell.audit import Redactor
+    from quell.signals import ClickHouseReader, Detector, PrometheusReader, Receiver, Store
     from quell.tools import LocalHand
 
 Role = Literal["serve", "command"]
@@ -207,6 +208,9 @@ class Vault:
             return self.store
 
     async def _build(self) -> Store:
+        # numpy and all that reads telemetry are loaded when some is read: who asks an agent waits for neither.
+        from quell.signals import ClickHouseReader, Detector, Receiver, Store  # noqa: PLC0415
+
         settings = self._settings
         async with AsyncExitStack() as undo:
             store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
@@ -460,7 +464,11 @@ def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:
 
 def _readers(settings: Settings, vault: Vault, stack: AsyncExitStack) -> tuple[Reader, ...]:
     """Build every reader, and have those with connections closed."""
-    prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
+    prometheus: tuple[PrometheusReader, ...] = ()
+    if settings.prometheus:
+        from quell.signals import PrometheusReader  # noqa: PLC0415 - as above
+
+        prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
     for each in prometheus:
         stack.push_async_callback(_closed, each.name, each.close)
     return (StoreReader(vault), *prometheus)

@@ -36,7 +36,7 @@ def check(session: Session) -> int:
             put_document("config_check", is_ok=False, problems=problems)
             return ExitCode.BAD
         for problem in problems:
-            put_text(_finding(problem, word="error"))
+            put_text(_finding(problem))
         put_text(str(error))
         return ExitCode.BAD
     version, files = version_of(loaded.settings), [str(file) for file in loaded.files]
@@ -45,7 +45,7 @@ def check(session: Session) -> int:
         put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=loaded.warnings)
         return ExitCode.DONE
     for problem in loaded.warnings:
-        put_text(_finding(problem, word="warning"))
+        put_text(f"warning: {_finding(problem)}")
     told_agents = f"; agents: {', '.join(agents)}" if agents else ""
     put_text(
         f"no mistakes; version {version}; read: {', '.join(files) or 'no file, every key has its default'}{told_agents}"
@@ -53,10 +53,10 @@ def check(session: Session) -> int:
     return ExitCode.DONE
 
 
-def _finding(problem: Problem, *, word: str) -> str:
+def _finding(problem: Problem) -> str:
     """Write a finding as one line, and its hint below it."""
     where = f"{problem.source}: {problem.path + ': ' if problem.path else ''}"
-    return f"{word}: {where}{problem.reason}" + (f"\n  hint: {problem.hint}" if problem.hint else "")
+    return f"{where}{problem.reason}" + (f"\n  hint: {problem.hint}" if problem.hint else "")
 
 
 @config_command.command("show", cls=QuellCommand)
