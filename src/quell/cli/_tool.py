@@ -104,23 +104,23 @@ def diff(session: Session, server: str) -> int:
 
     async def use(office: Office, toolset: Toolset) -> int:
         names = [server_of(office, server)] if server else list(office.settings.mcp.servers)
-        compared = [each for name in names for each in await compared(office, toolset, name)]
-        is_same = not any(verdict in {"changed", "gone"} for _, _, verdict, _ in compared)
+        found = [each for name in names for each in await compared(office, toolset, name)]
+        is_same = not any(verdict in {"changed", "gone"} for _, _, verdict, _ in found)
         if session.is_json:
             told = [
                 {"server": where, "tool": original, "verdict": verdict, "change": change}
-                for where, original, verdict, change in compared
+                for where, original, verdict, change in found
             ]
             put_document("tool_diff", is_ok=is_same, tools=told)
             return ExitCode.DONE if is_same else ExitCode.BAD
-        rows = [(where, office.approvals.visible(tool), verdict) for where, tool, verdict, _ in compared]
+        rows = [(where, office.approvals.visible(tool), verdict) for where, tool, verdict, _ in found]
         put_table(("SERVER", "TOOL", "IT IS"), rows)
-        for where, original, _, change in compared:
+        for where, original, _, change in found:
             if change:
                 put_text(f"\n{where} {office.approvals.visible(original)}\n{change}")
         if not names:
             note_none("MCP server (mcp.servers)", office.settings)
-        if any(verdict == "unknown" for _, _, verdict, _ in compared):
+        if any(verdict == "unknown" for _, _, verdict, _ in found):
             note("`quell tool pin SERVER NAME` shows an unknown one whole and lets you accept it")
         return ExitCode.DONE if is_same else ExitCode.BAD
 
