@@ -184,7 +184,7 @@ def test_completion_prints_a_script_of_the_shell(tmp_path: Path, shell: str) -> 
 
 def test_the_completion_script_completes_commands(tmp_path: Path) -> None:
     env = {"_QUELL_COMPLETE": "bash_complete", "COMP_WORDS": "quell in", "COMP_CWORD": "1"}
-    assert quell(cwd=tmp_path, env=env).stdout.split() == ["plain,investigate", "plain,incident"]
+    assert quell(cwd=tmp_path, env=env).stdout.split() == ["plain,investigate", "plain,incident", "plain,init"]
 
 
 def test_config_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:

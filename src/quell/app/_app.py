@@ -18,6 +18,7 @@ from quell.app._agent_caps import capped
 from quell.app._agent_routes import routes_of, with_secrets_of
 from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
+from quell.app._person_calls import PersonCalls
 from quell.app._sources import CleanReader
 from quell.app._warden import Warden
 from quell.config import AgentSettings, Settings, version_of
@@ -37,13 +38,14 @@ from quell.domain import (
 )
 from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Runs
-from quell.signals import ClickHouseReader, Detector, PrometheusReader, Reader, Receiver, Store
+from quell.signals import Reader
 from quell.telemetry import Telemetry, open_telemetry
 
 if TYPE_CHECKING:
     from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
     from quell.audit import Redactor
+    from quell.signals import ClickHouseReader, Detector, PrometheusReader, Receiver, Store
     from quell.tools import LocalHand
 
 Role = Literal["serve", "command"]
@@ -75,6 +77,8 @@ class App:
     readers: tuple[Reader, ...]
     desk: Desk
     version: str
+    calls: PersonCalls
+    """Takes tool calls that people make by hand."""
     launch: Callable[[], Awaitable[None]]
     """Let this process execute runs; twice is once."""
     desk_of_agents: AgentDesk | None = None
@@ -206,6 +210,9 @@ class Vault:
             return self.store
 
     async def _build(self) -> Store:
+        # numpy and all that reads telemetry are loaded when some is read: who asks an agent waits for neither.
+        from quell.signals import ClickHouseReader, Detector, Receiver, Store  # noqa: PLC0415
+
         settings = self._settings
         async with AsyncExitStack() as undo:
             store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
@@ -333,6 +340,7 @@ async def open_app(
             desk=desk,
             version=version_of(settings),
             desk_of_agents=talking,
+            calls=PersonCalls(warden),
             launch=launch,
         )
         await _start(app)
@@ -460,7 +468,11 @@ def _end_first(stack: AsyncExitStack, runs: Runs, telling: Telemetry) -> None:
 
 def _readers(settings: Settings, vault: Vault, stack: AsyncExitStack) -> tuple[Reader, ...]:
     """Build every reader, and have those with connections closed."""
-    prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
+    prometheus: tuple[PrometheusReader, ...] = ()
+    if settings.prometheus:
+        from quell.signals import PrometheusReader  # noqa: PLC0415 - as above
+
+        prometheus = tuple(PrometheusReader(each) for each in settings.prometheus)
     for each in prometheus:
         stack.push_async_callback(_closed, each.name, each.close)
     return (StoreReader(vault), *prometheus)

@@ -11,7 +11,7 @@ from quell.app._authority import Authority
 from quell.audit import Redactor
 from quell.domain import Approval, AskedCall, AuditKind, Decided, Principal, RefusedError
 
-Way: TypeAlias = Literal["api", "wire", "webhook"]
+Way: TypeAlias = Literal["cli", "api", "wire", "webhook"]
 """How an answer came: by our API, by a posted decision of the approver's service, or as its reply to our webhook."""
 
 

@@ -198,8 +198,8 @@ def _decide(
     tenant: str,
     answers: Sequence[str] = (),
 ) -> int:
-    def use(office: Office) -> int:
-        from quell.domain import ApprovalStatus, AuditKind
+    async def use(office: Office) -> int:
+        from quell.domain import ApprovalStatus, AuditKind, QuellError
 
         by, verb = person_of(session, office, tenant=tenant), f"approval.{way}"
         with office.changing(by, verb=verb, about=approval_id) as connection:
@@ -214,6 +214,10 @@ def _decide(
                 body |= {"answers": told} if told else {}
                 office.record(connection, AuditKind.APPROVAL, by=by, verb=verb, body=body, run=approval.terms.run)
         waits = approval.status is ApprovalStatus.REQUESTED
+        if not waits:
+            with suppress(QuellError):
+                # It would look by itself, but later; a run that is not there any more waits for nothing.
+                await office.runs.wake(approval.terms.run)
         if session.is_json:
             put_document("approval", change=decided.change, approval=_as_json(approval, office))
         else:

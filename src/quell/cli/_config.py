@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from quell.cli._exit import ExitCode
 from quell.cli._output import put_document, put_table, put_text
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
+
+if TYPE_CHECKING:
+    from quell.domain import Problem
 
 
 @click.group("config", cls=QuellGroup)
@@ -20,7 +24,7 @@ def config_command() -> None:
 @config_command.command("check", cls=QuellCommand)
 @click.pass_obj
 def check(session: Session) -> int:
-    """Check every source of settings and print all mistakes at once. Exit 1 if there are any."""
+    """Check settings and agent files, and print all findings at once. Exit 1 if there are mistakes; warnings are none."""
     from quell.config import version_of
     from quell.domain import ConfigError
 
@@ -32,17 +36,27 @@ def check(session: Session) -> int:
             put_document("config_check", is_ok=False, problems=problems)
             return ExitCode.BAD
         for problem in problems:
-            put_text(f"{problem.source}: {problem.path + ': ' if problem.path else ''}{problem.reason}")
-            if problem.hint:
-                put_text(f"  hint: {problem.hint}")
+            put_text(_finding(problem))
         put_text(str(error))
         return ExitCode.BAD
     version, files = version_of(loaded.settings), [str(file) for file in loaded.files]
+    agents = [agent.id for agent in loaded.agents]
     if session.is_json:
-        put_document("config_check", problems=[], version=version, files=files)
-    else:
-        put_text(f"no mistakes; version {version}; read: {', '.join(files) or 'no file, every key has its default'}")
+        put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=loaded.warnings)
+        return ExitCode.DONE
+    for problem in loaded.warnings:
+        put_text(f"warning: {_finding(problem)}")
+    told_agents = f"; agents: {', '.join(agents)}" if agents else ""
+    put_text(
+        f"no mistakes; version {version}; read: {', '.join(files) or 'no file, every key has its default'}{told_agents}"
+    )
     return ExitCode.DONE
+
+
+def _finding(problem: Problem) -> str:
+    """Write a finding as one line, and its hint below it."""
+    where = f"{problem.source}: {problem.path + ': ' if problem.path else ''}"
+    return f"{where}{problem.reason}" + (f"\n  hint: {problem.hint}" if problem.hint else "")
 
 
 @config_command.command("show", cls=QuellCommand)

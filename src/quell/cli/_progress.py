@@ -57,6 +57,14 @@ class Progress:
             self._end_reads()
             self._line("red", event.name.removeprefix("run."), event.run, str(body.get("error", "")))
 
+    def stage(self, colour: str, word: str, stage: str, tail: str) -> None:
+        """Tell of a stage that is over, in a line that stays."""
+        self._line(colour, word, stage, tail)
+
+    def now(self, text: str) -> None:
+        """Tell what is being done, where a last line moves; nowhere else."""
+        self._now(text)
+
     def _end_reads(self) -> None:
         if self._reads:
             failed = f", {self._read_failures} failed" if self._read_failures else ""

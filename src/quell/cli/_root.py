@@ -27,6 +27,8 @@ class Entry(NamedTuple):
 
 
 COMMANDS: Mapping[str, Entry] = {
+    "ask": Entry(module="quell.cli._ask", section="Ask", text="Ask an agent one question; stdout is the answer."),
+    "chat": Entry(module="quell.cli._chat", section="Ask", text="Talk to an agent; /commands, approvals, resume."),
     "investigate": Entry(
         module="quell.cli._investigate", section="Ask", text="Find out why something is wrong; print the case file."
     ),
@@ -35,7 +37,7 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "watch": Entry(module="quell.cli._watch", section="Look", text="Print events as they happen, one per line."),
     "incident": Entry(module="quell.cli._incident", section="Look", text="List, show and close incidents."),
-    "run": Entry(module="quell.cli._run", section="Look", text="List, show, resume and cancel durable runs."),
+    "run": Entry(module="quell.cli._run", section="Look", text="List, show, trace, resume and cancel durable runs."),
     "approval": Entry(
         module="quell.cli._approval",
         section="Decide",
@@ -58,13 +60,18 @@ COMMANDS: Mapping[str, Entry] = {
     "policy": Entry(
         module="quell.cli._policy", section="Decide", text="Check, show, test, simulate and explain policies."
     ),
-    "tool": Entry(module="quell.cli._tool", section="Decide", text="List tools; pin what servers offer."),
+    "tool": Entry(
+        module="quell.cli._tool", section="Decide", text="List, check and call tools; pin what servers offer."
+    ),
     "memory": Entry(
         module="quell.cli._memory", section="Decide", text="Take in documents, list, search and forget them."
     ),
     "key": Entry(module="quell.cli._key", section="Decide", text="Make, list and revoke API keys."),
     "budget": Entry(module="quell.cli._budget", section="Look", text="Show what a run has spent, and its caps."),
     "audit": Entry(module="quell.cli._audit", section="Look", text="List, verify, sign and export the audit log."),
+    "init": Entry(
+        module="quell.cli._init", section="Operate", text="Make an agent: sense keys, models, telemetry; ask; write."
+    ),
     "serve": Entry(
         module="quell.cli._serve", section="Operate", text="Receive telemetry and alerts, detect, investigate."
     ),

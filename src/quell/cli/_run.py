@@ -1,7 +1,8 @@
-"""`quell run`: list, show, resume, cancel."""
+"""`quell run`: list, show, trace, resume, cancel."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from quell.cli._session import Session
 from quell.cli._values import clock_time, length_text
 
 if TYPE_CHECKING:
-    from quell.app import App
+    from quell.app import App, Office
     from quell.domain import Run
 
 _STATUSES = ["queued", "running", "waiting", "succeeded", "failed", "cancelled"]
@@ -23,7 +24,7 @@ _STATUSES = ["queued", "running", "waiting", "succeeded", "failed", "cancelled"]
 
 @click.group("run", cls=QuellGroup)
 def run_command() -> None:
-    """List, show, resume and cancel durable runs."""
+    """List, show, trace, resume and cancel durable runs."""
 
 
 @run_command.command("list", cls=QuellCommand)
@@ -86,6 +87,37 @@ def show_run(session: Session, run_id: str, *, follow: bool, limit: int) -> int:
         return ExitCode.DONE
 
     return session.with_app(use)
+
+
+@run_command.command("trace", cls=QuellCommand)
+@click.argument("run_id", metavar="ID")
+@click.pass_obj
+def trace_run(session: Session, run_id: str) -> int:
+    """Show a run as a tree: turns and calls with their time, tokens, money and outcome, and where it died and went on."""
+
+    async def use(office: Office) -> int:
+        from quell.cli._trace import Node, Tree, lines, totals
+
+        run = await office.runs.get(run_id)
+        root = Node(kind="run", name=run.id, at=run.created_at, outcome=run.status.value, tries=run.attempts)
+        root.took_s = (run.updated_at - run.created_at).total_seconds()
+        tree = Tree(root, price_of=office.budgets.price_of)
+        after = 0
+        while batch := await office.runs.events(run=run.id, after=after):
+            after = batch[-1].seq
+            for event in batch:
+                tree.take(event)
+        whole = totals(root)
+        if session.is_json:
+            put_document("trace", run=run, tree=root, totals=whole)
+            return ExitCode.DONE
+        put_text(f"{run.id} {run.kind} {run.status.value}: {run.subject}")
+        rows = list(lines(root))
+        put_text("\n".join(f"{branch}  {told}" if told else branch for branch, told in rows) or "nothing was done yet")
+        put_text(_total_text(run, whole))
+        return ExitCode.DONE
+
+    return session.with_office(use)
 
 
 @run_command.command("resume", cls=QuellCommand)
@@ -160,6 +192,23 @@ def _put_run(run: Run) -> None:
     ]
     put_text(run.id)
     put_text("\n".join(f"  {name + ':':9} {text}" for name, text in rows if text))
+
+
+def _total_text(run: Run, whole: Mapping[str, object]) -> str:
+    from quell.cli._trace import usd_text
+
+    paid, unpriced = whole["micro_usd"], whole["unpriced_turns"]
+    money = usd_text(paid) if isinstance(paid, int) else "price unknown"
+    parts = [
+        _took(run.created_at, run.updated_at),
+        f"{whole['turns']} model {'turn' if whole['turns'] == 1 else 'turns'}",
+        f"{whole['calls']} tool {'call' if whole['calls'] == 1 else 'calls'}"
+        + (f" ({whole['failed_calls']} without a result)" if whole["failed_calls"] else ""),
+        f"{whole['input_tokens']}+{whole['output_tokens']} tokens",
+        money + (f" and {unpriced} turns whose price nobody knows" if unpriced and paid is not None else ""),
+        f"{run.attempts} {'try' if run.attempts == 1 else 'tries'}",
+    ]
+    return "total: " + ", ".join(parts)
 
 
 def _row(run: Run) -> tuple[str, ...]:

@@ -30,8 +30,14 @@ class Session:
     def loaded(self) -> Loaded:
         """Read the configuration once. Raises ConfigError with every mistake."""
         if self._loaded is None:
+            from pathlib import Path
+
+            from quell.cli._dotenv import read_dotenv
             from quell.config import load
 
+            where = self.config or self.env.get("QUELL_CONFIG")
+            for name, value in read_dotenv(Path(where).parent if where else Path()).items():
+                self.env.setdefault(name, value)
             self._loaded = load(self.config, env=self.env, overrides=self.overrides)
         return self._loaded
 
@@ -43,6 +49,10 @@ class Session:
         from quell.app import merged
 
         return merged(loaded.settings, loaded.agents)[0]
+
+    def take(self, loaded: Loaded) -> None:
+        """Take this for what was read: flags may change more than settings."""
+        self._loaded = loaded
 
     @property
     def known_settings(self) -> Settings | None:

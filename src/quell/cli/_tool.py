@@ -1,4 +1,4 @@
-"""`quell tool`: list, show, diff, pin, unpin."""
+"""`quell tool`: list, show, check, diff, call, pin, unpin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from quell.cli._output import note, note_none, put_document, put_table, put_text
 from quell.cli._person import confirmed, login_name, person_of
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
+from quell.cli._tool_call import call_tool
+from quell.cli._tool_check import check_tools, compared, server_of
 from quell.cli._values import away, clock_time
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 @click.group("tool", cls=QuellGroup)
 def tool_command() -> None:
     """List tools; pin what servers offer. What nobody pinned does not exist for any agent."""
+
+
+tool_command.add_command(call_tool)
+tool_command.add_command(check_tools)
 
 
 @tool_command.command("list", cls=QuellCommand)
@@ -97,24 +103,24 @@ def diff(session: Session, server: str) -> int:
     """Ask servers what they offer now, and compare with what is pinned. Exit 1 when a pinned tool changed or is gone."""
 
     async def use(office: Office, toolset: Toolset) -> int:
-        names = [_server(office, server)] if server else list(office.settings.mcp.servers)
-        compared = [each for name in names for each in await _compared(office, toolset, name)]
-        is_same = not any(verdict in {"changed", "gone"} for _, _, verdict, _ in compared)
+        names = [server_of(office, server)] if server else list(office.settings.mcp.servers)
+        found = [each for name in names for each in await compared(office, toolset, name)]
+        is_same = not any(verdict in {"changed", "gone"} for _, _, verdict, _ in found)
         if session.is_json:
             told = [
                 {"server": where, "tool": original, "verdict": verdict, "change": change}
-                for where, original, verdict, change in compared
+                for where, original, verdict, change in found
             ]
             put_document("tool_diff", is_ok=is_same, tools=told)
             return ExitCode.DONE if is_same else ExitCode.BAD
-        rows = [(where, office.approvals.visible(tool), verdict) for where, tool, verdict, _ in compared]
+        rows = [(where, office.approvals.visible(tool), verdict) for where, tool, verdict, _ in found]
         put_table(("SERVER", "TOOL", "IT IS"), rows)
-        for where, original, _, change in compared:
+        for where, original, _, change in found:
             if change:
                 put_text(f"\n{where} {office.approvals.visible(original)}\n{change}")
         if not names:
             note_none("MCP server (mcp.servers)", office.settings)
-        if any(verdict == "unknown" for _, _, verdict, _ in compared):
+        if any(verdict == "unknown" for _, _, verdict, _ in found):
             note("`quell tool pin SERVER NAME` shows an unknown one whole and lets you accept it")
         return ExitCode.DONE if is_same else ExitCode.BAD
 
@@ -248,7 +254,7 @@ def _put_pinned(session: Session, pin: ToolPin, *, change: str) -> None:
 async def _offered(office: Office, toolset: Toolset, server: str, name: str) -> Offer:
     from quell.domain import UsageError
 
-    offers = {offer.original: offer for offer in await toolset.servers.offers(_server(office, server), max_age_s=0)}
+    offers = {offer.original: offer for offer in await toolset.servers.offers(server_of(office, server), max_age_s=0)}
     if name not in offers:
         known = ", ".join(sorted(map(office.approvals.visible, offers))) or "nothing"
         raise UsageError(f"{server} offers no tool {name!r}", hint=f"it offers: {known}")
@@ -263,41 +269,6 @@ def _declared(toolset: Toolset, server: str, name: str, *, text: str) -> Offer:
         known = ", ".join(sorted(offers)) or "nothing of that server: write `client`"
         raise UsageError(f"{name!r} of {server!r} is not declared there", hint=f"there is {known!a}")
     return offers[name]
-
-
-async def _compared(office: Office, toolset: Toolset, server: str) -> list[tuple[str, str, str, str]]:
-    """Return server, tool, verdict and change of everything that is pinned or offered."""
-    offers = {offer.original: offer for offer in await toolset.servers.offers(server, max_age_s=0)}
-    with office.runs.database.reading() as connection:
-        pins = {pin.original: pin for pin in toolset.pins.listed(connection) if pin.server == server}
-    told: list[tuple[str, str, str, str]] = []
-    for original in sorted({*offers, *pins}):
-        offer, pin = offers.get(original), pins.get(original)
-        verdict = "gone" if offer is None else toolset.pins.judge(offer, pin)
-        change = _change(toolset, pin, offer) if offer and pin else ""
-        told.append((server, original, verdict, change))
-    return told
-
-
-def _change(toolset: Toolset, pin: ToolPin, offer: Offer) -> str:
-    """Show how an offer differs from its pin, and that the operator's word changed since: that counts from a new pin on."""
-    terms = toolset.terms_of(offer)
-    told = toolset.pins.show_change(pin, offer) if pin.digest != offer.digest else ""
-    if terms != pin.terms:
-        was, now = f"{pin.terms.tool_class} and {pin.terms.recovery}", f"{terms.tool_class} and {terms.recovery}"
-        told += (
-            f"\nthe settings say of it otherwise than when it was pinned ({was}, now {now}): pin it again to have that"
-        )
-    return told.lstrip("\n")
-
-
-def _server(office: Office, name: str) -> str:
-    from quell.domain import UsageError
-
-    if name not in office.settings.mcp.servers:
-        known = ", ".join(office.settings.mcp.servers) or "none"
-        raise UsageError(f"there is no MCP server {name!r}", hint=f"configured are (mcp.servers): {known}")
-    return name
 
 
 def _row(tool: Tool, pin: ToolPin | None, *, now: datetime) -> tuple[str, ...]:

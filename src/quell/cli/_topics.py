@@ -11,8 +11,10 @@ from quell.cli._session import Session
 
 ENVIRONMENT: dict[str, str] = {
     "QUELL_CONFIG": "project file instead of ./quell.toml; --config wins",
-    "QUELL_SECTION__KEY": "any setting, such as QUELL_SERVER__PORT=0; QUELL_STATE_DIR; above files, below flags",
+    "QUELL_SECTION__KEY": "any setting, such as QUELL_SERVER__PORT=0; QUELL_STATE_DIR; above files, below flags; also in ./.env",
     "QUELL_API_KEY": "who decides at the command line; without it the owner of the state directory",
+    "OPENAI_API_KEY": "key of a provider, for `init` and `--model`; likewise ANTHROPIC_, GEMINI_ and OPENROUTER_API_KEY",
+    "AURA_EXTRA_HEADERS": "headers for `ask --server` and `chat --server`, NAME:VALUE,NAME:VALUE",
     "XDG_CONFIG_HOME": "where the user's quell/quell.toml lies; ~/.config without it",
     "NO_COLOR": "no colour when set to anything",
     "FORCE_COLOR": "colour even when the output is no terminal",
