@@ -62,7 +62,9 @@ def main() -> None:
         if not env.get(lane.variable):
             env[lane.variable] = installed(name, lane)
     env.setdefault("QUELL_CLIENT_PICTURES", str(HOME / "pictures"))
-    told = subprocess.run([sys.executable, "-m", "pytest", "-m", "clients", "tests/clients"], cwd=ROOT, env=env, check=False)
+    told = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "clients", "tests/clients"], cwd=ROOT, env=env, check=False
+    )
     print(f"pictures: {env['QUELL_CLIENT_PICTURES']}")
     sys.exit(told.returncode)
 

@@ -65,7 +65,7 @@ def agent_file(name: str, llm: Mapping[str, str], *, hidden: str = "false", desc
 
 def scripted_llm(script: Script) -> dict[str, str]:
     """Return how an agent reaches the scripted provider, with a key that must never be seen."""
-    key = "{{ env.%s }}" % KEY_OF_MODEL
+    key = f"{{{{ env.{KEY_OF_MODEL} }}}}"
     return {"provider": "openai", "model": "m-1", "api_key": key, "base_url": script.url}
 
 
