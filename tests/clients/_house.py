@@ -57,7 +57,7 @@ class House:
         return quell(*arguments, cwd=self.room, env={KEY_OF_MODEL: _canaries.IN_SETTINGS})
 
 
-def agent_file(name: str, llm: Mapping[str, str], *, hidden: str = "false", description: str = "") -> str:
+def agent_file(name: str, llm: Mapping[str, object], *, hidden: str = "false", description: str = "") -> str:
     """Return an agent as a file says it."""
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in llm.items())
     return _AGENT.format(name=name, llm=lines, hidden=hidden, description=description or f"The agent {name}.")

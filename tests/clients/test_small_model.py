@@ -1,0 +1,67 @@
+"""A real small model behind a real server behind the real SDK: streams, counts, cuts and schemas as no script has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
+
+from tests._real_model import WINDOW_TOKENS, RealModel
+from tests.clients._house import House, agent_file, house
+
+pytestmark = [pytest.mark.needs_model, pytest.mark.timeout(180)]
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello to the people of the shop."}]
+
+
+@pytest.fixture(scope="module")
+def small_house(real_model: RealModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    llm = {"provider": "openai", "model": real_model.name, "api_key": "none", "base_url": real_model.url}
+    text = agent_file("small", {**llm, "context_window": WINDOW_TOKENS, "temperature": 0.0})
+    with house(tmp_path_factory.mktemp("house") / "small", {"small": text}) as running:
+        yield running
+
+
+@pytest.fixture
+def client(small_house: House) -> Iterator[OpenAI]:
+    with OpenAI(base_url=small_house.v1, api_key="any", max_retries=0, timeout=120) as made:
+        yield made
+
+
+def test_a_whole_answer_and_a_stream_tell_the_tokens_that_were_really_used(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model="small", messages=HELLO, max_tokens=24, seed=7)
+    assert whole.usage is not None
+    assert 0 < whole.usage.completion_tokens <= 24
+    assert whole.usage.prompt_tokens > 10
+    assert whole.choices[0].message.content
+    assert whole.choices[0].finish_reason == ("length" if whole.usage.completion_tokens == 24 else "stop")
+    with client.chat.completions.stream(
+        model="small", messages=HELLO, max_tokens=24, seed=7, stream_options={"include_usage": True}
+    ) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        streamed = stream.get_final_completion()
+    assert len(deltas) > 1
+    assert "".join(deltas) == streamed.choices[0].message.content
+    assert streamed.usage is not None
+    assert 0 < streamed.usage.completion_tokens <= 24
+
+
+def test_a_weak_model_is_held_to_a_schema(client: OpenAI) -> None:
+    class Health(BaseModel):
+        service: str
+        is_well: bool
+
+    answer = client.chat.completions.create(
+        model="small",
+        messages=[{"role": "user", "content": "Is the service cart well? Answer as JSON."}],
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "health", "strict": True, "schema": Health.model_json_schema()},
+        },
+        max_tokens=200,
+        seed=7,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    Health.model_validate_json(answer.choices[0].message.content or "")
