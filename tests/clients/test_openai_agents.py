@@ -38,14 +38,14 @@ def _agent(client: AsyncOpenAI, *, model: str = "sre") -> Agent:
 
 def test_a_run_calls_its_own_tool_and_ends_with_our_answer(open_house: House, script: Script) -> None:
     question = "How full is web-1?"
-    script.on(question, called("disk_free", {"host": "web-1"}), said("88 % of /var is used.", prompt=40, completion=9))
+    script.on(question, called("disk_free", {"host": "web-1"}), said("It is nearly full.", prompt=40, completion=9))
 
     async def story() -> RunResult:
         async with _client(open_house) as client:
             return await Runner.run(_agent(client), question, run_config=QUIET)
 
     result = asyncio.run(story())
-    assert result.final_output == "88 % of /var is used."
+    assert result.final_output == "It is nearly full."
     assert "web-1" in CALLED
     usage = result.context_wrapper.usage
     assert (usage.requests, usage.input_tokens, usage.output_tokens) == (2, 60, 14)
@@ -66,6 +66,25 @@ def test_a_streamed_run_hears_the_text_as_it_comes(open_house: House, script: Sc
             return "".join(heard), result.final_output
 
     assert asyncio.run(story()) == ("Nearly full.", "Nearly full.")
+
+
+@pytest.mark.parametrize("way", ["whole", "streamed"])
+def test_what_our_agent_looks_at_by_itself_is_no_call_for_somebody_elses_agent(open_house: House, way: str) -> None:
+    question = "What changed in the last hour?"
+
+    async def story() -> object:
+        async with _client(open_house) as client:
+            agent = _agent(client, model="evidence")
+            if way == "whole":
+                return (await Runner.run(agent, question, run_config=QUIET)).final_output
+            result = Runner.run_streamed(agent, question, run_config=QUIET)
+            async for _ in result.stream_events():
+                pass
+            return result.final_output
+
+    answer = asyncio.run(story())
+    assert isinstance(answer, str)
+    assert "chang" in answer
 
 
 def test_a_model_that_fails_fails_the_run(open_house: House, script: Script) -> None:
