@@ -39,15 +39,16 @@ def test_a_whole_answer_and_a_stream_tell_the_tokens_that_were_really_used(clien
     assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (8, "length")
     assert whole.usage.prompt_tokens > 10
     assert whole.choices[0].message.content
-    with client.chat.completions.stream(
-        model="small", messages=HELLO, max_tokens=24, seed=7, stream_options={"include_usage": True}
+    with client.chat.completions.create(
+        model="small", messages=HELLO, max_tokens=8, seed=7, stream=True, stream_options={"include_usage": True}
     ) as stream:
-        deltas = [event.delta for event in stream if event.type == "content.delta"]
-        streamed = stream.get_final_completion()
-    assert len(deltas) > 1
-    assert "".join(deltas) == streamed.choices[0].message.content
-    assert streamed.usage is not None
-    assert 0 < streamed.usage.completion_tokens <= 24
+        chunks = list(stream)
+    pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert len(pieces) > 1
+    (told,) = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert (told.completion_tokens, told.prompt_tokens) == (8, whole.usage.prompt_tokens)
+    ends = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert ends == ["length"]
 
 
 def test_a_weak_model_is_held_to_a_schema(client: OpenAI) -> None:
