@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(90))
             lane = item.get_closest_marker("clients")
-            if lane and not os.environ.get(LANES[lane.args[0]]):
+            if lane and lane.args and not os.environ.get(LANES[lane.args[0]]):
                 item.add_marker(pytest.mark.skip(reason=f"left out: `make test-clients` installs {lane.args[0]}"))
 
 
