@@ -32,6 +32,8 @@ from tests.doors._model_bench import plain, silence
 
 T = TypeVar("T")
 BINDINGS = ("JSONRPC", "HTTP+JSON")
+TO_SRE = {"X-Aura-Model": "sre"}
+"""Which agent is asked, where there are several."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def _offered(open_house: House) -> None:
 
 @asynccontextmanager
 async def _client(house: House, binding: str, *, streaming: bool = True) -> AsyncIterator[Client]:
-    async with httpx.AsyncClient(timeout=30) as http:
+    async with httpx.AsyncClient(timeout=30, headers=TO_SRE) as http:
         card = await A2ACardResolver(http, house.url).get_agent_card()
         config = ClientConfig(streaming=streaming, httpx_client=http, supported_protocol_bindings=[binding])
         async with ClientFactory(config).create(card) as client:
@@ -59,7 +61,6 @@ def _told(house: House, binding: str, story: Callable[[Client], Awaitable[T]], *
 
 def _ask(question: str) -> SendMessageRequest:
     message = Message(message_id=f"m-{question}", role=Role.ROLE_USER, parts=[Part(text=question)])
-    message.metadata.update({"agent": "sre"})
     return SendMessageRequest(message=message)
 
 
