@@ -120,10 +120,10 @@ class Follower:
             turn = _turn_of(body)
             yield from self.whole(Piece(self.run, turn, self.place.attempt, "text", self._last))
             self._ended = max(self._ended, turn)
+            # Only the end of the turn: other events may be read from the journal while it is being said.
             self.place.chars = self.place.digest = 0
         elif event.name == "agent.answered":
             yield from self._label(str(body.get("text", "")))
-        # Whatever else the journal tells comes when it is read, which may be while something is being said.
         self.place.seq = event.seq
         yield Heard(id=self.place.id, name=event.name, body=body)
 
