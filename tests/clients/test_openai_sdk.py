@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tests.clients._house import House
 from tests.clients._script import Script, called, said
-from tests.doors._model_bench import Answer, delta, plain, sse
+from tests.doors._model_bench import Answer, delta, end, plain, sse, usage
 
 UPTIME: Any = {
     "type": "function",
@@ -248,6 +248,20 @@ def test_the_same_key_is_the_same_answer_and_the_model_is_asked_once(client: Ope
     with pytest.raises(openai.APIStatusError) as told:
         client.chat.completions.create(model="sre", messages=ask("Something else."), extra_headers=header)
     assert told.value.status_code in {409, 422}
+
+
+def test_who_leaves_in_the_middle_finds_the_whole_answer_under_its_key(client: OpenAI, script: Script) -> None:
+    # Claims are held against the evidence sentence by sentence: that is how they are told.
+    pieces = (delta("It begins here. "), delta("It goes on. "), delta("It ends without you."))
+    asked = script.on("Leave me early.", sse(*pieces, end(), usage(9, 6), gap_s=0.2))
+    header = {"Idempotency-Key": "left-early"}
+    question = ask("Leave me early.")
+    with client.chat.completions.create(model="sre", messages=question, stream=True, extra_headers=header) as stream:
+        first = next(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert first.strip() == "It begins here."
+    whole = client.chat.completions.create(model="sre", messages=question, extra_headers=header)
+    assert whole.choices[0].message.content == "It begins here. It goes on. It ends without you."
+    assert len(asked.bodies) == 1
 
 
 def test_streams_at_the_same_time_never_hear_each_other(open_house: House, script: Script) -> None:
