@@ -22,6 +22,7 @@ agents = "agents"
 
 [server]
 port = 0
+a2a = true
 
 [detection]
 enabled = false

@@ -36,12 +36,6 @@ TO_SRE = {"X-Aura-Model": "sre"}
 """Which agent is asked, where there are several."""
 
 
-@pytest.fixture(autouse=True)
-def _offered(open_house: House) -> None:
-    if httpx.get(f"{open_house.url}/.well-known/agent-card.json").status_code == 404:
-        pytest.skip("left out: this server has no A2A")
-
-
 @asynccontextmanager
 async def _client(house: House, binding: str, *, streaming: bool = True) -> AsyncIterator[Client]:
     async with httpx.AsyncClient(timeout=30, headers=TO_SRE) as http:
