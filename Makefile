@@ -5,12 +5,14 @@ FAULT ?=
 SEED ?=
 OUT ?= .demo
 PROOF ?=
+CLIENTS ?=
 
-.PHONY: help demo test check bench prove lock docs clean
+.PHONY: help demo test test-clients check bench prove lock docs clean
 
 help:
 	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
 	@echo 'make test    everything that must hold: ruff, mypy, import-linter, tests'
+	@echo 'make test-clients  real clients that are large, installed into .clients (4.3 GB; CLIENTS="node" for a part)'
 	@echo 'make bench   print the figures and write them as JSON (long: about two hours; BENCH="step cli ..." for a part)'
 	@echo 'make prove   try to break every promise of PROMISES.md and print the table (PROOF="name ..." for a part)'
 	@echo 'make lock    renew the development lock file'
@@ -33,6 +35,10 @@ test: check
 	  echo '-- what passes now depends on load or on its neighbours: that is a defect too, write it down.'; \
 	  $(PY) -m pytest --last-failed --last-failed-no-failures none; }
 
+# MCP Inspector and conformance suite (node), Open WebUI in headless Chromium (open-webui), Phoenix (phoenix).
+test-clients: $(VENV)/.dev
+	@$(PY) scripts/clients.py $(CLIENTS)
+
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -53,4 +59,4 @@ docs: $(VENV)/.dev
 	$(PY) scripts/docs.py
 
 clean:
-	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .clients .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

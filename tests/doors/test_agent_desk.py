@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
-from quell.agent import Stop
-from quell.domain import ChatAsk, Message, RefusedError, ToolSpec, UsageError, WorldError
+from quell.agent import Piece, Stop
+from quell.app._agent_follow import Follower
+from quell.domain import ChatAsk, Event, Message, RefusedError, ToolSpec, UsageError, WorldError
 from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of, heard, text_of
-from tests.doors._model_bench import delta, end, plain, provider, sse, usage
+from tests.doors._model_bench import NOW, delta, end, plain, provider, sse, usage
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -76,6 +78,22 @@ def test_who_comes_late_hears_what_was_said_before(tmp_path: Path) -> None:
                 assert text_of([*first, *await heard(app, run.id, after=first[-1].id)]) == "".join(words)
 
     asyncio.run(story())
+
+
+def test_an_event_that_comes_while_something_is_said_repeats_nothing_of_it() -> None:
+    # The journal is read more slowly than what is said arrives: a run may have spoken before its beginning is told.
+    def event(seq: int, name: str, **body: object) -> Event:
+        return Event(seq=seq, run="r", key=name, name=name, at=NOW, body=json.dumps(body))
+
+    turn = event(8, "agent.turn", turn=1, text="All is well.")
+    follower = Follower.after("r", "")
+    told = [*follower.piece(Piece("r", 1, 0, "text", "All is ")), *follower.event(event(7, "agent.began"))]
+    left_at = told[-1].id
+    told += [*follower.piece(Piece("r", 1, 0, "text", "well.")), *follower.event(turn)]
+    told += follower.event(event(9, "agent.answered", text="All is well."))
+    assert [each.body["text"] for each in told if each.name == "text"] == ["All is ", "well."]
+    back = Follower.after("r", left_at)
+    assert [each.body["text"] for each in back.event(turn) if each.name == "text"] == ["well."]
 
 
 def test_a_try_that_broke_off_is_void_for_who_listens(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ TOLD_ELSEWHERE = {
     "connect-an-mcp-server.md": "test_mcp_docs.py",
     "effects.md": "test_ledger_docs.py",
     "identity.md": "test_identity_docs.py",
+    "use-your-client.md": "../clients/test_client_docs.py",
     "write-a-policy.md": "test_policy_docs.py",
 }
 

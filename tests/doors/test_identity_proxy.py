@@ -101,6 +101,24 @@ def test_the_owner_is_nobody_who_came_from_elsewhere_or_showed_something_else(
     assert isinstance(identities(database, clock=clock, plan=EMBEDDED).identify(knock), Refusal)
 
 
+def test_where_nothing_is_asked_the_key_that_a_client_cannot_do_without_changes_nothing(
+    database: Database, clock: FakeClock
+) -> None:
+    found = identities(database, clock=clock, plan=EMBEDDED)
+    for bearer in ("any", "x", "sk-proj-123_4"):
+        assert found.authenticate(caller(bearer=bearer, loopback=True)).user == "owner"
+        assert isinstance(found.identify(caller(bearer=bearer, peer="192.0.2.7")), Refusal)
+        assert isinstance(
+            found.identify(caller(("X-Forwarded-For", "192.0.2.7"), bearer=bearer, loopback=True)), Refusal
+        )
+    # What stands for somebody may stand for less than the owner has; and where tokens are judged a wrong one is wrong.
+    for bearer in ("qk_x", "a.b.c"):
+        assert "not accepted" in reason(found, caller(bearer=bearer, loopback=True))
+    for plan in (replace(EMBEDDED, api_keys="accepted"), replace(EMBEDDED, issuers=(CORP,)), IdentityPlan()):
+        found = identities(database, clock=clock, plan=plan)
+        assert isinstance(found.identify(caller(bearer="any", loopback=True)), Refusal)
+
+
 def test_nobody_is_let_in_where_nothing_is_configured(database: Database, clock: FakeClock) -> None:
     found = identities(database, clock=clock, plan=IdentityPlan())
     assert reason(found, caller(loopback=True)) == "no identity was shown"

@@ -33,6 +33,7 @@ _HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _URL = re.compile(r"(https?)://(\[[0-9a-fA-F:]+\]|[^/:?#@\s]+)(:[0-9]+)?(/[^\s]*)?")
 _TAKEN_HEADERS = frozenset({"authorization", "host", "cookie", "forwarded", "x-forwarded-for"})
 _FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "x-original-host"})
+_DOTS_OF_TOKENS = 2
 _LOCAL_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 
 
@@ -123,9 +124,22 @@ class Identities:
             raise UnprovenError("none", "more than one identity was shown")
         if is_named:
             return "proxy", self._proxies.prove(caller)
-        if authorizations:
+        if authorizations and not self._means_nothing(authorizations[0]):
             return self._bearer(authorizations[0])
         return "owner", self._owner(caller)
+
+    def _means_nothing(self, authorization: str) -> bool:
+        """Tell whether this is a key for nobody: clients of models cannot do without one, and nothing here takes any.
+
+        A key of ours or a token of an issuer is never taken so: it stands for somebody who may have less than the owner.
+        """
+        is_taken = self._plan.api_keys == "accepted" or self._plan.issuers or self._plan.proxies
+        if is_taken or self._plan.owner is None:
+            return False
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        stands_for_somebody = token.startswith(_keys.PREFIX) or token.count(".") == _DOTS_OF_TOKENS
+        return scheme.lower() == "bearer" and bool(token) and not stands_for_somebody
 
     def _bearer(self, authorization: str) -> tuple[Way, Principal]:
         scheme, _, token = authorization.partition(" ")
