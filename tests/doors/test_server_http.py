@@ -19,6 +19,7 @@ import pytest
 from starlette.routing import Route
 
 from quell.app import App, Vault, Warden
+from quell.app._person_calls import PersonCalls
 from quell.config import InvestigationSettings, JournalSettings, ServerSettings, Settings
 from quell.domain import BoundExceededError, ConfigError, ObservedChange, OverloadError, StateHeldError, UsageError
 from quell.incidents import CaseFile, Desk
@@ -90,6 +91,7 @@ async def a_house(state_dir: Path, *, server: ServerSettings, receives: bool = T
         vault=cast("Vault", Parts(receiver=intake if receives else None)),
         readers=(),
         desk=desk,
+        calls=cast("PersonCalls", None),
         version="v1",
         launch=runs.launch,
     )

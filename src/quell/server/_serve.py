@@ -64,20 +64,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
     starlette = asgi(app)
-    config = uvicorn.Config(
-        starlette,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        # Who is at the other end is judged by us: uvicorn would believe what a header says of it.
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
-        ws="none",
-        http=connection_class(head_timeout_s=settings.request_timeout_s),
-    )
-    server = _Server(config)
+    server = _Server(_config_of(starlette, head_timeout_s=settings.request_timeout_s))
     loop = asyncio.get_running_loop()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(app.watch_forever())
@@ -102,6 +89,22 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
             await watching
         _let_go(listener)
         telemetry.event("server.stopped", elapsed_ms=round((loop.time() - began_s) * 1000))
+
+
+def _config_of(starlette: Starlette, *, head_timeout_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        starlette,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        # Who is at the other end is judged by us: uvicorn would believe what a header says of it.
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+        ws="none",
+        http=connection_class(head_timeout_s=head_timeout_s),
+    )
 
 
 async def _push(starlette: Starlette) -> None:
