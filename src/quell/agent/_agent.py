@@ -11,12 +11,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from quell.agent._asking import Accounts, Asked, asked
+from quell.agent._asking import Accounts, Asked, Voice, asked
 from quell.agent._claims import Held, Holder
 from quell.agent._context import fitted, request_of
 from quell.agent._live import Live, Moved
 from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import counted, judged
+from quell.agent._seat import Closing, Seat
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
 from quell.agent._telling import told
 from quell.domain import (
@@ -56,7 +57,7 @@ _WRAP_UP = (
     "You have reached the limit of {what}. Answer the question now from the results above, as far as they go, "
     "and say what is missing. No tool can be called any more."
 )
-_WHAT: Mapping[Stop, str] = {
+WHAT: Mapping[Stop, str] = {
     Stop.TURNS: "rounds of tools",
     Stop.CALLS: "tool calls",
     Stop.LOOP: "repeated calls",
@@ -73,6 +74,23 @@ class _Acted:
 
     outcome: ToolOutcome | None = None
     parked: Parked | None = None
+    closing: Closing | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    """Where a conversation stands when it goes no further by itself."""
+
+    talk: Talk
+    stop: Stop
+    text: str = ""
+    held: Held | None = None
+    fault: str = ""
+    client_calls: tuple[CallWanted, ...] = ()
+    closing: Closing | None = None
+    """The call that ended it."""
+    parked: tuple[Parked, ...] = ()
+    """What it waits for; then it has not ended."""
 
 
 class Agent:
@@ -87,8 +105,10 @@ class Agent:
         live: Live | None = None,
         accounts: Accounts | None = None,
         monotonic: Callable[[], float],
+        seat: Seat | None = None,
     ) -> None:
         """Join what an agent needs; it keeps nothing of a conversation itself."""
+        self._seat = seat or Seat()
         self.role = role
         self._model = model
         self._toolbox = toolbox
@@ -110,24 +130,33 @@ class Agent:
 
         The same segment again after a crash asks no model and calls no tool that had ended before.
         """
+        halt = await self.proceed(context, talk, caller=caller)
+        if halt.parked:
+            return await wait_of(context, halt.parked, state=state_of(halt.talk))
+        return await self._ended(context, halt)
+
+    async def proceed(self, context: RunContext, talk: Talk, *, caller: ToolCaller) -> Halt:
+        """Go on as `converse` does, and leave it to the caller to tell anybody how it ended."""
         began_s = self._monotonic() - talk.began_s
         while True:
             if talk.waiting:
-                talk, parked = await self._act(context, talk, caller)
-                if parked:
-                    return await self._wait(context, replace(talk, began_s=self._monotonic() - began_s), parked)
+                talk, parked, closing = await self._act(context, talk, caller)
+                talk = replace(talk, began_s=self._monotonic() - began_s)
+                if closing is not None or parked:
+                    return Halt(talk=talk, stop=Stop.ANSWERED, closing=closing, parked=tuple(parked))
             stop = self._bound(talk, elapsed_s=self._monotonic() - began_s)
             if stop is not None:
                 return await self._stopped(context, talk, stop)
             reply = await self._ask(context, talk, left_s=self.role.minutes_max * 60 - (self._monotonic() - began_s))
-            talk = _with_reply(talk, reply)
+            talk = replace(_with_reply(talk, reply, prefix=self._seat.prefix), began_s=self._monotonic() - began_s)
             if reply.fault:
-                return await self._failed(context, talk, reply)
+                return _failed(talk, reply)
             if not reply.calls:
-                return await self._answered(context, talk, reply)
+                stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
+                return Halt(talk=talk, stop=stop, text=reply.text, held=reply.held)
             talk, wanted = self._split(context, talk)
             if wanted:
-                return await self._ended(context, talk, reply.text, Stop.CLIENT, held=reply.held, client_calls=wanted)
+                return Halt(talk=talk, stop=Stop.CLIENT, text=reply.text, held=reply.held, client_calls=wanted)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -154,18 +183,18 @@ class Agent:
                 request,
                 run=context.run.id,
                 turn=talk.turn,
-                live=self._live,
+                voice=Voice(live=self._live, agent=self.role.name, task=self._seat.tag),
                 accounts=self._accounts,
                 deadline_s=deadline_s,
                 holder=lambda: self._holder(talk),
             )
 
-        name = f"model.{talk.turn}" if tools is None else f"model.{talk.turn}.last"
+        name = f"{self._seat.prefix}model.{talk.turn}" + ("" if tools is None else ".last")
         try:
             reply = await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
         except StepError as error:
             return Asked(fault="step", detail=str(error))
-        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name))
+        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name, task=self._seat.tag))
         self._live.settle(context.run.id)
         return reply
 
@@ -190,6 +219,7 @@ class Agent:
             ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
             for tool in self._tools()
         )
+        own = (*(self._seat.offered(spec) for spec in own), *self._seat.natives.specs)
         names = {spec.name for spec in own}
         return (*own, *(spec for spec in self.role.client_tools if spec.name not in names))
 
@@ -201,72 +231,113 @@ class Agent:
 
     # -- tools --------------------------------------------------------------------------------------------------------
 
-    async def _act(self, context: RunContext, talk: Talk, caller: ToolCaller) -> tuple[Talk, list[Parked]]:
+    async def _act(
+        self, context: RunContext, talk: Talk, caller: ToolCaller
+    ) -> tuple[Talk, list[Parked], Closing | None]:
         """Make the calls that wait: all at once when all of them only read, one after the other otherwise."""
         classes = {tool.name: tool.tool_class for tool in self._toolbox.catalog()}
+        natives = {spec.name for spec in self._seat.natives.specs}
         reads = all(classes.get(wanted.name) is ToolClass.READ for wanted in talk.waiting)
         principal = replace(caller.principal, is_tainted=caller.principal.is_tainted or talk.is_tainted)
         caller = replace(caller, principal=principal)
         acted: dict[str, _Acted] = {}
-        if reads:
+        if reads and natives.isdisjoint(wanted.name for wanted in talk.waiting):
             gate = asyncio.Semaphore(_READS_AT_ONCE)
             async with asyncio.TaskGroup() as group:
                 tasks = {
                     wanted.id: group.create_task(self._call(context, wanted, caller, gate)) for wanted in talk.waiting
                 }
-            acted = {identifier: task.result() for identifier, task in tasks.items()}
-        else:
-            gate = asyncio.Semaphore(1)
-            for wanted in talk.waiting:
+            return await self._heard(context, talk, {identifier: task.result() for identifier, task in tasks.items()})
+        gate = asyncio.Semaphore(1)
+        for wanted in talk.waiting:
+            if wanted.name in natives:
+                acted[wanted.id] = await self._own(context, wanted, caller)
+            else:
                 acted[wanted.id] = await self._call(context, wanted, caller, gate)
-                if acted[wanted.id].parked is not None:
-                    break  # what comes after it may rest on it
+            if acted[wanted.id].outcome is None:
+                break  # what comes after it may rest on it, or comes too late
         return await self._heard(context, talk, acted)
+
+    async def _own(self, context: RunContext, wanted: CallWanted, caller: ToolCaller) -> _Acted:
+        await self._tell_asked(context, wanted)
+        ended = await self._seat.natives.use(context, wanted, caller=caller)
+        return _Acted(closing=ended) if isinstance(ended, Closing) else _Acted(outcome=ended)
+
+    async def _tell_asked(self, context: RunContext, wanted: CallWanted, *, intent: str = "") -> None:
+        await context.emit(
+            "agent.call_asked",
+            key=f"{wanted.id}.asked",
+            call=wanted.id,
+            tool=wanted.name,
+            arguments=wanted.arguments,
+            intent=intent,
+            agent=self.role.name,
+            task=self._seat.tag,
+        )
 
     async def _call(
         self, context: RunContext, wanted: CallWanted, caller: ToolCaller, gate: asyncio.Semaphore
     ) -> _Acted:
+        wanted, intent = self._seat.plain(wanted)
         call = ToolCall(id=wanted.id, tool=wanted.name, arguments=wanted.arguments)
 
         def tell(progress: CallProgress) -> None:
-            told = Moved(caller.run, wanted.id, wanted.name, progress.message, progress.done, progress.total)
+            told = Moved(
+                caller.run,
+                wanted.id,
+                wanted.name,
+                progress.message,
+                progress.done,
+                progress.total,
+                agent=self.role.name,
+                task=self._seat.tag,
+            )
             self._live.say(told)
 
         async def work() -> _Acted:
-            ended = await self._toolbox.call(call, caller=replace(caller, on_progress=tell))
+            ended = await self._toolbox.call(call, caller=replace(caller, on_progress=tell), explanation=intent)
             return _Acted(parked=ended) if isinstance(ended, Parked) else _Acted(outcome=ended)
 
         async with gate:
-            await context.emit(
-                "agent.call_asked",
-                key=f"{wanted.id}.asked",
-                call=wanted.id,
-                tool=wanted.name,
-                arguments=wanted.arguments,
-            )
+            await self._tell_asked(context, wanted, intent=intent)
             return await context.step(
                 f"tool.{wanted.id}", work, returns=_Acted, timeout_s=caller.deadline_s + _STEP_SLACK_S
             )
 
-    async def _heard(self, context: RunContext, talk: Talk, acted: Mapping[str, _Acted]) -> tuple[Talk, list[Parked]]:
+    async def _heard(
+        self, context: RunContext, talk: Talk, acted: Mapping[str, _Acted]
+    ) -> tuple[Talk, list[Parked], Closing | None]:
         """Put what came into the conversation, in the order in which it was wanted."""
         parked: list[Parked] = []
         left: list[CallWanted] = []
+        closing: Closing | None = None
+        whose = {"agent": self.role.name, "task": self._seat.tag}
         for wanted in talk.waiting:
             ended = acted.get(wanted.id)
+            if ended is None and closing is not None:
+                ended = _Acted(outcome=_too_late(wanted, closing))
+                await self._tell_asked(context, wanted)
             if ended is None:
                 left.append(wanted)
+            elif ended.closing is not None:
+                closing = ended.closing
+                done = ToolOutcome(call=wanted.id, tool=wanted.name, kind=OutcomeKind.OK)
+                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **_told(done), **whose)
             elif ended.parked is not None:
                 left.append(wanted)
                 parked.append(ended.parked)
-                await context.emit("agent.call_parked", key=f"{wanted.id}.parked", **_told(ended.parked))
+                await context.emit("agent.call_parked", key=f"{wanted.id}.parked", **_told(ended.parked), **whose)
             elif ended.outcome is not None:
-                talk = self._with_outcome(talk, wanted, ended.outcome)
-                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **_told(ended.outcome))
-        return replace(talk, waiting=tuple(left)), parked
+                talk = await self._with_outcome(talk, wanted, ended.outcome)
+                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **_told(ended.outcome), **whose)
+        return replace(talk, waiting=tuple(left)), parked, closing
 
-    def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
-        exhibit = exhibit_of(f"e{len(talk.exhibits) + 1}", outcome, call=wanted.id, tool=wanted.name)
+    async def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
+        wanted, intent = self._seat.plain(wanted)
+        number = len(talk.exhibits) + 1
+        exhibit = exhibit_of(f"{self._seat.tag}e{number}", outcome, call=wanted.id, tool=wanted.name)
+        if self._seat.witness is not None:
+            await self._seat.witness.saw(wanted, outcome, exhibit, reason=intent)
         repeats, count = counted(talk.repeats, wanted, outcome)
         failures = 0 if outcome.is_citable else talk.failures + 1
         notice = ""
@@ -295,12 +366,6 @@ class Agent:
             return _NUDGE_REMAINING.format(n=max(left, 0))
         return ""
 
-    async def _wait(self, context: RunContext, talk: Talk, parked: Sequence[Parked]) -> WaitUntil:
-        now = await context.now()
-        soon = now + timedelta(seconds=_LOOK_AGAIN_S)
-        at: datetime = min([soon, *(each.expires_at for each in parked)])
-        return WaitUntil(at=at, state=state_of(talk))
-
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _bound(self, talk: Talk, *, elapsed_s: float) -> Stop | None:
@@ -314,41 +379,24 @@ class Agent:
             return Stop.CALLS
         return Stop.TURNS if talk.turn > self.role.turns_max else None
 
-    async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> AgentAnswer:
-        """End at a bound: the model has one last word where there is time for it, and the label is ours."""
+    async def _stopped(self, context: RunContext, talk: Talk, stop: Stop) -> Halt:
+        """Stop at a bound: the model has one last word where there is time for it, and the label is ours."""
         if stop is not Stop.TIME:
-            reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=_WHAT[stop]))
-            talk = replace(talk, usage=_sum(talk.usage, reply.usage))
+            reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=_WRAP_UP.format(what=WHAT[stop]))
+            talk = replace(talk, usage=summed(talk.usage, reply.usage))
             if reply.text:
-                return await self._ended(context, talk, reply.text, stop, held=reply.held)
-        return await self._ended(context, talk, _found_so_far(talk), stop)
+                return Halt(talk=talk, stop=stop, text=reply.text, held=reply.held)
+        return Halt(talk=talk, stop=stop, text=_found_so_far(talk))
 
-    async def _failed(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
-        stop = Stop.SPENT if reply.fault == "budget" else Stop.MODEL
-        return await self._ended(context, talk, _found_so_far(talk), stop, fault=f"{reply.fault}: {reply.detail}")
-
-    async def _answered(self, context: RunContext, talk: Talk, reply: Asked) -> AgentAnswer:
-        stop = Stop.LENGTH if reply.reason == "length" else Stop.ANSWERED
-        return await self._ended(context, talk, reply.text, stop, held=reply.held)
-
-    async def _ended(
-        self,
-        context: RunContext,
-        talk: Talk,
-        text: str,
-        stop: Stop,
-        *,
-        fault: str = "",
-        held: Held | None = None,
-        client_calls: tuple[CallWanted, ...] = (),
-    ) -> AgentAnswer:
+    async def _ended(self, context: RunContext, halt: Halt) -> AgentAnswer:
+        talk, held = halt.talk, halt.held
         if held is None:
+            text = halt.text
             good = tuple(exhibit.id for exhibit in talk.exhibits if exhibit.is_citable and f"[{exhibit.id}]" in text)
             held = Held(text=text, cited=good, unverified=0, confidence="low" if good else "none")
-        label = f"\n\n[Partial answer: stopped by {_WHAT[stop]}.]" if stop.is_partial else ""
         answer = AgentAnswer(
-            text=(held.text + label).strip(),
-            stop=stop,
+            text=labelled(held.text, halt.stop),
+            stop=halt.stop,
             usage=talk.usage,
             is_usage_told=talk.is_usage_told,
             turns=talk.turn,
@@ -357,8 +405,8 @@ class Agent:
             cited=held.cited,
             unverified=held.unverified,
             confidence="medium" if talk.failed and held.confidence == "high" else held.confidence,
-            fault=fault,
-            client_calls=client_calls,
+            fault=halt.fault,
+            client_calls=halt.client_calls,
             model=f"{self._model.provider}/{self._model.name}",
         )
         await context.emit("agent.answered", key="answered", **_told(answer))
@@ -369,6 +417,19 @@ class Agent:
             return None
         questions = "\n".join(message.text for message in talk.messages if message.role == "user")
         return Holder(talk.exhibits, question=questions)
+
+
+async def wait_of(context: RunContext, parked: Sequence[Parked], *, state: Mapping[str, object]) -> WaitUntil:
+    """Return the wait for people: until the first of them has decided, or could not decide any more."""
+    soon = await context.now() + timedelta(seconds=_LOOK_AGAIN_S)
+    at: datetime = min([soon, *(each.expires_at for each in parked)])
+    return WaitUntil(at=at, state=state)
+
+
+def labelled(text: str, stop: Stop) -> str:
+    """Return a text with what it lacks."""
+    label = f"\n\n[Partial answer: stopped by {WHAT[stop]}.]" if stop.is_partial else ""
+    return (text + label).strip()
 
 
 def opened(messages: Sequence[Message]) -> Talk:
@@ -397,11 +458,11 @@ def talk_of(state: Mapping[str, object]) -> Talk:
     return msgspec.convert(state["talk"], type=Talk)
 
 
-def _turn_told(turn: int, reply: Asked, *, agent: str) -> dict[str, object]:
+def _turn_told(turn: int, reply: Asked, *, agent: str, task: str) -> dict[str, object]:
     """Say how a turn ended: what was said of it is kept here, for who did not hear it."""
     return {
         "agent": agent,
-        "task": "",
+        "task": task,
         "turn": turn,
         "text": reply.text if reply.held is None else reply.held.text,
         "calls": [call.name for call in reply.calls],
@@ -418,10 +479,10 @@ def _told(value: object) -> dict[str, object]:
     return found
 
 
-def _with_reply(talk: Talk, reply: Asked) -> Talk:
+def _with_reply(talk: Talk, reply: Asked, *, prefix: str) -> Talk:
     """Put a reply into the conversation; calls get ids of ours, so that no model can name a call of another turn."""
     turn = talk.turn + 1
-    calls = tuple(replace(call, id=f"{turn}.{number}") for number, call in enumerate(reply.calls, start=1))
+    calls = tuple(replace(call, id=f"{prefix}{turn}.{number}") for number, call in enumerate(reply.calls, start=1))
     messages = talk.messages
     if reply.text or calls:
         messages = (*messages, Message(role="assistant", text=reply.text, calls=calls))
@@ -430,12 +491,26 @@ def _with_reply(talk: Talk, reply: Asked) -> Talk:
         messages=messages,
         waiting=calls,
         turn=turn,
-        usage=_sum(talk.usage, reply.usage),
+        usage=summed(talk.usage, reply.usage),
         is_usage_told=talk.is_usage_told and reply.is_usage_told,
     )
 
 
-def _sum(one: TokenUsage, other: TokenUsage) -> TokenUsage:
+def _failed(talk: Talk, reply: Asked) -> Halt:
+    stop = Stop.SPENT if reply.fault == "budget" else Stop.MODEL
+    return Halt(talk=talk, stop=stop, text=_found_so_far(talk), fault=f"{reply.fault}: {reply.detail}")
+
+
+def _too_late(wanted: CallWanted, closing: Closing) -> ToolOutcome:
+    return ToolOutcome(
+        call=wanted.id,
+        tool=wanted.name,
+        kind=OutcomeKind.DENIED,
+        detail=f"not carried out: {closing.tool} came first, and ended this conversation",
+    )
+
+
+def summed(one: TokenUsage, other: TokenUsage) -> TokenUsage:
     return TokenUsage(
         input_tokens=one.input_tokens + other.input_tokens,
         output_tokens=one.output_tokens + other.output_tokens,

@@ -15,10 +15,12 @@ from typing import Literal
 from quell.agent._talk import Exhibit
 
 UNVERIFIED = "[unverified]"
-_CITATION = re.compile(r"\[(e\d{1,4}(?:\s*,\s*e\d{1,4})*)\]")
+_ID = r"(?:[a-z]\d{1,4})?e\d{1,4}"
+"""An exhibit of the only agent of a run, such as `e3`, or of a task, such as `t2e3`."""
+_CITATION = re.compile(rf"\[({_ID}(?:\s*,\s*{_ID})*)\]")
 _SPACED_CITATION = re.compile(r"(?<![ \t])([ \t]*+)" + _CITATION.pattern)
-_ONE = re.compile(r"e\d{1,4}")
-_SENTENCE = re.compile(r"[^.!?\n]++(?:[.](?=\S)[^.!?\n]*+)*+[.!?]*+(?:\s*+\[e[\d,\se]++\])*+|\n++")
+_ONE = re.compile(_ID)
+_SENTENCE = re.compile(r"[^.!?\n]++(?:[.](?=\S)[^.!?\n]*+)*+[.!?]*+(?:\s*+\[[a-z]?\d*+e[\da-z,\s]++\])*+|\n++")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,_']*(?:\.\d+)?")
 _NAME = re.compile(r"[A-Za-z][\w]*(?:[-_./][\w]+)+|`[^`\n]{2,80}`")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
