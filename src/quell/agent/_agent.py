@@ -187,6 +187,7 @@ class Agent:
                 accounts=self._accounts,
                 deadline_s=deadline_s,
                 holder=lambda: self._holder(talk),
+                silent_s=self.role.silent_max_s,
             )
 
         name = f"{self._seat.prefix}model.{talk.turn}" + ("" if tools is None else ".last")
@@ -194,7 +195,9 @@ class Agent:
             reply = await context.step(name, work, returns=Asked, timeout_s=deadline_s + _STEP_SLACK_S)
         except StepError as error:
             return Asked(fault="step", detail=str(error))
-        await context.emit("agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name, task=self._seat.tag))
+        await context.emit(
+            "agent.turn", key=name, **_turn_told(talk.turn, reply, agent=self.role.name, task=self._seat.tag)
+        )
         self._live.settle(context.run.id)
         return reply
 
@@ -219,7 +222,7 @@ class Agent:
             ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
             for tool in self._tools()
         )
-        own = (*(self._seat.offered(spec) for spec in own), *self._seat.natives.specs)
+        own = (*(self._seat.offered(spec) for spec in own), *self._seat.specs)
         names = {spec.name for spec in own}
         return (*own, *(spec for spec in self.role.client_tools if spec.name not in names))
 
@@ -236,7 +239,7 @@ class Agent:
     ) -> tuple[Talk, list[Parked], Closing | None]:
         """Make the calls that wait: all at once when all of them only read, one after the other otherwise."""
         classes = {tool.name: tool.tool_class for tool in self._toolbox.catalog()}
-        natives = {spec.name for spec in self._seat.natives.specs}
+        natives = {spec.name for spec in self._seat.specs}
         reads = all(classes.get(wanted.name) is ToolClass.READ for wanted in talk.waiting)
         principal = replace(caller.principal, is_tainted=caller.principal.is_tainted or talk.is_tainted)
         caller = replace(caller, principal=principal)
@@ -260,7 +263,7 @@ class Agent:
 
     async def _own(self, context: RunContext, wanted: CallWanted, caller: ToolCaller) -> _Acted:
         await self._tell_asked(context, wanted)
-        ended = await self._seat.natives.use(context, wanted, caller=caller)
+        ended = await self._seat.use(context, wanted, caller=caller)
         return _Acted(closing=ended) if isinstance(ended, Closing) else _Acted(outcome=ended)
 
     async def _tell_asked(self, context: RunContext, wanted: CallWanted, *, intent: str = "") -> None:

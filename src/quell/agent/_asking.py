@@ -87,6 +87,7 @@ async def asked(
     accounts: Accounts,
     deadline_s: float,
     holder: Callable[[], Holder | None] = lambda: None,
+    silent_s: float = 0.0,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Asked:
@@ -106,7 +107,7 @@ async def asked(
         try:
             saying = _Saying(voice, run=run, turn=turn, attempt=attempt, holder=holder())
             with genai.chat(request, provider=model.provider, model=model.name, attempt=attempt) as asking:
-                reply = await _once(model, request, saying, asking, deadline_s=left_s)
+                reply = await _once(model, request, saying, asking, deadline_s=left_s, silent_s=silent_s)
         except (ModelError, OverloadError) as caught:
             error = caught
             await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
@@ -164,11 +165,24 @@ class _Saying:
 
 
 async def _once(
-    model: Model, request: ModelRequest, saying: _Saying, asking: genai.Asking, *, deadline_s: float
+    model: Model,
+    request: ModelRequest,
+    saying: _Saying,
+    asking: genai.Asking,
+    *,
+    deadline_s: float,
+    silent_s: float,
 ) -> ModelReply:
     gathering, is_begun = Gathering(), False
     async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
-        async for event in events:
+        while True:
+            try:
+                async with asyncio.timeout(silent_s or None):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                break
+            except TimeoutError as silence:
+                raise ModelError(f"no stream progress for {silent_s:g} s", fault=ModelFault.TIMEOUT) from silence
             if not is_begun:
                 is_begun = True
                 asking.first()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from quell.agent._talk import Exhibit
-from quell.domain import CallWanted, ToolCaller, ToolOutcome, ToolSpec
+from quell.domain import CallWanted, OutcomeKind, ToolCaller, ToolOutcome, ToolSpec
 from quell.runs import RunContext
 
 REASON = "_aura_reasoning"
@@ -25,15 +25,17 @@ class Closing:
     given: Mapping[str, object] = field(default_factory=dict)
 
 
-class Natives(Protocol):
-    """Tools that are no tools of the world: answered by our own code, within the run."""
+Given: TypeAlias = Mapping[str, object]
+Use: TypeAlias = Callable[[RunContext, CallWanted, Given, ToolCaller], Awaitable[ToolOutcome | Closing]]
+"""Answers a call with its arguments. Whatever looks at a clock, a disk or the world does so in a step of the run."""
 
-    @property
-    def specs(self) -> tuple[ToolSpec, ...]:
-        """Return them as a model is told of them."""
 
-    async def use(self, context: RunContext, wanted: CallWanted, *, caller: ToolCaller) -> ToolOutcome | Closing:
-        """Answer a call of one of them. Whatever looks at a clock, a disk or the world does so in a step of the run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Native:
+    """A tool that is no tool of the world: answered by our own code, within the run."""
+
+    spec: ToolSpec
+    use: Use
 
 
 class Witness(Protocol):
@@ -43,23 +45,13 @@ class Witness(Protocol):
         """Take note of it; the same once more changes nothing."""
 
 
-class NoNatives:
-    """None of them."""
-
-    specs: tuple[ToolSpec, ...] = ()
-
-    async def use(self, context: RunContext, wanted: CallWanted, *, caller: ToolCaller) -> ToolOutcome | Closing:
-        """Be called never: no call is of one of them."""
-        raise AssertionError(f"nobody was offered {wanted.name}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
     """The place of an agent in a run; the only agent of one has a seat without a name."""
 
     tag: str = ""
     """Such as `t3`: unique in the run, and told as `task` of what happens here."""
-    natives: Natives = field(default_factory=NoNatives)
+    natives: tuple[Native, ...] = ()
     witness: Witness | None = None
     asks_reasons: bool = False
     """Whether tools are offered with an argument that says why."""
@@ -68,6 +60,22 @@ class Seat:
     def prefix(self) -> str:
         """Return what names of steps and calls begin with."""
         return f"{self.tag}." if self.tag else ""
+
+    @property
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """Return its own tools as a model is told of them."""
+        return tuple(native.spec for native in self.natives)
+
+    async def use(self, context: RunContext, wanted: CallWanted, *, caller: ToolCaller) -> ToolOutcome | Closing:
+        """Answer a call of one of its own tools."""
+        native = next(each for each in self.natives if each.spec.name == wanted.name)
+        try:
+            given = json.loads(wanted.arguments or "{}")
+        except (ValueError, RecursionError):
+            return refused(wanted, "the arguments are no JSON")
+        if not isinstance(given, dict):
+            return refused(wanted, "the arguments are no JSON object")
+        return await native.use(context, wanted, given, caller)
 
     def plain(self, wanted: CallWanted) -> tuple[CallWanted, str]:
         """Return a call without the reason that it gives, and the reason."""
@@ -94,3 +102,11 @@ class Seat:
         return replace(spec, parameters=json.dumps(schema, separators=(",", ":")))
 
 
+def refused(wanted: CallWanted, why: str) -> ToolOutcome:
+    """Refuse a call of a native tool, and say what would be taken."""
+    return ToolOutcome(call=wanted.id, tool=wanted.name, kind=OutcomeKind.DENIED, detail=why)
+
+
+def brought(wanted: CallWanted, content: str) -> ToolOutcome:
+    """Answer a call of a native tool."""
+    return ToolOutcome(call=wanted.id, tool=wanted.name, kind=OutcomeKind.OK, content=content)
