@@ -49,6 +49,8 @@ class Holder:
         self._cited: dict[str, None] = {}
         self._unverified = 0
         self._said: list[str] = []
+        self._is_marked = False
+        """Whether the sentence before was marked: a mark that already stands after it is not said twice."""
 
     def feed(self, piece: str) -> str:
         """Return what of the answer can be said by now."""
@@ -82,14 +84,18 @@ class Holder:
         return said
 
     def _sentence(self, sentence: str) -> str:
+        if sentence.strip() == UNVERIFIED and self._is_marked:
+            return ""
         ids = _ONE.findall(" ".join(_CITATION.findall(sentence)))
         good = [each for each in ids if _bears(self._known.get(each))]
         clean = _SPACED_CITATION.sub(lambda found: _kept(found, self._known), sentence)
         self._cited |= dict.fromkeys(good)
+        self._is_marked = False
         if _is_claim(sentence, self._names) and not _is_borne(
             sentence, [self._known[each] for each in good], self._given
         ):
             self._unverified += 1
+            self._is_marked = True
             bare = clean.rstrip()
             clean = f"{bare} {UNVERIFIED}{clean[len(bare) :]}"
         return clean

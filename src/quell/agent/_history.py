@@ -65,9 +65,11 @@ def _artifacts(end: TaskEnd) -> list[dict[str, object]]:
     if end.artifact:
         size = len(end.result.encode("utf-8", "replace"))
         found.append({"filename": end.artifact, "size_bytes": size, "kind": "result"})
-    for trace in end.traces:
-        if trace.artifact:
-            found.append({"filename": trace.artifact, "size_bytes": trace.size_bytes, "kind": "tool_output"})
+    found += [
+        {"filename": trace.artifact, "size_bytes": trace.size_bytes, "kind": "tool_output"}
+        for trace in end.traces
+        if trace.artifact
+    ]
     return found
 
 

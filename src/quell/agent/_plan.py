@@ -78,12 +78,16 @@ class _Making:
         inner = step.get("steps", step.get("items"))
         if kind == "chain":
             return self.steps(inner, entry, at=f"{at}.steps", depth=depth + 1)
-        if not isinstance(inner, list) or not inner:
+        return self._parallel(inner, entry, at=at, depth=depth + 1)
+
+    def _parallel(self, items: object, entry: tuple[int, ...], *, at: str, depth: int) -> tuple[int, ...]:
+        """Read steps side by side: all begin where this one begins, and it ends where all of them end."""
+        if not isinstance(items, list) or not items:
             self.faults.append(f"{at}.items: a list of at least one step is needed")
             return entry
         exits: dict[int, None] = {}
-        for place, item in enumerate(inner):
-            exits |= dict.fromkeys(self._step(item, entry, at=f"{at}.items[{place}]", depth=depth + 1))
+        for place, item in enumerate(items):
+            exits |= dict.fromkeys(self._step(item, entry, at=f"{at}.items[{place}]", depth=depth))
         return tuple(exits)
 
     def _task(self, step: Mapping[str, object], entry: tuple[int, ...], *, at: str) -> tuple[int, ...]:
