@@ -212,7 +212,10 @@ def test_the_final_answer_is_held_against_what_all_workers_saw(tmp_path: Path) -
         minds = {
             "reader": Mind(script=[wants(search()), submits("There were 17 errors [t1e1].")]),
             "second": Mind(
-                script=[wants(call("is_volume_deleted", service="web", environment="staging", volume="v")), submits("There were 3 pods [t2e1].")],
+                script=[
+                    wants(call("is_volume_deleted", service="web", environment="staging", volume="v")),
+                    submits("There were 3 pods [t2e1]."),
+                ],
                 tools=("is_volume_deleted",),
             ),
         }
