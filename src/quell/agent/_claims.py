@@ -8,7 +8,7 @@ does not find is marked in the text, never silently kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,9 @@ _SPACED_CITATION = re.compile(r"(?<![ \t])([ \t]*+)" + _CITATION.pattern)
 _ONE = re.compile(_ID)
 _SENTENCE = re.compile(r"[^.!?\n]++(?:[.](?=\S)[^.!?\n]*+)*+[.!?]*+(?:\s*+\[[a-z]?\d*+e[\da-z,\s]++\])*+|\n++")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,_']*(?:\.\d+)?")
-_NAME = re.compile(r"[A-Za-z][\w]*(?:[-_./][\w]+)+|`[^`\n]{2,80}`")
+_WORD = re.compile(r"(?<!\w)[A-Za-z]\w*+(?:[-./]\w++)*+|`[^`\n]{2,80}`")
+"""Begins at words only and never goes back: a long text without a space takes no longer than another."""
+_COMPOUND = re.compile(r"`|[-_./]\w")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
 _NAMES_MAX = 2_000
 
@@ -135,7 +137,7 @@ def _is_claim(sentence: str, names: frozenset[str]) -> bool:
         return False
     if _NUMBER.search(plain):
         return True
-    return any(found.strip("`") in names for found in _NAME.findall(plain))
+    return any(found.strip("`") in names for found in _compounds(plain))
 
 
 def _is_borne(sentence: str, exhibits: Sequence[Exhibit], given: frozenset[str]) -> bool:
@@ -166,11 +168,15 @@ def _names_of(exhibits: Sequence[Exhibit]) -> frozenset[str]:
     """Return the compound names that results hold: services, pods, tables; plain words are nobody's evidence."""
     found: dict[str, None] = {}
     for exhibit in exhibits:
-        for name in _NAME.findall(exhibit.text):
+        for name in _compounds(exhibit.text):
             found[name.strip("`")] = None
             if len(found) >= _NAMES_MAX:
                 return frozenset(found)
     return frozenset(found)
+
+
+def _compounds(text: str) -> Iterator[str]:
+    return (found for found in _WORD.findall(text) if _COMPOUND.search(found))
 
 
 def _confidence(cited: int, *, unverified: int, failed: int) -> Literal["high", "medium", "low", "none"]:

@@ -20,7 +20,7 @@ _EMPTY = frozenset(
 )
 _ALIKE = 0.6
 _WORDS_MIN = 2
-_SENTENCES_MAX = 200
+_SENTENCES_MAX, _ALL_MAX = 60, 600
 _FOUND_MAX = 10
 
 
@@ -35,7 +35,7 @@ class _Said:
 
 def contradictions(results: Mapping[str, str]) -> list[str]:
     """Return pairs of sentences of different tasks that cannot both be true, as far as words tell."""
-    said = [each for task, text in results.items() for each in _sentences(task, text)]
+    said = [each for task, text in results.items() for each in _sentences(task, text)][:_ALL_MAX]
     found: list[str] = []
     for place, one in enumerate(said):
         for other in said[place + 1 :]:

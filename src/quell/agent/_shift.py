@@ -37,7 +37,7 @@ from quell.agent._seat import Closing, Native, Seat
 from quell.agent._talk import AgentAnswer, Role, Stop, Talk
 from quell.agent._words import COORDINATOR_FAILED, REPLAN_OVER, TIME_OVER, UNROUTED
 from quell.agent._worker import Bench, carry_out, prompt_of
-from quell.domain import Message, ModelFault, Parked, ToolCaller
+from quell.domain import Message, ModelFault, Parked, StepError, ToolCaller
 from quell.runs import RunContext
 
 _COORDINATOR_TURNS = 6
@@ -132,7 +132,8 @@ class Shift:
         if board.attempt > tries:
             return
         if decided.fault.startswith("unrouted"):
-            board.talk = replace(board.talk, messages=(*board.talk.messages, Message(role="user", text=UNROUTED)))
+            messages = (*board.talk.messages, Message(role="user", text=UNROUTED))
+            board.talk = replace(board.talk, messages=messages, repeats={}, failures=0)
         else:
             await self._means.pause(self._means.chance() * min(_PAUSE_FIRST_S * 2.0**board.attempt, _PAUSE_MAX_S))
 
@@ -227,6 +228,7 @@ class Shift:
             rounds_max=settings.max_planning_cycles,
             shown={number: self._shown(end) for number, end in board.ends.items()},
             shows_reasons=settings.artifacts.show_tool_reasoning_in_continuation,
+            window=self._means.model.window,
         )
         return Talk(messages=(*board.messages, Message(role="user", text=told)), is_tainted=True)
 
@@ -376,7 +378,12 @@ class Shift:
         )
         given = tuple(exhibit for need in task.needs for exhibit in board.ends[need].exhibits)
         bench = Bench(means=self._means, task=task, iteration=board.iteration, files=self._files, given=given)
-        ended = await carry_out(context, bench, going, caller=self._caller, left_s=self._left_s())
+        try:
+            ended = await carry_out(context, bench, going, caller=self._caller, left_s=self._left_s())
+        except StepError as error:
+            ended = TaskEnd(
+                is_done=False, category=Category.ERROR, error=str(error), traces=tuple(bench.traces.values())
+            )
         if isinstance(ended, tuple):
             board.going[task.number], parked = ended
             return parked
