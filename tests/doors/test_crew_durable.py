@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
-from quell.agent import AgentAnswer, Stop
-from quell.domain import CallWanted, ModelRequest, Run
+from quell.agent import AgentAnswer, Piece, Role, Stop
+from quell.domain import CallWanted, ModelRequest, OutcomeKind, Run, ToolOutcome
 from quell.models import ScriptedModel
 from quell.models._scripted import Turn, wants
 from tests.doors._crew_bench import Mind, call, crew_room, plans, responds, search, step, submits
@@ -119,5 +120,80 @@ def test_a_process_that_ends_in_the_middle_repeats_no_question_and_no_call(tmp_p
         assert len(gated.asked) == 3  # the one question that had no answer yet is the only one that is asked again
         others = [model for model in (coordinator, writer, reader) if model is not gated]
         assert [len(model.asked) for model in others] == [2, 2]
+
+    asyncio.run(story())
+
+
+@pytest.mark.timeout(60)
+def test_a_coordinator_that_waits_for_people_itself_goes_on_routing(tmp_path: Path) -> None:
+    async def story() -> None:
+        role = Role(name="lead", preamble="p", tools=("scale",))
+        plain = call("scale", service="web", environment="staging", replicas=3)
+        turns = [wants(plain), responds("It was scaled [c1e1].")]
+        async with crew_room(tmp_path, turns, {"reader": Mind(script=[])}, role=role) as room:
+            run = await room.start("Scale web.")
+            await room.approve(await room.parked(run), run)
+            answer = await room.answer(run, timeout_s=30)
+            assert (answer.text, answer.cited, answer.calls) == ("It was scaled [c1e1].", ("c1e1",), 1)
+            assert len(room.world.done) == 1
+
+    asyncio.run(story())
+
+
+@pytest.mark.timeout(60)
+def test_a_wait_goes_on_where_it_stood_when_its_process_ended(tmp_path: Path) -> None:
+    async def story() -> None:
+        world = SmallWorld()
+        probe = {"tool": "logs_search", "args": {"service": "web", "query": "ready"}}
+        wait = wants(call("wait_for", probe=probe, until={"matches": "ready"}, poll_sec=0.1, max_wait_sec=60))
+        coordinator = ScriptedModel([plans(step("wait")), responds("Ready.")])
+        reader = ScriptedModel([wait, submits("It is ready.")])
+        minds = {"reader": Mind(script=[])}
+
+        def brought(content: str) -> ToolOutcome:
+            return ToolOutcome(call="", tool="logs_search", kind=OutcomeKind.OK, content=content)
+
+        world.says += [brought("starting")] * 1_000
+        async with crew_room(tmp_path, coordinator, minds, models={"reader": reader}, world=world) as room:
+            run = await room.start("?")
+            while world.reads < 3:
+                await asyncio.sleep(0.02)
+        before, world.says = world.reads, [brought("ready")] * 10
+        async with crew_room(tmp_path, coordinator, minds, models={"reader": reader}, world=world) as room:
+            assert (await room.answer(run, timeout_s=30)).text == "Ready."
+        assert world.reads - before <= 2
+        told = json.loads(reader.asked[-1].messages[-1].text.partition(">\n")[2].rpartition("\n</result>")[0])
+        assert (told["reason"], told["last_observation"]) == ("matched", "ready")
+        assert told["samples"] > 3
+        assert (len(coordinator.asked), len(reader.asked)) == (2, 2)
+
+    asyncio.run(story())
+
+
+def test_what_workers_say_beside_their_work_is_thought_aloud_and_no_part_of_the_answer(tmp_path: Path) -> None:
+    async def story() -> None:
+        turns = [plans(step("a"), text="Let me plan."), responds("Done.")]
+        mind = Mind(script=[wants(search(), text="I look."), submits("I looked.")])
+        async with crew_room(tmp_path, turns, {"reader": mind}) as room:
+            heard: list[Piece] = []
+            run = await room.start("?")
+            with room.live.listen(run.id) as ear:
+                await room.answer(run)
+                while not ear.empty():
+                    piece = ear.get_nowait()
+                    if isinstance(piece, Piece):
+                        heard.append(piece)
+            assert {(each.kind, each.agent, each.task) for each in heard} <= {
+                ("reasoning", "lead", "c1"),
+                ("reasoning", "reader", "t1"),
+            }
+            assert "".join(each.text for each in heard if each.task == "t1") == "I look."
+            told = await room.told(run, "agent.turn")
+            assert [(each["agent"], each["task"]) for each in told] == [
+                ("lead", "c1"),
+                ("reader", "t1"),
+                ("reader", "t1"),
+                ("lead", "c2"),
+            ]
 
     asyncio.run(story())

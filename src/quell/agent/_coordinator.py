@@ -161,17 +161,19 @@ def results_text(
     share = _SHARE_CHARS_PER_TOKEN * (window or _WINDOW_TOKENS) // max(1, len(done))
     most = max(_SHOWN_MIN_CHARS, min(_SHOWN_MAX_CHARS, share))
     parts += [_fenced(task, board.ends[task.number], _cut(shown[task.number], most)) for task in done]
-    if lost:
-        parts.append("Failed:\n" + "\n".join(_failure(task, board.ends[task.number]) for task in lost))
-    parts += _listed("Files that read_artifact reads:", _files(board))
-    parts += _listed("Gaps:", gaps_of(board))
+    notes = _listed("Failed:", [_failure(task, board.ends[task.number]) for task in lost])
+    notes += _listed("Files that read_artifact reads:", _files(board))
+    notes += _listed("Gaps:", gaps_of(board))
     results = {task.tag: board.ends[task.number].result for task in done}
-    parts += _listed(
+    notes += _listed(
         "These results contradict one another; find out which is true, or say so:", contradictions(results)
     )
-    parts += _listed("Failed the same way more than once:", _patterns(lost, board.ends))
+    notes += _listed("Failed the same way more than once:", _patterns(lost, board.ends))
     if shows_reasons:
-        parts += _listed("Why workers called their tools:", _reasons(board))
+        notes += _listed("Why workers called their tools:", _reasons(board))
+    if notes:
+        told = escaped("\n\n".join(notes), fence="notes")
+        parts.append(f"<notes>\n{told}\n</notes>")
     parts.append(FINAL_ATTEMPT if board.iteration >= rounds_max else REUSE)
     return "\n\n".join(parts)
 
@@ -184,7 +186,9 @@ def gaps_of(board: Board) -> list[str]:
         if end is None:
             continue
         failed = [trace for trace in end.traces if not trace.kind.is_answer]
-        found += [f"{task.tag}: {trace.tool} {trace.kind.value}: {trace.detail[:200]}".rstrip(": ") for trace in failed]
+        found += [
+            f"{task.tag}: {trace.tool} {trace.kind.value}: {_flat(trace.detail)[:200]}".rstrip(": ") for trace in failed
+        ]
         if end.is_done and end.confidence in {"low", "none"}:
             found.append(f"{task.tag}: its worker has low confidence")
         if end.unverified:
@@ -207,9 +211,7 @@ def _fenced(task: Task, end: TaskEnd, shown: str) -> str:
 def _failure(task: Task, end: TaskEnd) -> str:
     category = end.category.value if end.category else "agent_error"
     said = f"; it had said: {_flat(end.result)[:400]}" if end.result else ""
-    return escaped(
-        f"- {task.tag} ({task.worker}, {category}): {_flat(task.text)[:300]}: {end.error}{said}", fence="task"
-    )
+    return f"{task.tag} ({task.worker}, {category}): {_flat(task.text)[:300]}: {_flat(end.error)[:300]}{said}"
 
 
 def _files(board: Board) -> list[str]:

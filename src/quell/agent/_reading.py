@@ -14,7 +14,6 @@ READ, PRIOR = "read_artifact", "list_prior_runs"
 _READ_S = 30.0
 _PART_MAX_CHARS = 32_000
 _RUNS_MAX = 20
-_TOLD = ("run_id", "timestamp", "goal", "status", "outcome", "response_summary", "artifact_paths")
 
 
 def reading(files: RunFiles) -> tuple[Native, ...]:
@@ -57,8 +56,7 @@ def prior_runs(files: RunFiles) -> tuple[Native, ...]:
     ) -> ToolOutcome | Closing:
         async def work() -> ToolOutcome:
             found = await files.prior(runs_max=_RUNS_MAX)
-            told = [{name: manifest.get(name) for name in _TOLD if manifest.get(name)} for manifest in found]
-            return brought(wanted, json.dumps(told))
+            return brought(wanted, json.dumps(found))
 
         return await context.step(f"own.{wanted.id}", work, returns=ToolOutcome, timeout_s=_READ_S)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,14 +18,16 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from quell import telemetry
 from quell.domain import Principal, RefusedError
 
-_log = logging.getLogger("quell.agent")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{7,63}", re.ASCII)
 _SESSION = re.compile(r"(?!run_)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_MAX_BYTES = 8 << 20
+_TOLD = ("timestamp", "goal", "status", "outcome", "response_summary")
+_TOLD_MAX_CHARS, _PATHS_MAX = 500, 50
 _ARTIFACTS, MANIFEST = "artifacts", "manifest.json"
 _DIRECTORIES_MAX = 1_000
 _ABANDONED = timedelta(days=7)
@@ -50,7 +51,7 @@ class RunFiles:
         try:
             await asyncio.to_thread(self._write, tuple(name.split("/")), text)
         except OSError as error:
-            _log.warning("agent.file_lost", extra={"run": self.run, "file": name, "error": str(error)})
+            telemetry.event("agent.file_lost", run=self.run, file=name, error=str(error))
             return False
         return True
 
@@ -67,7 +68,7 @@ class RunFiles:
         return await asyncio.to_thread(self._read_artifact, name, run)
 
     async def prior(self, *, runs_max: int) -> list[Mapping[str, object]]:
-        """Return the manifests of the newest earlier runs of the session, the newest first."""
+        """Return what the manifests of the newest earlier runs of the session tell, the newest first."""
         return await asyncio.to_thread(self._prior, runs_max)
 
     async def begin(self, *, runs_max: int, now: datetime) -> None:
@@ -119,7 +120,7 @@ class RunFiles:
             for run in sorted(_runs_in(place), reverse=True):
                 manifest = None if run == self.run else _manifest(run, place)
                 if manifest is not None:
-                    found.append({**manifest, "run_id": run})
+                    found.append(manifest)
                 if len(found) >= runs_max:
                     break
         return found
@@ -130,13 +131,20 @@ class RunFiles:
                 pass
             with self._opened(self._above) as place:
                 if self._is_of_session:
-                    with suppress(FileNotFoundError):
-                        os.unlink(".latest.part", dir_fd=place)
-                    os.symlink(self.run, ".latest.part", dir_fd=place)
-                    os.replace(".latest.part", "latest", src_dir_fd=place, dst_dir_fd=place)
+                    self._point(place)
                 self._prune(place, runs_max, now)
         except OSError as error:
-            _log.warning("agent.file_lost", extra={"run": self.run, "file": "latest", "error": str(error)})
+            telemetry.event("agent.file_lost", run=self.run, file="latest", error=str(error))
+
+    def _point(self, place: int) -> None:
+        """Point `latest` to this run, unless it points to a later one: a run that waited long goes on beside newer ones."""
+        with suppress(OSError):
+            if os.readlink("latest", dir_fd=place) >= self.run:
+                return
+        with suppress(FileNotFoundError):
+            os.unlink(".latest.part", dir_fd=place)
+        os.symlink(self.run, ".latest.part", dir_fd=place)
+        os.replace(".latest.part", "latest", src_dir_fd=place, dst_dir_fd=place)
 
     def _prune(self, place: int, runs_max: int, now: datetime) -> None:
         """Remove what is beyond the newest; a run that may be under way stays."""
@@ -205,7 +213,13 @@ def _manifest(run: str, place: int) -> Mapping[str, object] | None:
             os.close(inner)
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    told: dict[str, object] = {name: str(found[name])[:_TOLD_MAX_CHARS] for name in _TOLD if found.get(name)}
+    paths = found.get("artifact_paths")
+    if isinstance(paths, list):
+        told["artifact_paths"] = [str(path)[:_TOLD_MAX_CHARS] for path in paths[:_PATHS_MAX]]
+    return {**told, "run_id": run}
 
 
 def _text(name: str, place: int) -> str:

@@ -44,6 +44,7 @@ _COORDINATOR_TURNS = 6
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 1.0, 30.0
 _PASSING = frozenset({fault.value for fault in ModelFault if fault.is_passing} | {"overload"})
 _TOLD_MAX_CHARS = 8_000
+_HISTORY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,9 +209,11 @@ class Shift:
         async def work() -> list[Mapping[str, object]]:
             return await files.prior(runs_max=turns)
 
-        return await self._context.step(
-            f"history.{self._board.chair}", work, returns=list[Mapping[str, object]], timeout_s=30.0, attempts=2
-        )
+        name = f"history.{self._board.chair}"
+        try:
+            return await self._context.step(name, work, returns=list[Mapping[str, object]], timeout_s=_HISTORY_S)
+        except StepError:
+            return ()  # a disk that does not answer takes the history, and not the run
 
     def _known(self) -> list[Known]:
         return [

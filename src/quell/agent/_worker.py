@@ -26,6 +26,7 @@ _ATTEMPTS_MAX = 2
 _TURNS_TO_SUBMIT = 2
 _GIVEN_MAX_CHARS, _GIVEN_ALL_CHARS = 16_000, 64_000
 _HEAD_CHARS = 1_000
+_CALL_MIN_S = 0.1
 _LEVELS: tuple[Confidence, ...] = ("none", "low", "medium", "high")
 _CATEGORY: Mapping[str, Category] = {
     ModelFault.UNREACHABLE.value: Category.OVERLOADED,
@@ -123,7 +124,9 @@ async def carry_out(
             monotonic=means.monotonic,
             seat=Seat(tag=bench.task.tag, natives=_natives(bench, role), witness=bench, asks_reasons=True),
         )
-        halt = await agent.proceed(context, talk, caller=means.narrowed(caller, role))
+        narrow = means.narrowed(caller, role)
+        narrow = replace(narrow, deadline_s=max(_CALL_MIN_S, min(narrow.deadline_s, role.minutes_max * 60)))
+        halt = await agent.proceed(context, talk, caller=narrow)
         elapsed_s = going.elapsed_s + means.monotonic() - began_s
         traces = tuple(bench.traces.values())
         if halt.parked:
