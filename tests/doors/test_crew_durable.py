@@ -6,10 +6,11 @@ import asyncio
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from quell.agent import AgentAnswer, Piece, Role, Stop
-from quell.domain import CallWanted, ModelRequest, OutcomeKind, Run, ToolOutcome
+from quell.domain import CallWanted, ModelRequest, OutcomeKind, Parked, Run, ToolOutcome
 from quell.models import ScriptedModel
 from quell.models._scripted import Turn, wants
 from tests.doors._crew_bench import Mind, call, crew_room, plans, responds, search, step, submits
@@ -195,5 +196,32 @@ def test_what_workers_say_beside_their_work_is_thought_aloud_and_no_part_of_the_
                 ("reader", "t1"),
                 ("lead", "c2"),
             ]
+
+    asyncio.run(story())
+
+
+@pytest.mark.timeout(60)
+def test_two_tasks_that_wait_for_people_go_on_one_by_one_as_they_are_decided(tmp_path: Path) -> None:
+    async def story() -> None:
+        turns = [plans(parallel(step("one", "first"), step("two", "second"))), responds("Both [t1e1] [t2e1].")]
+        minds = {
+            "first": Mind(script=[wants(scale("web")), submits("Scaled [t1e1].")], tools=("scale",)),
+            "second": Mind(script=[wants(scale("pay")), submits("Scaled [t2e1].")], tools=("scale",)),
+        }
+        async with crew_room(tmp_path, turns, minds) as room:
+            run = await room.start("Scale both.")
+            await room.parked(run)
+            waiting = [msgspec.convert(each, type=Parked) for each in await room.told(run, "agent.call_parked")]
+            assert len(waiting) == 2
+            await room.approve(waiting[1], run)
+            while len(room.world.done) < 1:
+                await asyncio.sleep(0.02)
+            assert room.world.done[0][1]["service"] == ("pay" if waiting[1].call.startswith("t2.") else "web")
+            await room.parked(run)
+            await room.approve(waiting[0], run)
+            answer = await room.answer(run, timeout_s=30)
+            assert answer.cited == ("t1e1", "t2e1")
+            assert len(room.world.done) == 2
+            assert [len(model.asked) for model in room.workers.values()] == [2, 2]
 
     asyncio.run(story())
