@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quell.agent import Role, Stop
+from quell.agent._plan import plan_of
 from quell.config import OrchestrationSettings, TimeoutSettings
 from quell.domain import CallWanted, ModelError, ModelFault, ModelRequest, OutcomeKind, TextPiece, ToolOutcome
 from quell.models import ScriptedModel
@@ -439,3 +442,39 @@ def test_data_of_a_worker_cannot_close_its_own_fence(tmp_path: Path) -> None:
             assert texts(room.workers["reader"].asked)[1].count("</task>") == 1
 
     asyncio.run(story())
+
+
+def test_results_are_shown_as_far_as_the_coordinators_window_has_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        model = ScriptedModel([plans(parallel(step("a"), step("b"))), responds("Done.")], window=8_000)
+        mind = Mind(script=lambda _request: submits("word " * 3_000))
+        async with crew_room(tmp_path, model, {"reader": mind}) as room:
+            assert (await room.ask("?")).stop is Stop.ANSWERED
+            assert texts(model.asked)[1].count("characters are left out here") == 2
+
+    asyncio.run(story())
+
+
+_STEPS = st.recursive(
+    st.fixed_dictionaries(
+        {"type": st.just("task"), "task": st.text(max_size=5), "worker": st.sampled_from(["a", "b", ""])}
+    ),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"type": st.just("parallel"), "items": st.lists(inner, max_size=3)}),
+        st.fixed_dictionaries({"type": st.just("chain"), "steps": st.lists(inner, max_size=3)}),
+    ),
+    max_leaves=12,
+)
+
+
+@given(steps=st.one_of(st.lists(_STEPS, max_size=4), st.text(max_size=5), st.lists(st.integers()), st.none()))
+def test_whatever_a_model_writes_is_a_plan_that_can_be_carried_out_or_a_list_of_faults(steps: object) -> None:
+    made = plan_of({"goal": "g", "steps": steps}, workers=("a", "b"), first=5)
+    if isinstance(made, list):
+        assert made
+        return
+    numbers = [task.number for task in made.tasks]
+    assert numbers == list(range(5, 5 + len(numbers)))
+    for task in made.tasks:
+        assert task.worker in {"a", "b"}
+        assert all(5 <= need < task.number for need in task.needs)

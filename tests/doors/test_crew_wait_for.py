@@ -142,3 +142,11 @@ def test_a_probe_that_hangs_does_not_outlive_the_wait_and_policies_see_where_it_
             assert set(world.origins) == {"wait"}
 
     asyncio.run(story())
+
+
+def test_a_probe_that_failed_between_two_looks_breaks_the_quiet(tmp_path: Path) -> None:
+    failed = brought("", OutcomeKind.TOOL_ERROR, "boom")
+    says = [brought("same"), failed, brought("same"), failed, *[brought("same")] * 10]
+    text, world = _wait(tmp_path, waits({"quiet_for_sec": 0.12}), says)
+    assert told(text)["reason"] == "settled"
+    assert world.reads >= 6

@@ -136,7 +136,17 @@ class Shift:
             messages = (*board.talk.messages, Message(role="user", text=UNROUTED))
             board.talk = replace(board.talk, messages=messages, repeats={}, failures=0)
         else:
-            await self._means.pause(self._means.chance() * min(_PAUSE_FIRST_S * 2.0**board.attempt, _PAUSE_MAX_S))
+            await self._pause(board.attempt)
+
+    async def _pause(self, attempt: int) -> None:
+        """Give a busy provider time, full jitter over an exponential pause; a run that comes back does not pause again."""
+
+        async def work() -> bool:
+            await self._means.pause(self._means.chance() * min(_PAUSE_FIRST_S * 2.0**attempt, _PAUSE_MAX_S))
+            return True
+
+        name = f"{self._board.chair}.pause.{attempt}"
+        await self._context.step(name, work, returns=bool, timeout_s=_PAUSE_MAX_S + 10.0)
 
     async def _ask(self, role: Role) -> Halt:
         board, means = self._board, self._means

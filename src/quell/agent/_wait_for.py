@@ -34,6 +34,7 @@ _OBSERVATION_MAX_BYTES = 256 << 10
 _PATTERN_MAX_CHARS = 512
 _ENDS = frozenset({OutcomeKind.TRANSPORT_ERROR, OutcomeKind.DENIED, OutcomeKind.SUSPICIOUS, OutcomeKind.TRUNCATED})
 """Outcomes of a probe after which waiting on makes no sense."""
+_SEEN = frozenset({OutcomeKind.OK, OutcomeKind.EMPTY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,17 @@ class _Probe:
     outcome: ToolOutcome | None
     """None: it did not end in time."""
     elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """When and as what to look."""
+
+    name: str
+    began_s: float
+    pause_s: float
+    left_s: float
+    """Of the whole wait."""
 
 
 def waiting(toolbox: Toolbox, tools: Sequence[Tool], *, monotonic: Callable[[], float]) -> tuple[Native, ...]:
@@ -81,55 +93,54 @@ async def _wait(
     monotonic: Callable[[], float],
 ) -> ToolOutcome:
     began_s, number = monotonic(), 0
-    seen, same_since_s = "", 0.0
+    last, steady, steady_since_s = "", None, 0.0
     while True:
         number += 1
-        left_s = sought.most_s - (monotonic() - began_s)
-        probe = await _look(
-            context,
-            f"{wanted.id}.w{number}",
-            sought,
-            toolbox=toolbox,
-            caller=caller,
+        look = _Look(
+            name=f"{wanted.id}.w{number}",
             began_s=began_s,
-            left_s=left_s,
-            now=monotonic,
+            pause_s=sought.poll_s if number > 1 else 0.0,
+            left_s=sought.most_s - (monotonic() - began_s),
         )
+        probe = await _look(context, look, sought, toolbox=toolbox, caller=caller, now=monotonic)
         began_s = monotonic() - probe.elapsed_s  # what was kept tells how far the wait had come before a crash
         outcome = probe.outcome
         if outcome is not None and (fault := _fault(outcome)):
-            return replace(
-                refused(wanted, fault), kind=outcome.kind if outcome.kind in _ENDS else OutcomeKind.TOOL_ERROR
-            )
-        if outcome is not None and outcome.kind in {OutcomeKind.OK, OutcomeKind.EMPTY}:
-            if outcome.content != seen or number == 1:
-                seen, same_since_s = outcome.content, probe.elapsed_s
-            reason = _reason(sought, seen, quiet_s=probe.elapsed_s - same_since_s)
+            kind = outcome.kind if outcome.kind in _ENDS else OutcomeKind.TOOL_ERROR
+            return replace(refused(wanted, fault), kind=kind)
+        if outcome is None or outcome.kind not in _SEEN:
+            steady = None  # nobody knows what was there meanwhile
+        else:
+            last = outcome.content
+            if last != steady:
+                steady, steady_since_s = last, probe.elapsed_s
+            reason = _reason(sought, last, quiet_s=probe.elapsed_s - steady_since_s)
             if reason:
-                return _told(wanted, sought, probe, reason=reason, seen=seen, samples=number)
+                return _told(wanted, sought, probe, reason=reason, seen=last, samples=number)
         if probe.elapsed_s + sought.poll_s >= sought.most_s:
-            return _told(wanted, sought, probe, reason="timeout", seen=seen, samples=number)
-        await asyncio.sleep(max(0.0, sought.poll_s))
+            return _told(wanted, sought, probe, reason="timeout", seen=last, samples=number)
 
 
 async def _look(
     context: RunContext,
-    name: str,
+    look: _Look,
     sought: _Wanted,
     *,
     toolbox: Toolbox,
     caller: ToolCaller,
-    began_s: float,
-    left_s: float,
     now: Callable[[], float],
 ) -> _Probe:
-    """Probe once, within what is left of the wait even when the probe hangs."""
-    within_s = max(_POLL_MIN_S, min(left_s, caller.deadline_s))
+    """Pause and probe once, within what is left of the wait even when the probe hangs.
+
+    The pause is part of the step, so that a run that comes back does not pause again for what it has seen.
+    """
+    name, within_s = look.name, max(_POLL_MIN_S, min(look.left_s - look.pause_s, caller.deadline_s))
     looker = replace(caller, origin=CallOrigin.WAIT, deadline_s=within_s)
     call = ToolCall(id=name, tool=sought.tool.name, arguments=sought.arguments)
 
     async def work() -> _Probe:
         ended: ToolOutcome | Parked | None
+        await asyncio.sleep(look.pause_s)
         try:
             async with asyncio.timeout(within_s):
                 ended = await toolbox.call(call, caller=looker)
@@ -138,13 +149,13 @@ async def _look(
         if isinstance(ended, Parked):
             told = "people are asked about this probe: it cannot be repeated by itself"
             ended = ToolOutcome(call=name, tool=call.tool, kind=OutcomeKind.DENIED, detail=told)
-        return _Probe(outcome=ended, elapsed_s=now() - began_s)
+        return _Probe(outcome=ended, elapsed_s=now() - look.began_s)
 
     try:
-        return await context.step(f"wait.{name}", work, returns=_Probe, timeout_s=within_s + 1.0)
+        return await context.step(f"wait.{name}", work, returns=_Probe, timeout_s=look.pause_s + within_s + 1.0)
     except StepError as error:
         told = ToolOutcome(call=name, tool=call.tool, kind=OutcomeKind.TRANSPORT_ERROR, detail=str(error))
-        return _Probe(outcome=told, elapsed_s=now() - began_s)
+        return _Probe(outcome=told, elapsed_s=now() - look.began_s)
 
 
 def _reason(sought: _Wanted, seen: str, *, quiet_s: float) -> str:
@@ -170,7 +181,7 @@ def _told(wanted: CallWanted, sought: _Wanted, probe: _Probe, *, reason: str, se
         "samples": samples,
         "effective_max_wait_sec": sought.most_s,
     }
-    if outcome is None or outcome.kind not in {OutcomeKind.OK, OutcomeKind.EMPTY}:
+    if outcome is None or outcome.kind not in _SEEN:
         body["last_probe"] = "no answer in time" if outcome is None else f"{outcome.kind.value}: {outcome.detail}"
     told = brought(wanted, json.dumps(body, ensure_ascii=False))
     return replace(told, is_json=True, elapsed_ms=round(probe.elapsed_s * 1000, 1))
