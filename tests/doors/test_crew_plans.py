@@ -125,6 +125,9 @@ def test_what_waits_for_a_task_that_failed_fails_and_the_coordinator_sees_why(tm
             summaries = cast("list[dict[str, object]]", manifest_in(memory, run)["task_summaries"])
             assert [each["failure_category"] for each in summaries] == ["soft_failure", "dependency_failed"]
             assert len(room.workers["reader"].asked) == 2
+            place = memory / "s1" / run.id / "iteration-1"
+            assert (place / "task-1.attempt-1.response.txt").read_text() == "I am not sure."
+            assert (place / "task-1.attempt-2.response.txt").read_text() == "Really not."
 
     asyncio.run(story())
 

@@ -77,6 +77,8 @@ class TaskEnd:
     traces: tuple[Trace, ...] = ()
     artifact: str = ""
     """File of the whole result, where it was long."""
+    draft: str = ""
+    """What it said at first without submitting it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ class Going:
     attempt: int = 1
     elapsed_s: float = 0.0
     traces: tuple[Trace, ...] = ()
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

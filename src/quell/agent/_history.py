@@ -11,7 +11,7 @@ import msgspec
 from quell.agent._board import Board, TaskEnd, Trace
 from quell.agent._plan import Task
 from quell.agent._talk import AgentAnswer, Stop
-from quell.agent._words import escaped
+from quell.agent._words import UNSUBMITTED, escaped
 
 _PREVIEW_CHARS = 500
 _GOAL_CHARS = 500
@@ -107,9 +107,12 @@ def _traced(trace: Trace) -> dict[str, object]:
 
 
 def task_files(task: Task, end: TaskEnd, *, prompt: str) -> Iterator[tuple[str, str]]:
-    """Yield the files of a task's last attempt, with their texts."""
+    """Yield the files of a task's attempts, with their texts; results and calls are those of the last one."""
     stem = f"task-{task.number}.attempt-{max(end.attempts, 1)}"
-    yield f"{stem}.prompt.txt", prompt
+    if end.attempts > 1:
+        yield f"task-{task.number}.attempt-1.prompt.txt", prompt
+        yield f"task-{task.number}.attempt-1.response.txt", end.draft
+    yield f"{stem}.prompt.txt", UNSUBMITTED if end.attempts > 1 else prompt
     yield f"{stem}.response.txt", end.result
     if end.is_done:
         submitted = {"summary": end.summary, "result": end.result, "confidence": end.confidence}

@@ -112,7 +112,7 @@ async def carry_out(
     """Carry a task out, or go on with it; return what came of it, or how it stands while people decide."""
     means, began_s = bench.means, bench.means.monotonic()
     bench.traces.update({trace.call: trace for trace in going.traces})
-    talk = going.talk
+    talk, draft = going.talk, going.draft
     for attempt in range(going.attempt, _ATTEMPTS_MAX + 1):
         role = _role(bench, turns_min=talk.turn + _TURNS_TO_SUBMIT if attempt > 1 else 0, left_s=left_s)
         agent = Agent(
@@ -130,11 +130,12 @@ async def carry_out(
         elapsed_s = going.elapsed_s + means.monotonic() - began_s
         traces = tuple(bench.traces.values())
         if halt.parked:
-            kept = Going(talk=halt.talk, attempt=attempt, elapsed_s=elapsed_s, traces=traces)
+            kept = Going(talk=halt.talk, attempt=attempt, elapsed_s=elapsed_s, traces=traces, draft=draft)
             return kept, halt.parked
         end = _end(bench, halt, attempt=attempt, elapsed_s=elapsed_s)
         if end.category is not Category.SOFT or attempt == _ATTEMPTS_MAX:
-            return end
+            return replace(end, draft=draft)
+        draft = end.result
         talk = replace(halt.talk, messages=(*halt.talk.messages, Message(role="user", text=UNSUBMITTED)))
     raise AssertionError("unreachable: the last attempt returns")
 
