@@ -7,17 +7,18 @@ at by the coordinator with the same three tools; rounds, time and money are boun
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 from quell.agent._agent import Ended, opened
 from quell.agent._board import Board, board_of
 from quell.agent._means import Means, Options, WorkerSpec
 from quell.agent._shift import Shift
-from quell.agent._talk import Role
+from quell.agent._talk import AgentAnswer, Role
 from quell.config import OrchestrationSettings
 from quell.domain import Message, ToolCaller
 from quell.models import Model
 from quell.runs import RunContext
+from quell.telemetry import genai
 from quell.tools import Toolbox
 
 
@@ -56,8 +57,33 @@ class Crew:
         talk = opened(messages)
         now = await context.now()
         board = Board(messages=talk.messages, exhibits=talk.exhibits, began_at=now.isoformat())
-        return await Shift(self._means, context, board, caller=caller).work()
+        return await self._work(context, board, caller, part="first")
 
     async def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Ended:
         """Go on with what the segment before left when it began to wait for people."""
-        return await Shift(self._means, context, board_of(state), caller=caller).work()
+        return await self._work(context, board_of(state), caller, part="later")
+
+    async def _work(
+        self, context: RunContext, board: Board, caller: ToolCaller, *, part: Literal["first", "later"]
+    ) -> Ended:
+        """Work for one segment, as one span with those of the workers below it."""
+        means, began_s = self._means, self._means.monotonic() - board.spent_s
+        session = means.session or context.run.id
+        with genai.invoke_agent(
+            means.coordinator.name, run=context.run.id, session=session, question=board.messages
+        ) as invoked:
+            if part == "first":
+                invoked.began()
+            ended = await Shift(means, context, board, caller=caller).work()
+            if isinstance(ended, AgentAnswer):
+                invoked.ended(
+                    stop=ended.stop.value,
+                    is_partial=ended.stop.is_partial,
+                    fault=ended.fault.partition(":")[0],
+                    turns=ended.turns,
+                    elapsed_s=means.monotonic() - began_s,
+                    answer=ended.text,
+                )
+            else:
+                invoked.waits()
+            return ended

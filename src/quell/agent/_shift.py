@@ -39,6 +39,7 @@ from quell.agent._words import COORDINATOR_FAILED, REPLAN_OVER, TIME_OVER, UNROU
 from quell.agent._worker import Bench, carry_out, prompt_of
 from quell.domain import Message, ModelFault, Parked, StepError, ToolCaller
 from quell.runs import RunContext
+from quell.telemetry import genai
 
 _COORDINATOR_TURNS = 6
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 1.0, 30.0
@@ -392,7 +393,9 @@ class Shift:
         given = tuple(exhibit for need in task.needs for exhibit in board.ends[need].exhibits)
         bench = Bench(means=self._means, task=task, iteration=board.iteration, files=self._files, given=given)
         try:
-            ended = await carry_out(context, bench, going, caller=self._caller, left_s=self._left_s())
+            session = self._means.session or context.run.id
+            with genai.invoke_agent(task.worker, run=context.run.id, session=session, question=going.talk.messages):
+                ended = await carry_out(context, bench, going, caller=self._caller, left_s=self._left_s())
         except StepError as error:
             ended = TaskEnd(
                 is_done=False, category=Category.ERROR, error=str(error), traces=tuple(bench.traces.values())
