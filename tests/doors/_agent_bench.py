@@ -110,7 +110,7 @@ async def agent_room(
                 if context.state:
                     ended = await agent.go_on(context, context.state, caller=caller)
                 else:
-                    past = msgspec.convert(context.arguments["past"], type=tuple[Message, ...])
+                    past = msgspec.convert(context.arguments.get("past", ()), type=tuple[Message, ...])
                     said = (*past, Message(role="user", text=question))
                     ended = await agent.begin(context, said, caller=caller)
                 return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quell.agent import BudgetAccounts, Live, Stop
-from quell.agent._asking import Asked, asked
+from quell.agent._asking import Asked, Voice, asked
 from quell.agent._talk import NOTHING
 from quell.config import LlmSettings, Secret
 from quell.domain import (
@@ -78,7 +78,16 @@ def _ask(model: Model, accounts: BudgetAccounts, *, request: ModelRequest = REQU
         await asyncio.sleep(0)
 
     return asyncio.run(
-        asked(model, request, run="run_1", turn=turn, live=Live(), accounts=accounts, deadline_s=5, pause=no_pause)
+        asked(
+            model,
+            request,
+            run="run_1",
+            turn=turn,
+            voice=Voice(live=Live()),
+            accounts=accounts,
+            deadline_s=5,
+            pause=no_pause,
+        )
     )
 
 
@@ -191,7 +200,7 @@ def test_a_call_that_was_cancelled_stays_charged_as_reserved(database: Database)
 
         model = ScriptedModel([[Pause(seconds=1)]], pause=hang)
         accounts = BudgetAccounts(budgets, database, spender=ANN)
-        call = asked(model, REQUEST, run="run_1", turn=0, live=Live(), accounts=accounts, deadline_s=5)
+        call = asked(model, REQUEST, run="run_1", turn=0, voice=Voice(live=Live()), accounts=accounts, deadline_s=5)
         task = asyncio.create_task(call)
         await begun.wait()
         task.cancel()
@@ -293,7 +302,7 @@ def test_runs_in_parallel_whose_provider_lies_never_use_more_than_the_cap(databa
                 REQUEST,
                 run=spender.run,
                 turn=number_of_turn // 2,  # every second turn is one that a crash has repeated
-                live=Live(),
+                voice=Voice(live=Live()),
                 accounts=accounts,
                 deadline_s=5,
                 pause=no_pause,

@@ -141,7 +141,7 @@ def test_a_skill_is_the_operators_word_only_where_a_tool_of_ours_brought_it(tmp_
     assert "warning=" in text
     agent = Agent(ROLE, model=room.model, toolbox=room.authority.toolbox, monotonic=lambda: 0.0)
     named = CallWanted(id="a", name="load_skill", arguments="{}")
-    assert agent._source(named, skill) == "", "there is no such tool of ours"
+    assert agent._hands._source(named, skill) == "", "there is no such tool of ours"
 
 
 def test_an_answer_that_a_program_reads_is_not_marked(tmp_path: Path) -> None:

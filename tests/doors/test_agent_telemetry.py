@@ -20,7 +20,7 @@ import pytest
 import quell
 from quell import telemetry
 from quell.agent import BudgetAccounts, Live
-from quell.agent._asking import asked
+from quell.agent._asking import Voice, asked
 from quell.app import open_app
 from quell.config import McpServerSettings
 from quell.domain import (
@@ -399,7 +399,14 @@ def test_money_is_counted_by_agent_and_model(tmp_path: Path) -> None:
         async with told(tmp_path, {"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}):
             for turn in range(2):
                 await asked(
-                    model, request, run="run_1", turn=turn, live=Live(), accounts=accounts, deadline_s=5, pause=no_pause
+                    model,
+                    request,
+                    run="run_1",
+                    turn=turn,
+                    voice=Voice(live=Live()),
+                    accounts=accounts,
+                    deadline_s=5,
+                    pause=no_pause,
                 )
 
     with collector() as kept, opened(tmp_path) as database:

@@ -7,9 +7,11 @@ Never: touches the world but through the toolbox, speaks a provider's protocol, 
 from quell.agent._accounts import BudgetAccounts as BudgetAccounts
 from quell.agent._agent import Agent as Agent
 from quell.agent._asking import Accounts as Accounts
+from quell.agent._crew import Crew as Crew
 from quell.agent._live import Live as Live
 from quell.agent._live import Moved as Moved
 from quell.agent._live import Piece as Piece
+from quell.agent._means import WorkerSpec as WorkerSpec
 from quell.agent._talk import AgentAnswer as AgentAnswer
 from quell.agent._talk import Role as Role
 from quell.agent._talk import Stop as Stop

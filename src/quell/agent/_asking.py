@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Literal
 
 from quell.agent._claims import Held, Holder
 from quell.agent._live import Live, Piece
@@ -53,6 +54,16 @@ class Asked:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """Who speaks, and where it is heard."""
+
+    live: Live
+    agent: str = ""
+    task: str = ""
+    """Task of a plan; empty: what is said is the answer. What is said within a task is thought aloud, no answer."""
+
+
 class Accounts:
     """Where money and tokens of model calls are reserved and settled; this one counts nothing."""
 
@@ -72,10 +83,11 @@ async def asked(
     *,
     run: str,
     turn: int,
-    live: Live,
+    voice: Voice,
     accounts: Accounts,
     deadline_s: float,
     holder: Callable[[], Holder | None] = lambda: None,
+    silent_s: float = 0.0,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Asked:
@@ -94,9 +106,9 @@ async def asked(
         except (BoundExceededError, RefusedError) as bound:
             return Asked(fault="budget", detail=_told(bound), tries=attempt - 1)
         try:
-            saying = _Saying(live, run=run, turn=turn, attempt=attempt, holder=holder())
+            saying = _Saying(voice, run=run, turn=turn, attempt=attempt, holder=holder())
             with genai.chat(request, provider=model.provider, model=model.name, attempt=attempt) as asking:
-                reply = await _once(model, request, saying, asking, deadline_s=left_s)
+                reply = await _once(model, request, saying, asking, deadline_s=left_s, silent_s=silent_s)
         except (ModelError, OverloadError) as caught:
             error = caught
             await accounts.settle(model, None if _may_have_cost(caught) else NOTHING, key=key)
@@ -135,8 +147,8 @@ def _tries_of(model: Model) -> int:
 class _Saying:
     """Says one try of a turn to who listens, sentence by sentence where it is held against the evidence."""
 
-    def __init__(self, live: Live, *, run: str, turn: int, attempt: int, holder: Holder | None) -> None:
-        self._live = live
+    def __init__(self, voice: Voice, *, run: str, turn: int, attempt: int, holder: Holder | None) -> None:
+        self._voice = voice
         self._place = (run, turn, attempt)
         self._holder = holder
 
@@ -144,7 +156,7 @@ class _Saying:
         self._say(piece if self._holder is None else self._holder.feed(piece))
 
     def reasoning(self, piece: str) -> None:
-        self._live.say(Piece(*self._place, "reasoning", piece))
+        self._say(piece, kind="reasoning")
 
     def end(self) -> None:
         if self._holder is not None:
@@ -153,17 +165,32 @@ class _Saying:
     def held(self) -> Held | None:
         return None if self._holder is None else self._holder.held(failed=0)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, kind: Literal["text", "reasoning"] = "text") -> None:
+        voice = self._voice
         if text:
-            self._live.say(Piece(*self._place, "text", text))
+            said = "reasoning" if voice.task else kind
+            voice.live.say(Piece(*self._place, said, text, agent=voice.agent, task=voice.task))
 
 
 async def _once(
-    model: Model, request: ModelRequest, saying: _Saying, asking: genai.Asking, *, deadline_s: float
+    model: Model,
+    request: ModelRequest,
+    saying: _Saying,
+    asking: genai.Asking,
+    *,
+    deadline_s: float,
+    silent_s: float,
 ) -> ModelReply:
     gathering, is_begun = Gathering(), False
     async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
-        async for event in events:
+        while True:
+            try:
+                async with asyncio.timeout(silent_s or None):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                break
+            except TimeoutError as silence:
+                raise ModelError(f"no stream progress for {silent_s:g} s", fault=ModelFault.TIMEOUT) from silence
             if not is_begun:
                 is_begun = True
                 asking.first()

@@ -8,7 +8,7 @@ out from such, or to stand in the question. Code decides; what it does not find 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -17,24 +17,28 @@ from quell.agent._figures import are_borne, figures_in, ground_of, numbers_of, r
 from quell.agent._talk import Exhibit
 
 UNVERIFIED = "[unverified]"
-_CITATION = re.compile(r"\[(e\d{1,4}(?:\s*,\s*e\d{1,4})*)\]")
+_ID = r"(?:[a-z]\d{1,4})?e\d{1,4}"
+"""An exhibit of the only agent of a run, such as `e3`, or of a task, such as `t2e3`."""
+_CITATION = re.compile(rf"\[({_ID}(?:\s*,\s*{_ID})*)\]")
 _SPACED_CITATION = re.compile(r"(?<![ \t])([ \t]*+)" + _CITATION.pattern)
-_ONE = re.compile(r"e\d{1,4}")
+_ONE = re.compile(_ID)
 _SENTENCE = re.compile(
-    r"(?:`[^`\n]*`|[^.!?\n]|[.!?](?![\"')*_]*(?:\s|\Z)))++(?:[.!?]++[\"')*_]*+)?+(?:\s*+\[e[\d,\se]++\])*+"
-    r"|[.!?]++|\n++"
+    r"(?:`[^`\n]*`|[^.!?\n]|[.!?](?![\"')*_]*(?:\s|\Z)))++(?:[.!?]++[\"')*_]*+)?+"
+    r"(?:\s*+\[(?:[a-z]?\d*+e[\da-z,\s]++|unverified)\])*+|[.!?]++|\n++"
 )
-"""Up to a mark that ends it: one inside a word, an address or code does not."""
-_NAME = re.compile(r"[A-Za-z][\w]*(?:[-_./][\w]+)+|`[^`\n]{2,80}`")
+"""Up to a mark that ends it, with citations and marks of ours that follow: one inside a word, an address or code does not."""
+_WORD = re.compile(r"(?<![A-Za-z0-9])\d*+[A-Za-z]\w*+(?:[-./]\w++)*+|`[^`\n]{2,80}`")
+"""Begins at words only and never goes back, as do all patterns here: a long text without a space takes no longer than another."""
+_COMPOUND = re.compile(r"`|[-_./]\w")
 _ITEM = re.compile(r"\s*(?:\d{1,2}[.)]|[-*+])\s")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
-_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
-_COMMAND = re.compile(r"`[a-z][\w./-]*\s(?:[^`\n]*\s)?--?\w[^`\n]*`")
-"""Code with an option in it is something to do, and tells nothing of the system."""
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)[^\n`]*\n")
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]{0,20}://\S++")
+_CODE = re.compile(r"`[a-z][\w./-]*+(\s[^`\n]*+)`")
+_OPTION = re.compile(r"\s--?\w")
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([\w+-]*+)[^\n`]*+\n")
 _QUOTING = frozenset({"", "text", "txt", "log", "logs", "json", "csv", "output", "plaintext"})
 """Languages of blocks that show what somebody saw; others are something to do."""
-_RULER = re.compile(r"\|?[\s|:-]+\|?\s*")
+_RULER = re.compile(r"[\s|:-]++")
 _UNKNOWING = re.compile(
     r"^(?:i|we)\s+(?:do not|don't|did not|didn't|could not|couldn't|cannot|can't|can not|was not able|am not able|have no|"
     r"found no|saw no)\b|^(?:it is|this is|the \w+ is) (?:unknown|unclear|not known)\b|^(?:unknown|there is no evidence)\b",
@@ -76,6 +80,8 @@ class Holder:
         """What the line before cites: a list, a table or a block below it rests on that."""
         self._is_opening = self._in_item = False
         self._begins_line = True
+        self._is_marked = False
+        """Whether what came last is marked: a mark that already stands below it is not said twice."""
 
     def feed(self, piece: str) -> str:
         """Return what of the answer can be said by now."""
@@ -124,6 +130,9 @@ class Holder:
         if not sentence.strip():
             self._in_item &= "\n" not in sentence
             return sentence
+        if sentence.strip() == UNVERIFIED and self._is_marked:
+            return ""
+        self._is_marked = False
         is_item = _ITEM.match(sentence) is not None
         self._in_item |= is_item
         good = self._good(sentence)
@@ -149,6 +158,8 @@ class Holder:
             return clean
         self._cite(good)
         self._unverified += 1
+        if UNVERIFIED in clean:
+            return clean
         bare = clean.rstrip()
         cells, end = (bare[:-1].rstrip(), " |") if bare.endswith("|") and len(bare) > 1 else (bare, "")
         return f"{cells} {UNVERIFIED}{end}{clean[len(bare) :]}"
@@ -164,10 +175,14 @@ class Holder:
         if self._is_borne(inner, rests):
             return block
         self._unverified += 1
+        self._is_marked = True
         return f"{block.rstrip()}\n{UNVERIFIED}{block[len(block.rstrip()) :]}"
 
     def _marked(self, clean: str) -> str:
         self._unverified += 1
+        self._is_marked = True
+        if UNVERIFIED in clean:
+            return clean
         bare = clean.rstrip()
         return f"{bare} {UNVERIFIED}{clean[len(bare) :]}"
 
@@ -194,13 +209,13 @@ class Holder:
             bare = plain.strip().strip("*_")
             if bare.endswith("?") or (_UNKNOWING.match(bare) and not _TURNING.search(bare)):
                 return False
-        return bool(figures_in(plain)) or any(found.strip("`") in self._names for found in _NAME.findall(plain))
+        return bool(figures_in(plain)) or any(found.strip("`") in self._names for found in _compounds(plain))
 
     def _is_borne(self, text: str, ids: Sequence[str]) -> bool:
         if not ids:
             return False
         plain = _plain(text)
-        named = {found.strip("`") for found in _NAME.findall(plain)} & self._names - self._asked
+        named = {found.strip("`") for found in _compounds(plain)} & self._names - self._asked
         if not named <= frozenset[str]().union(*(_names_in(self._known[each].text) for each in ids)):
             return False
         figures = [figure for figure in figures_in(plain) if figure.value not in self._given]
@@ -271,19 +286,28 @@ def _bears(exhibit: Exhibit | None) -> bool:
 
 def _plain(text: str) -> str:
     """Return what is claimed, without what only looks like a number: citations, list marks, addresses, commands."""
-    unmarked = _LIST_MARK.sub("", _CITATION.sub("", text))
-    return _COMMAND.sub("", _ADDRESS.sub("", unmarked))
+    unmarked = _LIST_MARK.sub("", _CITATION.sub("", text.replace(UNVERIFIED, "")))
+    return _CODE.sub(_as_claimed, _ADDRESS.sub("", unmarked))
+
+
+def _as_claimed(code: re.Match[str]) -> str:
+    """Leave code with an option out: it is something to do, and tells nothing of the system."""
+    return "" if _OPTION.search(code.group(1)) else code.group()
 
 
 @lru_cache(maxsize=256)
 def _names_in(text: str) -> frozenset[str]:
     """Return the compound names that a text holds: services, pods, tables; plain words are nobody's evidence."""
     found: dict[str, None] = {}
-    for match in _NAME.finditer(text):
-        found[match.group().strip("`")] = None
+    for name in _compounds(text):
+        found[name.strip("`")] = None
         if len(found) >= _NAMES_MAX:
             break
     return frozenset(found)
+
+
+def _compounds(text: str) -> Iterator[str]:
+    return (found.group() for found in _WORD.finditer(text) if _COMPOUND.search(found.group()))
 
 
 def _confidence(cited: int, *, unverified: int, doubts: int) -> Confidence:

@@ -47,8 +47,8 @@ _PAIRED = (
     {"free", "total"}, {"current", "previous"}, {"start", "end"}, {"desired", "ready"}, {"desired", "actual"},
 )  # fmt: skip
 """Keys that tell two ends of one thing."""
-_CHANGE = re.compile(r"\bfrom\b[^.]*?\d[^.]*?\bto\b\s*[^\d\s]{0,3}\d", re.IGNORECASE)
-"""A change whose ends are told; elsewhere `three times` counts events."""
+_FROM, _DIGIT = re.compile(r"\bfrom\b", re.IGNORECASE), re.compile(r"\d")
+_TO = re.compile(r"\bto\b\s*+[^\d\s]{0,3}\d", re.IGNORECASE)
 _UNITS = frozenset([*_TIME_S, *_SIZE_B, "percent", "pct", "ratio", "share", "rate"])
 _KEY = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _PAIRS_MAX = 12
@@ -117,12 +117,22 @@ def figures_in(text: str) -> tuple[Figure, ...]:
 
 def ratios_in_words(text: str) -> tuple[Figure, ...]:
     """Return what a sentence says without digits of how far something went from one figure to another."""
-    if not _CHANGE.search(text):
+    if not _tells_change(text):
         return ()
     return tuple(
         Figure(text=word.lower(), value=_WORDS[word.lower()], places=1, kind="ratio", is_hedged=True)
         for word in _IN_WORDS.findall(text)
     )
+
+
+def _tells_change(text: str) -> bool:
+    """Tell whether both ends of a change are told in one sentence; elsewhere `three times` counts events."""
+    for part in text.split("."):
+        begins = _FROM.search(part)
+        first = begins and _DIGIT.search(part, begins.end())
+        if first and _TO.search(part, first.end()):
+            return True
+    return False
 
 
 def numbers_of(text: str) -> frozenset[float]:

@@ -50,6 +50,8 @@ class Role:
     turns_max: int = 5
     calls_max: int = 200
     minutes_max: float = 30.0
+    silent_max_s: float = 0.0
+    """Longest silence of its model within one call; 0: as the model's own settings say."""
     nudge_last: bool = False
     nudge_remaining: int | None = None
     repeats_nudge: int = 3

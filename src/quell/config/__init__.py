@@ -7,9 +7,12 @@ Never: keeps a file open, reads the environment it was not handed, prints a secr
 from quell.config._agent_settings import AgentMcpServer as AgentMcpServer
 from quell.config._agent_settings import AgentSettings as AgentSettings
 from quell.config._agent_settings import AgentTable as AgentTable
+from quell.config._agent_settings import ArtifactSettings as ArtifactSettings
 from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
 from quell.config._agent_settings import LlmSettings as LlmSettings
+from quell.config._agent_settings import OrchestrationSettings as OrchestrationSettings
 from quell.config._agent_settings import SkillSettings as SkillSettings
+from quell.config._agent_settings import TimeoutSettings as TimeoutSettings
 from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings
 from quell.config._agent_settings import WorkerSettings as WorkerSettings
 from quell.config._agent_versions import agent_kept as agent_kept

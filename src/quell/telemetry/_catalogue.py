@@ -80,19 +80,72 @@ EVENTS: Mapping[str, EventSpec] = {
         "reason",
         "fault",
     ),
-    "agent.call_asked": _spec("debug", "A model wants a tool called.", "call", "tool", "arguments", "agent", "task"),
-    "agent.call_parked": _spec("info", "A call of an agent waits for people.", "call", "approval", "expires_at"),
-    "agent.call_ended": _spec("debug", "A call of an agent ended.", "call", "tool", "kind", "detail"),
+    "agent.call_asked": _spec(
+        "debug", "A model wants a tool called.", "call", "tool", "arguments", "intent", "agent", "task"
+    ),
+    "agent.call_parked": _spec(
+        "info", "A call of an agent waits for people.", "call", "approval", "expires_at", "agent", "task"
+    ),
+    "agent.call_ended": _spec("debug", "A call of an agent ended.", "call", "tool", "kind", "detail", "agent", "task"),
     "agent.compacted": _spec(
         "info",
         "Part of a conversation was left out of a request to make room.",
         "agent",
+        "task",
         "turn",
         "dropped",
         "tokens_before",
         "tokens_after",
     ),
     "agent.answered": _spec("info", "An agent ended, with an answer or without.", "stop", "turns", "calls", "fault"),
+    "agent.routed": _spec(
+        "info",
+        "A coordinator decided: answer, plan, or ask the person.",
+        "agent",
+        "decision",
+        "rationale",
+        "mode",
+        "response",
+        "question",
+        "options",
+        "summary",
+    ),
+    "agent.plan_made": _spec(
+        "info", "A plan begins.", "agent", "goal", "tasks", "mode", "rationale", "summary", "iteration"
+    ),
+    "agent.task_started": _spec(
+        "info", "A worker began a task.", "task", "iteration", "worker", "description", "attempt"
+    ),
+    "agent.task_ended": _spec(
+        "info",
+        "A task ended.",
+        "task",
+        "iteration",
+        "worker",
+        "success",
+        "elapsed_ms",
+        "result",
+        "confidence",
+        "category",
+        "error",
+        "attempts",
+    ),
+    "agent.synthesizing": _spec("info", "A coordinator looks at what its workers brought.", "agent", "iteration"),
+    "agent.round_ended": _spec(
+        "info",
+        "A round of a plan is over.",
+        "agent",
+        "iteration",
+        "will_replan",
+        "reasoning",
+        "gaps",
+        "planning_ms",
+        "execution_ms",
+        "task_compute_ms",
+        "tool_ms",
+    ),
+    "agent.replanned": _spec("info", "A coordinator begins another round.", "agent", "iteration"),
+    "agent.file_lost": _spec("warning", "A file of a run could not be written.", "run", "file", "error"),
     # tool calls
     "tool.called": _spec(
         "debug", "A tool call ended.", "call", "tool", "outcome", "attempts", "elapsed_ms", "size_bytes"
