@@ -269,6 +269,7 @@ class Chats:
             model=begun.model,
             created=begun.created,
             usage=usage,
+            calls="told" if settings.tool_calls or settings.tool_result_mode == "open-web-ui" else "kept",
             results=settings.tool_result_mode,
             result_max_bytes=settings.tool_result_max_length,
             hidden=Scratchpad.READERS,
