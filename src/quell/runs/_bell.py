@@ -11,10 +11,11 @@ from quell.domain import JournalError
 EVERYTHING = ""
 """The name under which those listen who follow every run."""
 _LOOK_S = 0.2
-_HERE_S = 5.0
-"""How long a follower of a run that is executed here waits without a ring: all that the run does rings."""
-_LINGER = 10
-"""So many looks in vain before nobody looks any more."""
+"""How often one looks for all who follow what other processes may write."""
+_LOOK_HERE_S = 5.0
+"""How often for those who follow runs that are executed here: all that such a run does rings."""
+_LINGER_S = 2.0
+"""How long one goes on to look when nobody listens any more: who reads a page, comes back."""
 
 
 class _Bell:
@@ -42,9 +43,9 @@ class Ear:
         """Begin to listen: call this before looking, so that no ring between looking and waiting is missed."""
         self._rung = self._bell.rung
 
-    async def wait(self, *, timeout_s: float) -> None:
-        """Wait until it rang since `listen`, or the time is over."""
-        await self._bells.wait(self._run, self._rung, timeout_s=timeout_s)
+    async def wait(self) -> None:
+        """Wait until it rang since `listen`."""
+        await self._bells.wait(self._run, self._rung)
 
 
 class Bells:
@@ -58,6 +59,7 @@ class Bells:
         self._news = news
         self._bells: dict[str, _Bell] = {}
         self._elsewhere = 0
+        self._hurry = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -80,17 +82,16 @@ class Bells:
                 bell.rung.set()
                 bell.rung = asyncio.Event()
 
-    async def wait(self, run: str, rung: asyncio.Event, *, timeout_s: float) -> None:
-        """Wait for a ring; where another process may have news, have somebody look for all that wait."""
+    async def wait(self, run: str, rung: asyncio.Event) -> None:
+        """Wait for a ring; one looks for all who wait what other processes have written."""
         is_elsewhere = not self._is_here(run)
         if is_elsewhere:
             self._elsewhere += 1
-            if self._looking is None or self._looking.done():
-                self._looking = asyncio.create_task(self._look())
+            self._hurry.set()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_forever())
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(timeout_s, _HERE_S)):
-                    await rung.wait()
+            await rung.wait()
         finally:
             if is_elsewhere:
                 self._elsewhere -= 1
@@ -102,21 +103,39 @@ class Bells:
             await asyncio.wait({self._looking})
         self.ring(*self._bells)
 
-    async def _look(self) -> None:
-        """Look for all who wait for what other processes write, as long as there are any."""
+    async def _look_forever(self) -> None:
+        """Look as long as somebody listens."""
+        loop = asyncio.get_running_loop()
         last: int | None = None
-        vain = 0
-        while vain < _LINGER:
-            try:
-                newest, runs = await self._news(last)
-            except JournalError:
-                self.ring(*self._bells)  # they look themselves, and say what is wrong
+        late: set[str] = set()
+        heard_s = looked_s = loop.time()
+        while heard_s > loop.time() - _LINGER_S:
+            last = await self._look(last, late)
+            if loop.time() >= looked_s + _LOOK_HERE_S:
+                self.ring(*late)
+                late.clear()
+                looked_s = loop.time()
+            if self._elsewhere:
+                await asyncio.sleep(_LOOK_S)
             else:
-                # What came before the first look is not known to all of them.
-                if last is None:
-                    self.ring(*self._bells)
-                elif newest > last:
-                    self.ring(*runs)
-                last = newest
-            await asyncio.sleep(_LOOK_S)
-            vain = 0 if self._elsewhere else vain + 1
+                self._hurry.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_HERE_S if self._bells else _LINGER_S):
+                        await self._hurry.wait()
+            if self._bells:
+                heard_s = loop.time()
+
+    async def _look(self, last: int | None, late: set[str]) -> int | None:
+        """Ring for the runs that have news; those that are executed here are put with the late, as they ring."""
+        try:
+            newest, runs = await self._news(last)
+        except JournalError:
+            self.ring(*self._bells)  # they look themselves, and say what is wrong
+            return last
+        if last is None:
+            self.ring(*self._bells)  # what came before the first look is not known to all of them
+        elif newest > last:
+            followed = [run for run in runs if run in self._bells]
+            late.update(run for run in followed if self._is_here(run))
+            self.ring(*(run for run in followed if run not in late))
+        return newest

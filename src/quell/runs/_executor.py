@@ -86,6 +86,7 @@ class Executor:
         self._active: dict[str, _Active] = {}
         self._orphans: set[tuple[str, int]] = set()
         self._chains: set[asyncio.Task[None]] = set()
+        self._fresh: set[str] = set()
         self._adrift: set[str] = set()
         self._ripe: set[str] = set()
         self._sweep_now = asyncio.Event()
@@ -224,6 +225,7 @@ class Executor:
                 log.warning("run %s cannot begin here: %s", run, error or "the slot is lost")
         while begun is not None:
             self._active[run] = _Active(begun=begun, task=task)
+            self._fresh.add(run)
             begun = await self._perform(begun, hold=hold)
 
     # -- one segment --------------------------------------------------------------------------------------------
@@ -242,6 +244,7 @@ class Executor:
             return
         active = _Active(begun=begun, task=asyncio.create_task(self._perform(begun, hold=None)))
         self._active[run] = active
+        self._fresh.add(run)
         try:
             await asyncio.wait({active.task})
         finally:
@@ -279,6 +282,7 @@ class Executor:
             with telemetry.span("quell.run", _attributes(begun), parent=telemetry.extract(begun.place)):
                 outcome = await self._works[run.kind](context)
             assert isinstance(outcome, Done | Continue | WaitUntil), f"work of {run.kind} returned {outcome!r}"
+            ripe_s = self._ripe_s(outcome)
             following = await self.keep(self._journal.end, begun, outcome, hold=hold)
         except asyncio.CancelledError:
             raise
@@ -288,19 +292,24 @@ class Executor:
             return None
         else:
             if following is None:
-                await self._send_on(begun, outcome)
+                await self._send_on(begun, outcome, ripe_s=ripe_s)
             return following
         finally:
             pen.close()
 
-    async def _send_on(self, begun: Begun, outcome: Next) -> None:
+    def _ripe_s(self, outcome: Next) -> float:
+        """Return when a wait is over by the loop's clock: read before others hear of it, as they may set the other one."""
+        wait_s = (outcome.at - self._clock()).total_seconds() if isinstance(outcome, WaitUntil) else 0.0
+        return asyncio.get_running_loop().time() + max(0.0, wait_s)
+
+    async def _send_on(self, begun: Begun, outcome: Next, *, ripe_s: float) -> None:
         match outcome:
             case Continue():
                 await self.enqueue(begun.run.id, kind=begun.run.kind, dispatch=begun.dispatch + 1)
-            case WaitUntil(at=at):
-                wait_s = max(0.0, (at - self._clock()).total_seconds())
-                if wait_s < _WAKE_HORIZON_S:
-                    asyncio.get_running_loop().call_later(wait_s, self._ripen, begun)
+            case WaitUntil():
+                loop = asyncio.get_running_loop()
+                if ripe_s < loop.time() + _WAKE_HORIZON_S:
+                    loop.call_at(ripe_s, self._ripen, begun)
             case Done():
                 pass
 
@@ -395,19 +404,26 @@ class Executor:
             await asyncio.wait(tasks, timeout=_GRACE_S)
 
     async def _watch(self) -> None:
-        """Notice runs that another process cancelled or took over."""
+        """Notice runs that another process cancelled or took over: each such change is told by an event."""
+        last: int | None = None
         while True:
             await asyncio.sleep(_WATCH_S)
-            active = {run: active.begun.token for run, active in self._active.items()}
-            if not active or self._lease is None:
+            if not self._active:
+                last = None
+                self._fresh.clear()
                 continue
+            # Those that are new here may have been told of before this process knew that it has them.
+            asked, self._fresh = self._fresh, set()
             try:
-                held = {one.run for one in await self._call(self._journal.held_by, self._lease.token)}
-                lost = {run: token for run, token in active.items() if run not in held}
-                ended = await self._call(self._journal.no_longer_held, lost) if lost else {}
+                newest, told = await self._call(self._journal.runs_with_news, last)
+                asked = (set(self._active) if last is None else asked.union(told)) & self._active.keys()
+                held = {run: self._active[run].begun.token for run in asked}
+                lost = await self._call(self._journal.no_longer_held, held) if held else {}
             except JournalError:
-                continue  # the renewal of the lease decides what that means
-            for run, status in ended.items():
+                last = None  # the renewal of the lease decides what that means
+                continue
+            last = newest
+            for run, status in lost.items():
                 self.interrupt(run, why="cancelled" if status is RunStatus.CANCELLED else "superseded")
 
     async def _sweep_forever(self) -> None:

@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 _THREADS = 4
 _BATCH = 500
-_FOLLOW_S = 5.0
 _ID_ENTROPY_BYTES = 10
 _AT_ONCE_MAX = 2000
 
@@ -214,7 +213,9 @@ class Runs:
                 left_s = deadline_s - loop.time()
                 if run.status in FINAL or left_s <= 0:
                     return run
-                await ear.wait(timeout_s=left_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left_s):
+                        await ear.wait()
 
     async def get(self, run_id: str) -> Run:
         """Return a run by its id or a prefix that only it has. Raises UsageError otherwise."""
@@ -255,7 +256,7 @@ class Runs:
                     continue
                 if has_ended:
                     return
-                await ear.wait(timeout_s=_FOLLOW_S)
+                await ear.wait()
 
     async def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
         """Append to the event log of a run or of another stream, such as an incident; once per key."""
