@@ -397,9 +397,10 @@ class Executor:
     async def _interrupt_all(self) -> None:
         for run in list(self._active):
             self.interrupt(run, why="fenced")
-        for chain in self._chains:
-            chain.cancel()  # those too that have not begun
-        tasks = {*(active.task for active in self._active.values()), *self._chains}
+        tasks: set[asyncio.Task[None] | asyncio.Task[Begun | None]] = {one.task for one in self._active.values()}
+        for chain in self._chains - tasks:
+            chain.cancel()  # not begun yet
+        tasks |= self._chains
         if tasks:
             await asyncio.wait(tasks, timeout=_GRACE_S)
 
