@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 
@@ -339,6 +340,26 @@ def test_of_writes_that_share_a_transaction_one_that_fails_takes_no_other_with_i
             assert kept == [str(number) for number, end in enumerate(ends) if end is None]
 
     asyncio.run(tell())
+
+
+def test_a_run_sees_nothing_of_the_request_that_started_it_nor_of_the_run_that_made_room(tmp_path: Path) -> None:
+    asked: ContextVar[str] = ContextVar("asked", default="")
+    seen: list[str] = []
+
+    async def look(context: RunContext) -> Next:
+        seen.append(asked.get())
+        asked.set(context.run.subject)
+        return Done(result={})
+
+    async def tell() -> None:
+        async with journal(tmp_path, works={"look": look}, at_once_max=1) as runs:
+            asked.set("a request")
+            started = [await runs.start("look", subject=name, arguments={}) for name in ("a", "b", "c")]
+            for run in started:
+                ended(await runs.wait(run.id, timeout_s=10), "succeeded")
+
+    asyncio.run(tell())
+    assert seen == ["", "", ""]
 
 
 def test_direct_runs_alone_need_neither_dbos_nor_sqlalchemy(tmp_path: Path) -> None:

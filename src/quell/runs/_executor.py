@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -91,6 +92,7 @@ class Executor:
         self._ripe: set[str] = set()
         self._sweep_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._context = contextvars.copy_context()
 
     async def launch(self) -> None:
         """Take a slot, bring DBOS up under it, and begin to recover. Raises StateHeldError when the slot is held."""
@@ -200,7 +202,8 @@ class Executor:
         if run in lane.busy:
             return
         lane.busy.add(run)
-        task = asyncio.create_task(self._chain(run, dispatch, begun))
+        # Of neither the request that started it nor the run whose end made room: where it belongs, its row says.
+        task = asyncio.create_task(self._chain(run, dispatch, begun), context=self._context.copy())
         self._chains.add(task)
         task.add_done_callback(partial(self._leave, lane, run))
 
