@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, step, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, step, runs-direct, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -134,6 +134,27 @@ ROWS = [
         met=lambda _: None,
     ),
     Row(
+        part="runs-direct",
+        figure="direct run, start to first line of work, p50 and p99",
+        goal="reported",
+        value=lambda r: (
+            f"{_number(r, 'direct_first_line_p50_ms'):.1f} and {_number(r, 'direct_first_line_p99_ms'):.1f} ms,"
+            f" {_number(r, 'first_line_vs_commit'):.1f}x one fsynced commit,"
+            f" queue {_number(r, 'first_line_vs_queue'):.0f}x"
+        ),
+        met=lambda _: None,
+    ),
+    Row(
+        part="runs-direct",
+        figure="direct run of two steps and four events, CPU",
+        goal="reported",
+        value=lambda r: (
+            f"{_number(r, 'direct_cpu_ms_per_run'):.2f} ms, queue {_number(r, 'cpu_vs_queue'):.1f}x;"
+            f" {_number(r, 'direct_runs_per_s'):.0f} runs/s"
+        ),
+        met=lambda _: None,
+    ),
+    Row(
         part="guard",
         figure="guard, CPU added to a permitted read, p50",
         goal="<= 1.5 ms",
@@ -155,13 +176,13 @@ ROWS = [
         met=lambda r: _number(r, "left") == 0,
     ),
 ]
-PARTS = ["cli", "step", "guard", "audit", "redact", "brief", "ingest", "store_kill", "agentdojo", "lab"]
+PARTS = ["cli", "step", "runs-direct", "guard", "audit", "redact", "brief", "ingest", "store_kill", "agentdojo", "lab"]
 
 
 def _measure(part: str) -> dict[str, object]:
     print(f"measuring {part} …", file=sys.stderr, flush=True)
     started = time.monotonic()
-    result: dict[str, object] = importlib.import_module(f"bench.bench_{part}").measure()
+    result: dict[str, object] = importlib.import_module(f"bench.bench_{part.replace('-', '_')}").measure()
     print(f"  done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return result
 

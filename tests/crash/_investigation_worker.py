@@ -14,7 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import sqlalchemy as sa
 
@@ -32,7 +32,9 @@ class Mortal(Runs):
 
     kill_after = ""
 
-    def register(self, kind: str, work: Work) -> None:
+    def register(
+        self, kind: str, work: Work, *, way: Literal["queue", "direct"] = "queue", at_once_max: int = 2000
+    ) -> None:
         """Register work that is given a context which kills."""
 
         async def mortal(context: RunContext) -> Next:
@@ -49,7 +51,7 @@ class Mortal(Runs):
             context.step = step  # type: ignore[method-assign]  # the one place where a test may cut the power
             return await work(context)
 
-        super().register(kind, mortal)
+        super().register(kind, mortal, way=way, at_once_max=at_once_max)
 
 
 class Counted(RecordedReader):

@@ -105,7 +105,7 @@ async def main() -> int:
         settings, state_dir=directory / "state", clock=system_clock, entropy=os.urandom, version="test"
     )
     sample = Sample(directory, kill=os.environ.get("QUELL_KILL", ""), pause_s=plan.get("pause_s", 0.0))
-    runs.register("sample", sample)
+    runs.register("sample", sample, way=plan.get("way", "queue"))
     try:
         await runs.launch()
     except StateHeldError as error:

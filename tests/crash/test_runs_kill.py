@@ -37,6 +37,12 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield database
 
 
+@pytest.fixture(params=["queue", "direct"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How runs are executed."""
+    return str(request.param)
+
+
 @contextmanager
 def worker(plan: dict[str, object], *, kill: str = "") -> Iterator[subprocess.Popen[str]]:
     """Start a worker process; it is gone at the end, whatever happens."""
@@ -103,9 +109,11 @@ def assert_whole(lines: list[dict[str, object]]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_run_killed_at_every_place_of_every_step_ends_with_the_same_result(url: str, tmp_path: Path) -> None:
+def test_a_run_killed_at_every_place_of_every_step_ends_with_the_same_result(
+    url: str, way: str, tmp_path: Path
+) -> None:
     """One run, executed by nineteen processes: eighteen of them kill themselves, each at another place."""
-    plan: dict[str, object] = {"directory": str(tmp_path), "url": url}
+    plan: dict[str, object] = {"directory": str(tmp_path), "url": url, "way": way}
     kept: Counter[str] = Counter()
     for step in STEPS:
         for place in PLACES:
@@ -125,30 +133,37 @@ def test_a_run_killed_at_every_place_of_every_step_ends_with_the_same_result(url
     assert {step: times(tmp_path, step, "done") for step in STEPS} == dict.fromkeys(STEPS, 2)
 
 
-def test_a_process_that_dies_on_postgres_is_replaced_by_a_living_one(postgres_url: str, tmp_path: Path) -> None:
-    with fresh_database(postgres_url) as database:
-        plan: dict[str, object] = {"directory": str(tmp_path), "url": database, "lease_s": 2.0, "pause_s": 0.2}
-        with worker({**plan, "role": "idle"}) as heir:
-            assert heir.stdout is not None
-            until(heir.stdout, "ready")
-            with worker({**plan, "executor": "doomed"}) as doomed:
-                assert doomed.stdout is not None
-                until(doomed.stdout, "run")
-                _wait_for(tmp_path / "read-a.done")
-                doomed.kill()
-                doomed.wait()
-            _wait_for(tmp_path / "report.done")
-            heir.kill()
-        code, lines = finished(plan)
-        assert code == 0
-        assert lines[-1]["result"] == RESULT
-        assert_whole(lines)
-        assert all(times(tmp_path, step, "done") <= 2 for step in STEPS)
-        assert times(tmp_path, "plan", "done") == 1
+def test_a_process_that_dies_is_replaced_by_a_living_one(url: str, way: str, tmp_path: Path) -> None:
+    plan: dict[str, object] = {
+        "directory": str(tmp_path),
+        "url": url,
+        "way": way,
+        "lease_s": 2.0,
+        "pause_s": 0.2,
+    }
+    with worker({**plan, "role": "idle"}) as heir:
+        assert heir.stdout is not None
+        until(heir.stdout, "ready")
+        with worker({**plan, "executor": "doomed"}) as doomed:
+            assert doomed.stdout is not None
+            until(doomed.stdout, "run")
+            _wait_for(tmp_path / "read-a.done")
+            doomed.kill()
+            doomed.wait()
+        _wait_for(tmp_path / "report.done")
+        heir.kill()
+    code, lines = finished(plan)
+    assert code == 0
+    assert lines[-1]["result"] == RESULT
+    assert_whole(lines)
+    assert all(times(tmp_path, step, "done") <= 2 for step in STEPS)
+    assert times(tmp_path, "plan", "done") == 1
 
 
-def test_a_frozen_process_loses_its_runs_and_does_not_disturb_them_when_it_thaws(url: str, tmp_path: Path) -> None:
-    plan: dict[str, object] = {"directory": str(tmp_path), "url": url, "lease_s": 1.0, "pause_s": 0.6}
+def test_a_frozen_process_loses_its_runs_and_does_not_disturb_them_when_it_thaws(
+    url: str, way: str, tmp_path: Path
+) -> None:
+    plan: dict[str, object] = {"directory": str(tmp_path), "url": url, "way": way, "lease_s": 1.0, "pause_s": 0.6}
     with worker(plan) as frozen:
         assert frozen.stdout is not None
         until(frozen.stdout, "run")

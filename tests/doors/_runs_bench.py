@@ -7,12 +7,18 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from quell.config import JournalSettings, Secret
 from quell.domain import Clock, Run
 from quell.runs import Continue, Done, Next, RunContext, Runs, WaitUntil, Work, system_clock
+
+Way = Literal["queue", "direct"]
+WAY: ContextVar[Way] = ContextVar("way", default="queue")
+"""How the works of a test are executed."""
 
 
 @asynccontextmanager
@@ -26,13 +32,15 @@ async def journal(
     executor: str = "",
     lease_s: float = 2.0,
     attempts_max: int = 10,
+    way: Way | None = None,
+    at_once_max: int = 2000,
 ) -> AsyncIterator[Runs]:
-    """Open runs, launch them if there are works, and close them."""
+    """Open runs, launch them if there are works, and close them; works go the way of the test unless one is named."""
     settings = JournalSettings(url=Secret(url), executor=executor, lease_s=lease_s, attempts_max=attempts_max)
     runs = await Runs.open(settings, state_dir=state_dir, clock=clock, entropy=os.urandom, version="v1")
     try:
         for kind, work in (works or {}).items():
-            runs.register(kind, work)
+            runs.register(kind, work, way=way or WAY.get(), at_once_max=at_once_max)
         if works and launched:
             await runs.launch()
         yield runs

@@ -7,7 +7,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,18 +16,28 @@ import sqlalchemy as sa
 
 from quell.domain import RefusedError, RunStatus, StepError, UsageError
 from quell.runs import Done, Next, RunContext, WaitUntil, system_clock
-from tests.doors._runs_bench import Story, ended, journal, story
+from tests.doors._runs_bench import WAY, Story, Way, ended, journal, story
 
 pytestmark = pytest.mark.timeout(20)
 
 
-def test_a_run_goes_through_its_segments_and_keeps_its_result(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True, params=["queue", "direct"])
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """Both ways of executing a run tell the same stories."""
+    chosen: Way = request.param
+    token = WAY.set(chosen)
+    yield chosen
+    WAY.reset(token)
+
+
+def test_a_run_goes_through_its_segments_and_keeps_its_result(way: Way, tmp_path: Path) -> None:
     async def tell() -> None:
         work = Story()
         async with journal(tmp_path, works={"story": work}) as runs:
             began_s = time.monotonic()
             run = await story(runs)
-            assert (run.status, run.kind, run.subject, run.version) == (RunStatus.QUEUED, "story", "a test", "v1")
+            begins = RunStatus.RUNNING if way == "direct" else RunStatus.QUEUED
+            assert (run.status, run.kind, run.subject, run.version) == (begins, "story", "a test", "v1")
             async for event in runs.follow(run=run.id):
                 if event.name == "run.started":
                     assert time.monotonic() - began_s < 1.5  # in practice 0.2 s; the machine may be busy
@@ -402,7 +412,7 @@ def test_a_clock_that_goes_back_changes_no_order_and_delays_no_wait(tmp_path: Pa
     asyncio.run(tell())
 
 
-def test_runs_past_their_retention_are_deleted_with_all_that_is_theirs(tmp_path: Path) -> None:
+def test_runs_past_their_retention_are_deleted_with_all_that_is_theirs(way: Way, tmp_path: Path) -> None:
     offset = [timedelta(0)]
 
     def clock() -> datetime:
@@ -419,11 +429,8 @@ def test_runs_past_their_retention_are_deleted_with_all_that_is_theirs(tmp_path:
             assert [run.id for run in await runs.list(limit=9)] == [young.id]
             assert await runs.events(run=old.id) == []
             with runs.engine.connect() as connection:
-                for table, column in (
-                    ("quell_segments", "run"),
-                    ("quell_steps", "run"),
-                    ("workflow_status", "workflow_uuid"),
-                ):
+                tables = [("quell_segments", "run"), ("quell_steps", "run"), ("workflow_status", "workflow_uuid")]
+                for table, column in tables if way == "queue" else tables[:2]:
                     left = connection.execute(sa.text(f"SELECT {column} FROM {table}")).scalars().all()
                     assert left
                     assert all(name.startswith(young.id) for name in left)

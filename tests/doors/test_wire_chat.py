@@ -69,7 +69,9 @@ def test_a_whole_answer_is_the_same_answer_with_true_usage(tmp_path: Path) -> No
     asyncio.run(story())
 
 
-def test_calls_of_the_servers_tools_are_told_and_text_after_them_stands_apart(tmp_path: Path) -> None:
+def test_calls_of_the_servers_tools_are_told_where_that_is_wanted_and_text_after_them_stands_apart(
+    tmp_path: Path,
+) -> None:
     async def story() -> None:
         call = {"index": 0, "id": "x", "function": {"name": "system_overview", "arguments": "{}"}}
         turns = (
@@ -78,7 +80,7 @@ def test_calls_of_the_servers_tools_are_told_and_text_after_them_stands_apart(tm
         )
         async with provider(*turns) as model:
             agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=LOOSE))
-            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+            async with a_wire(settings_of(tmp_path / "state", aura=AuraSettings(tool_calls=True)), agents) as wire:
                 text = golden(await wire.stream())
                 told = '[{"index":0,"id":"call_r_1_1","type":"function","function":{"name":"system_overview","arguments":"{}"}}]'
                 used = '"usage":{"prompt_tokens":29,"completion_tokens":6,"total_tokens":35}'

@@ -13,7 +13,6 @@ if typing.TYPE_CHECKING:
     from quell.app._agent_servers import merged as merged
     from quell.app._agents import AgentDesk as AgentDesk
     from quell.app._app import App as App
-    from quell.app._app import Vault as Vault
     from quell.app._app import open_app as open_app
     from quell.app._authority import Authority as Authority
     from quell.app._authority import open_authority as open_authority
@@ -21,13 +20,14 @@ if typing.TYPE_CHECKING:
     from quell.app._senses_tools import idle_senses as idle_senses
     from quell.app._task_book import TaskBook as TaskBook
     from quell.app._toolset import Toolset as Toolset
+    from quell.app._vault import Vault as Vault
     from quell.app._warden import Warden as Warden
 
 _DOOR = {
     "AgentDesk": "_agents",
     "App": "_app",
     "merged": "_agent_servers",
-    "Vault": "_app",
+    "Vault": "_vault",
     "open_app": "_app",
     "Authority": "_authority",
     "open_authority": "_authority",

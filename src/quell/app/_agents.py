@@ -75,7 +75,7 @@ class AgentDesk:
         self._default = warden.settings.default_agent
         self._servers = servers or {}
         self._stamp: Stamp | None = None
-        self._runs.register(KIND, self._work)
+        self._runs.register(KIND, self._work, way="direct")
 
     # -- who there is -------------------------------------------------------------------------------------------------
 

@@ -20,17 +20,15 @@ from quell.app._agent_servers import merged
 from quell.app._office import redactor_of
 from quell.app._person_calls import PersonCalls
 from quell.app._sources import CleanReader
+from quell.app._vault import STORE_RETRY_S, Role, StoreReader, Vault
 from quell.app._warden import Warden
 from quell.config import AgentSettings, Settings, version_of
 from quell.domain import (
     Alert,
-    Answer,
     Clock,
     Entropy,
-    Gap,
     JournalError,
     QuellError,
-    Question,
     StateHeldError,
     StoreError,
     Tool,
@@ -45,20 +43,16 @@ if TYPE_CHECKING:
     from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
     from quell.audit import Redactor
-    from quell.signals import ClickHouseReader, Detector, PrometheusReader, Receiver, Store
+    from quell.signals import Detector, PrometheusReader, Receiver, Store
     from quell.tools import LocalHand
 
-Role = Literal["serve", "command"]
-
 _CLOSE_TIMEOUT_S = 10.0
-_STORE_RETRY_S = 5.0
 _TEND_INTERVAL_S = 2.0
 _RETAIN_INTERVAL_S = 3600.0
 _AUTHORITY_INTERVAL_S = 5.0
 _SIGN_INTERVAL_S = 60.0
 _HERALD_INTERVAL_S = 1.0
 _AGENTS_INTERVAL_S = 2.0
-_STORE_READER = "store"
 _SERIES_TIMEOUT_S = 5.0
 
 
@@ -123,7 +117,7 @@ class App:
     async def watch_forever(self) -> None:
         """Run the loops of a server until cancelled; one that fails says so and goes on."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(_loop("store", self._keep_store, interval_s=_STORE_RETRY_S))
+            group.create_task(_loop("store", self._keep_store, interval_s=STORE_RETRY_S))
             group.create_task(_loop("incidents", self.desk.tend, interval_s=_TEND_INTERVAL_S))
             group.create_task(_loop("retention", self._retain, interval_s=_RETAIN_INTERVAL_S))
             group.create_task(_loop("authority", self.warden.tend, interval_s=_AUTHORITY_INTERVAL_S))
@@ -176,113 +170,6 @@ class App:
             raise
 
 
-class Vault:
-    """The telemetry store and what lives on it, opened when first needed."""
-
-    def __init__(self, settings: Settings, *, role: Role, clock: Clock, entropy: Entropy) -> None:
-        self._settings = settings
-        self._role = role
-        self._clock = clock
-        self._entropy = entropy
-        self._opening = asyncio.Lock()
-        self._failure: tuple[float, QuellError] | None = None
-        self.on_open: Callable[[], None] = lambda: None
-        self.firing: Callable[[], Awaitable[Sequence[Alert]]] = _none_firing
-        self.store: Store | None = None
-        self.reader: ClickHouseReader | None = None
-        self.receiver: Receiver | None = None
-        self.detector: Detector | None = None
-
-    async def open(self) -> Store:
-        """Open the store once. Raises StoreError, ConfigError or StateHeldError, at once again for a while after it failed."""
-        async with self._opening:
-            if self.store is not None:
-                return self.store
-            now = asyncio.get_running_loop().time()
-            if self._failure is not None and now - self._failure[0] < _STORE_RETRY_S / 2:
-                raise self._failure[1]
-            try:
-                self.store = await self._build()
-            except QuellError as error:
-                self._failure = (now, error)
-                raise
-            self.on_open()
-            return self.store
-
-    async def _build(self) -> Store:
-        # numpy and all that reads telemetry are loaded when some is read: who asks an agent waits for neither.
-        from quell.signals import ClickHouseReader, Detector, Receiver, Store  # noqa: PLC0415
-
-        settings = self._settings
-        async with AsyncExitStack() as undo:
-            store = await Store.open(settings.store, state_dir=settings.state_dir, clock=self._clock)
-            undo.push_async_callback(store.close)
-            if self._role == "serve":
-                receiver = await Receiver.open(
-                    store,
-                    state_dir=settings.state_dir,
-                    clock=self._clock,
-                    entropy=self._entropy,
-                    body_max_bytes=int(settings.server.body_max_mb * 1024 * 1024),
-                )
-                undo.push_async_callback(receiver.close)
-                known = [alert for alert in await self.firing() if alert.source == "detector"]
-                self.detector = Detector(store.client, settings=settings.detection, entropy=self._entropy, known=known)
-                self.receiver = receiver
-            self.reader = ClickHouseReader(store.client, name=_STORE_READER)
-            undo.pop_all()
-        return store
-
-    async def take(self, signal: Literal["logs", "traces", "metrics"], body: bytes) -> None:
-        """Store one OTLP payload at once. Raises StoreError."""
-        if self.store is None:
-            raise StoreError("the telemetry store is not open")
-        await self.store.take(signal, body)
-
-    async def open_reader(self) -> ClickHouseReader:
-        """Open the store and return its reader. Raises as `open` does."""
-        await self.open()
-        assert self.reader is not None, "an open store has its reader"
-        return self.reader
-
-    async def close(self) -> None:
-        """Close what was opened, in reverse order."""
-        if self.receiver is not None:
-            await self.receiver.close()
-        if self.store is not None:
-            await self.store.close()
-
-
-async def _none_firing() -> Sequence[Alert]:
-    return ()
-
-
-class StoreReader:
-    """Asks the telemetry store, which is opened at the first question; a store that cannot be opened is a Gap."""
-
-    name = _STORE_READER
-
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
-
-    async def ask(self, question: Question, *, timeout_s: float) -> Answer | Gap:
-        """Answer one question."""
-        try:
-            reader = await self._vault.open_reader()
-        except QuellError as error:
-            detail = f"the telemetry store cannot be used: {error}"
-            return Gap(question=question.kind, source=self.name, query="", reason="failed", detail=detail)
-        return await reader.ask(question, timeout_s=timeout_s)
-
-    async def check(self) -> list[str]:
-        """Return what keeps the store from answering."""
-        try:
-            reader = await self._vault.open_reader()
-        except QuellError as error:
-            return [f"{error} ({error.hint})" if error.hint else str(error)]
-        return await reader.check()
-
-
 @asynccontextmanager
 async def open_app(
     settings: Settings,
@@ -305,17 +192,12 @@ async def open_app(
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     async with AsyncExitStack() as stack:
-        servers: Mapping[str, Mapping[str, str]] = {}
-        if agents:
-            settings = with_secrets_of(capped(settings, agents), env=env)
-            settings, servers = merged(settings, agents)
+        settings, servers = _with_agents(settings, agents or (), env=env)
         telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
-        talking = None
-        if agents is not None:
-            talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
+        talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
         launch = _once(runs.launch)
@@ -374,17 +256,28 @@ def _desk_of(
     return desk
 
 
+def _with_agents(
+    settings: Settings, agents: Sequence[AgentSettings], *, env: Mapping[str, str]
+) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
+    """Return settings with what agent files add: servers, caps, secrets of approvals; and how each calls its servers."""
+    if not agents:
+        return settings, {}
+    return merged(with_secrets_of(capped(settings, agents), env=env), agents)
+
+
 def _agents_of(
     stack: AsyncExitStack,
-    agents: Sequence[AgentSettings],
+    agents: Sequence[AgentSettings] | None,
     servers: Mapping[str, Mapping[str, str]],
     *,
     warden: Warden,
     clock: Clock,
     entropy: Entropy,
     env: Mapping[str, str],
-) -> AgentDesk:
+) -> AgentDesk | None:
     """Open the desk of the agents; its models are closed when no run uses them any more."""
+    if agents is None:
+        return None
     from quell.app._agents import AgentDesk  # noqa: PLC0415 - a command that asks no agent needs no model
 
     for agent in agents:

@@ -47,7 +47,7 @@ def call_tool(session: Session, name: str, *, arguments: str, wait: bool) -> int
         session.note = f"`quell run show {run.id}` tells where it stands"
         parked: dict[str, object] = {}
         try:
-            async with aclosing(app.runs.follow(run=run.id)) as events:  # type: ignore[type-var]  # an async generator
+            async with aclosing(app.runs.follow(run=run.id)) as events:
                 async for event in events:
                     if event.name == "agent.call_parked":
                         parked = body_of(event)

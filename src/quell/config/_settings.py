@@ -79,6 +79,9 @@ class AuraSettings:
     """Tell what models think aloud as `aura.reasoning`; needs `custom_events`."""
     emit_scratchpad_tool_events: bool = False
     """Tell calls of the tools that read the scratchpad too; needs `custom_events`."""
+    tool_calls: bool = False
+    """Tell calls that Quell carries out itself as `tool_calls` chunks, as AURA does; `custom_events` does so too. Clients
+    that carry out what they are told to (agents on OpenAI's SDKs, Open WebUI) take such calls for theirs, and fail."""
     tool_result_mode: Literal["none", "open-web-ui", "aura"] = "none"
     """Where results of tools stand: nowhere, as a second chunk of their call, or in `aura.tool_complete`."""
     tool_result_max_length: int = 1_000

@@ -30,6 +30,8 @@ machine, and costs no flush: for what nothing else rests on."""
 
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
 Value: TypeAlias = str | int | float | None
+Told: TypeAlias = tuple[str, str, dict[str, object]]
+"""An event that was appended: run, name and body."""
 
 SQLITE_FILE = "quell.db"
 BUSY_TIMEOUT_MS = 30_000
@@ -75,8 +77,8 @@ class Connection:
     def __init__(self, raw: _Raw, *, dialect: Dialect) -> None:
         self._raw = raw
         self._dialect = dialect
-        self.told: list[tuple[str, str, dict[str, object]]] = []
-        """Events that were appended: (run, name, body). Telemetry hears of them once they are kept."""
+        self.told: list[Told] = []
+        """Events that were appended. Telemetry and followers hear of them once they are kept."""
         self._last: list[Callable[[], None]] = []
 
     def run(self, sql: str, /, **parameters: Value) -> int:
@@ -104,6 +106,16 @@ class Connection:
         So the queue comes last for everybody, and two that wait for it can not wait for each other.
         """
         self._last.append(write)
+
+    def take_last(self) -> list[Callable[[], None]]:
+        """Take away what was put off: what shares a transaction keeps its own, or drops it."""
+        last, self._last = self._last, []
+        return last
+
+    def take_told(self) -> list[Told]:
+        """Take away the events that were appended since this was last asked for."""
+        told, self.told = self.told, []
+        return told
 
     def finish(self) -> None:
         """Write what was put off."""
@@ -138,8 +150,11 @@ class Database(ABC):
         self.patience_s = BUSY_TIMEOUT_MS / 1000
         """How long a writer waits for the others of its process, and as long again for those of other processes."""
         self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
+        self.on_events: Callable[[set[str]], None] | None = None
+        """Told, in the thread that wrote, to which runs and streams events were appended, once they are kept."""
         self._lock = threading.Lock()
         self._writer = threading.Lock()
+        self._shared = threading.local()
         self._is_closed = False
 
     @property
@@ -158,27 +173,67 @@ class Database(ABC):
 
     @contextmanager
     def writing(self, *, durability: Durability = "flushed") -> Iterator[Connection]:
-        """Give one write transaction, committed at the end or not at all, and tell telemetry of its events once it is.
+        """Give one write transaction, committed at the end or not at all, and tell of its events once it is.
+
+        In a thread that shares one transaction among many writes, this is that one.
 
         Raises JournalError when the database fails.
         """
+        shared: Connection | None = getattr(self._shared, "connection", None)
+        if shared is not None:
+            yield shared
+            return
+        with self._transaction(durability) as connection:
+            yield connection
+            connection.finish()
+        self.tell(connection.told)
+        self.tell_runs(connection.told)
+
+    @contextmanager
+    def sharing(self) -> Iterator[Connection]:
+        """Give one flushed transaction; until it ends, every `writing` in this thread is a part of it.
+
+        The parts keep apart by savepoints, and finish and tell what they wrote themselves.
+
+        Raises JournalError when the database fails.
+        """
+        with self._transaction("flushed") as connection:
+            self._shared.connection = connection
+            try:
+                yield connection
+            finally:
+                self._shared.connection = None
+
+    def told_apart(self, error: Exception) -> Exception:
+        """Say what a failure of the driver means; any other is what it is."""
+        return self._told(error) if isinstance(error, self.errors) else error
+
+    @staticmethod
+    def tell(told: Sequence[Told]) -> None:
+        """Tell telemetry of events that are kept."""
+        for run, name, body in told:
+            if name in telemetry.EVENTS:
+                # `name` is taken by the event itself.
+                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
+                telemetry.event(name, run=run, **fields)
+
+    def tell_runs(self, told: Sequence[Told]) -> None:
+        """Tell who listens which runs have events that are kept."""
+        if told and self.on_events is not None:
+            self.on_events({run for run, _, _ in told})
+
+    @contextmanager
+    def _transaction(self, durability: Durability) -> Iterator[Connection]:
         with self._turn(), self._borrowed(durability) as raw:
             if self.dialect == "sqlite":
                 raw.execute("BEGIN IMMEDIATE", {})
             try:
-                connection = Connection(raw, dialect=self.dialect)
-                yield connection
-                connection.finish()
+                yield Connection(raw, dialect=self.dialect)
                 raw.commit()
             except BaseException:
                 with suppress(*self.errors):
                     raw.rollback()
                 raise
-        for run, name, body in connection.told:
-            if name in telemetry.EVENTS:
-                # `name` is taken by the event itself.
-                fields = {("step" if key == "name" else key): _field(value) for key, value in body.items()}
-                telemetry.event(name, run=run, **fields)
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""

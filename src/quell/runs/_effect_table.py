@@ -22,10 +22,10 @@ from quell.domain import (
     Resource,
     step_to,
 )
+from quell.runs._begun import SupersededError
 from quell.runs._clock import from_text, to_text
 from quell.runs._database import Connection, Database, Row, Value
 from quell.runs._effect import DETAIL_MAX, RESULT_KEPT_MAX_BYTES, key_of
-from quell.runs._journal import SupersededError
 from quell.runs._outbox import append_event, storable
 
 EFFECT_TABLES: tuple[str, ...] = (

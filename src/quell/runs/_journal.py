@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
 from quell.domain import RUN_NEXT, Clock, Event, JournalError, RefusedError, Run, RunStatus, Step, UsageError, step_to
+from quell.runs._begun import Begun, Due, Hold, SupersededError
 from quell.runs._clock import from_text, to_text
 from quell.runs._context import Continue, Done, JsonObject, KeptStep, Next, StepRecord, WaitUntil
 from quell.runs._database import Connection, Database, Durability, Row, names
@@ -20,36 +20,6 @@ from quell.runs._place import without_place
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
 FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
-
-
-class SupersededError(Exception):
-    """This process does not hold the run any more: it was cancelled, taken over, or the lease is gone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A segment that this process holds."""
-
-    run: Run
-    arguments: JsonObject
-    place: Mapping[str, str]
-    """Where in a trace it was started, as headers; empty: nowhere."""
-    state: JsonObject
-    segment: int
-    dispatch: int
-    round: int
-    """How often it was resumed."""
-    token: str
-    kept: Mapping[str, KeptStep]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """A run that should be on its way: the workflow `id.dispatch` must exist."""
-
-    run: str
-    kind: str
-    dispatch: int
 
 
 class Journal:
@@ -63,9 +33,18 @@ class Journal:
     # -- runs ---------------------------------------------------------------------------------------------------
 
     def add_run(
-        self, *, run: str, kind: str, subject: str, arguments: JsonObject, key: str | None, version: str
-    ) -> tuple[Run, bool]:
-        """Insert a queued run, or find the one of that key; tell whether it is new."""
+        self,
+        *,
+        run: str,
+        kind: str,
+        subject: str,
+        arguments: JsonObject,
+        key: str | None,
+        version: str,
+        hold: Hold | None = None,
+    ) -> tuple[Run, bool, Begun | None]:
+        """Insert a queued run, or find the one of that key; tell whether it is new, and begin a new one if it is held."""
+        begun = None
         with self._writing() as connection:
             added = connection.run(
                 "INSERT INTO quell_runs (id, start_key, kind, subject, arguments, status, version, created_at, updated_at)"
@@ -84,7 +63,9 @@ class Journal:
             else:
                 self._add_segment(connection, run=run, segment=0, state={})
                 self._event(connection, run, "run.queued", "run.queued", {"kind": kind, "subject": subject})
-            return _run(self._locked(connection, run)), added == 1
+            if added == 1 and hold is not None and self._has_slot(connection, hold):
+                begun = self._begin(connection, run, dispatch=0, hold=hold)
+            return _run(self._locked(connection, run)), added == 1, begun
 
     def get_run(self, id_prefix: str) -> Run:
         """Find one run by its id or a prefix that only it has. Raises UsageError otherwise."""
@@ -185,55 +166,68 @@ class Journal:
             self._event(connection, run, f"run.resumed.{now.round + 1}", "run.resumed", body)
             return _run(self._locked(connection, run)), now.dispatch + 1
 
-    def wake(self, run: str) -> bool:
-        """Let a run that waits go on at once, and one that is about to wait not wait; tell whether it has not ended."""
+    def wake(self, run: str) -> Due | None:
+        """Let a run that waits go on at once, and one that is about to wait not wait; None when it has ended."""
         with self._writing() as connection:
             now = self._find_locked(connection, run)
             if now is None or now.status not in ("queued", "running", "waiting"):
-                return False
+                return None
             self._update(connection, run, wake_at=to_text(self._clock()))
-            return True
+            return Due(run=run, kind=now.kind, dispatch=now.dispatch)
 
     # -- segments -----------------------------------------------------------------------------------------------
 
-    def begin(self, run: str, *, dispatch: int, slot: str, token: str, attempts_max: int) -> Begun | None:
+    def begin(self, run: str, *, dispatch: int, hold: Hold) -> Begun | None:
         """Take hold of a run to execute its present segment; None when there is nothing to do for this dispatch.
 
         Raises SupersededError when this process has lost its slot.
         """
-        share = " FOR SHARE" if self._is_postgres else ""
         with self._writing() as connection:
-            held = connection.first(f"SELECT token FROM quell_slots WHERE name = :slot{share}", slot=slot)
-            if held is None or held.token != token:
+            if not self._has_slot(connection, hold):
                 raise SupersededError
-            now = self._find_locked(connection, run)
-            if now is None or now.dispatch != dispatch or now.status not in ("queued", "running", "waiting"):
-                return None
-            if now.status != "running":
-                _move(now.status, RunStatus.RUNNING)
-            attempts = now.attempts + (1 if now.status == "queued" or now.begun == now.segment else 0)
-            if attempts - now.attempts_before > attempts_max:
-                error = f"started or recovered {attempts_max} times without ending"
-                self._update(connection, run, status="failed", error=error, token="", executor="")
-                body = {"kind": now.kind, "error": error}
-                self._event(connection, run, f"run.failed.{now.round}", "run.failed", body)
-                return None
-            self._update(
-                connection,
-                run,
-                status="running",
-                executor=slot,
-                token=token,
-                attempts=attempts,
-                begun=now.segment,
-                wake_at="",
-            )
-            if now.begun == now.segment:
-                self._tell_recovery(connection, now, slot=slot, attempts=attempts)
-            else:
-                body = {"kind": now.kind, "subject": now.subject, "attempt": attempts}
-                self._event(connection, run, f"run.started.{now.round}", "run.started", body)
-            return self._begun(connection, run, token=token)
+            return self._begin(connection, run, dispatch=dispatch, hold=hold)
+
+    def _has_slot(self, connection: Connection, hold: Hold) -> bool:
+        share = " FOR SHARE" if self._is_postgres else ""
+        held = connection.first(f"SELECT token FROM quell_slots WHERE name = :slot{share}", slot=hold.slot)
+        return held is not None and held.token == hold.token
+
+    def _begin(self, connection: Connection, run: str, *, dispatch: int, hold: Hold) -> Begun | None:
+        now = self._find_locked(connection, run)
+        if now is None or now.dispatch != dispatch or now.status not in ("queued", "running", "waiting"):
+            return None
+        if now.token not in ("", hold.token) and self._is_live(connection, now.token):
+            return None  # another process executes it
+        if now.status != "running":
+            _move(now.status, RunStatus.RUNNING)
+        attempts = now.attempts + (1 if now.status == "queued" or now.begun == now.segment else 0)
+        if attempts - now.attempts_before > hold.attempts_max:
+            error = f"started or recovered {hold.attempts_max} times without ending"
+            self._update(connection, run, status="failed", error=error, token="", executor="")
+            body = {"kind": now.kind, "error": error}
+            self._event(connection, run, f"run.failed.{now.round}", "run.failed", body)
+            return None
+        self._update(
+            connection,
+            run,
+            status="running",
+            executor=hold.slot,
+            token=hold.token,
+            attempts=attempts,
+            begun=now.segment,
+            wake_at="",
+        )
+        if now.begun == now.segment:
+            self._tell_recovery(connection, now, slot=hold.slot, attempts=attempts)
+        else:
+            body = {"kind": now.kind, "subject": now.subject, "attempt": attempts}
+            self._event(connection, run, f"run.started.{now.round}", "run.started", body)
+        return self._begun(connection, run, token=hold.token)
+
+    @staticmethod
+    def _is_live(connection: Connection, token: str) -> bool:
+        # Read after the run was locked: who gave it this token had its slot before.
+        return connection.first("SELECT 1 AS one FROM quell_slots WHERE token = :token", token=token) is not None
 
     def _tell_recovery(self, connection: Connection, now: Row, *, slot: str, attempts: int) -> None:
         if now.executor in ("", slot):
@@ -261,8 +255,11 @@ class Journal:
             kept={step.name: KeptStep(status=step.status, result=step.result) for step in kept},
         )
 
-    def end(self, begun: Begun, outcome: Next) -> None:
-        """Keep how a segment ended. Raises SupersededError when the run is not held any more."""
+    def end(self, begun: Begun, outcome: Next, *, hold: Hold | None = None) -> Begun | None:
+        """Keep how a segment ended, and begin the next one if the run goes on at once and stays held.
+
+        Raises SupersededError when the run is not held any more.
+        """
         run, following = begun.run.id, {"segment": begun.segment + 1, "dispatch": begun.dispatch + 1}
         body: dict[str, object]
         with self._writing() as connection:
@@ -276,6 +273,8 @@ class Journal:
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
                     body = {"segment": begun.segment + 1}
                     self._event(connection, run, f"run.continued.{begun.segment + 1}", "run.continued", body)
+                    if hold is not None and self._has_slot(connection, hold):
+                        return self._begin(connection, run, dispatch=begun.dispatch + 1, hold=hold)
                 case WaitUntil(at=at, state=state):
                     # Who was woken while it still ran does not go to sleep over it.
                     woken = self._locked(connection, run).wake_at
@@ -283,6 +282,7 @@ class Journal:
                     self._held(connection, begun, status="waiting", token="", executor="", wake_at=until, **following)
                     self._add_segment(connection, run=run, segment=begun.segment + 1, state=state)
                     self._event(connection, run, f"run.waiting.{begun.segment + 1}", "run.waiting", {"until": until})
+        return None
 
     def fail(self, begun: Begun, *, error: str) -> None:
         """End a run as failed. Raises SupersededError when the run is not held any more."""
@@ -345,20 +345,35 @@ class Journal:
 
     # -- what is to be done -------------------------------------------------------------------------------------
 
-    def due(self, *, ripe: Sequence[str], rows_max: int) -> list[Due]:
-        """Return the runs that should be on their way now: queued, running, or waiting and due.
+    def due(self, *, kinds: Collection[str], besides: str, ripe: Sequence[str], rows_max: int) -> list[Due]:
+        """Return the runs of these kinds that should be on their way now: queued, running, or waiting and due.
 
-        A wait is over at its time, or when it is among the `ripe`: whose time has passed however the clock was set.
+        One that a live process executes is on its way; `besides` names the one token that does not count. A wait is
+        over at its time, or when it is among the `ripe`: whose time has passed however the clock was set. What had
+        begun comes before what is queued, then the oldest first.
         """
-        among, values = names(ripe, prefix="run")
+        of_kinds, values = names(sorted(kinds), prefix="kind")
+        among, chosen = names(ripe, prefix="run")
         or_ripe = f" OR id IN {among}" if ripe else ""
         with self._database.reading() as connection:
             rows = connection.all(
-                "SELECT id, kind, dispatch FROM quell_runs WHERE status IN ('queued', 'running')"
-                f" OR (status = 'waiting' AND (wake_at <= :now{or_ripe})) ORDER BY number LIMIT :most",
+                f"SELECT id, kind, dispatch, status FROM quell_runs WHERE kind IN {of_kinds} AND (status = 'queued' OR"
+                " (status = 'running' AND token NOT IN (SELECT token FROM quell_slots WHERE token <> :besides))"
+                f" OR (status = 'waiting' AND (wake_at <= :now{or_ripe})))"
+                " ORDER BY CASE status WHEN 'queued' THEN 1 ELSE 0 END, number LIMIT :most",
                 now=to_text(self._clock()),
+                besides=besides,
                 most=rows_max,
                 **values,
+                **chosen,
+            )
+        return [Due(run=row.id, kind=row.kind, dispatch=row.dispatch, has_begun=row.status != "queued") for row in rows]
+
+    def held_by(self, token: str) -> list[Due]:
+        """Return the runs that are being executed under a token."""
+        with self._database.reading() as connection:
+            rows = connection.all(
+                "SELECT id, kind, dispatch FROM quell_runs WHERE status = 'running' AND token = :token", token=token
             )
         return [Due(run=row.id, kind=row.kind, dispatch=row.dispatch) for row in rows]
 
@@ -382,10 +397,13 @@ class Journal:
 
     # -- events -------------------------------------------------------------------------------------------------
 
-    def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
-        """Append an event, once per (run, key); return the one that is there."""
+    def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> None:
+        """Append an event, once per (run, key)."""
         with self._writing() as connection:
             self._event(connection, run, key, name, body)
+
+    def event(self, run: str, *, key: str) -> Event:
+        """Return the event of that key, which is there."""
         with self._database.reading() as connection:
             return _event(
                 connection.one("SELECT * FROM quell_events WHERE run = :run AND key = :key", run=run, key=key)
@@ -403,6 +421,22 @@ class Journal:
                 **wanted,
             )
         return [_event(row) for row in rows]
+
+    def news(self, run: str | None, *, after: int, rows_max: int) -> tuple[bool, list[Event]]:
+        """Return whether a run has ended, and its events past a number; of all runs when none is named."""
+        # The status first: a run that had ended then has no event after those that are read next.
+        now = None if run is None else self.find_run(run)
+        return now is not None and now.status in FINAL, self.events(run=run, after=after, rows_max=rows_max)
+
+    def runs_with_news(self, after: int | None) -> tuple[int, list[str]]:
+        """Return the newest sequence number, and which runs have events past that one."""
+        with self._database.reading() as connection:
+            if after is None:
+                return connection.one("SELECT COALESCE(MAX(seq), 0) AS last FROM quell_events").last, []
+            rows = connection.all(
+                "SELECT run, MAX(seq) AS last FROM quell_events WHERE seq > :after GROUP BY run", after=after
+            )
+        return max((row.last for row in rows), default=after), [row.run for row in rows]
 
     def last_seq(self, *, run: str | None) -> int:
         """Return the newest sequence number, 0 when there is none."""

@@ -32,12 +32,12 @@ from quell.domain import (
     UsageError,
 )
 from quell.runs import _effect_table as table
+from quell.runs._begun import SupersededError
 from quell.runs._database import Connection, Database, Durability
 from quell.runs._effect import after_attempt, after_look, is_too_late, key_of, next_move, quiet_left_s
-from quell.runs._journal import SupersededError
 
 if TYPE_CHECKING:
-    from quell.runs._executor import Call
+    from quell.runs._thread import Call
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,6 +17,7 @@ def append_event(
     connection: Connection, *, is_postgres: bool, at: datetime, run: str, key: str, name: str, body: JsonObject
 ) -> None:
     """Append an event unless its key is there; written last in the transaction, as it queues for its number."""
+    written = json_of(body)  # here, so that what cannot be written fails before the queue
 
     def write() -> None:
         if is_postgres:
@@ -29,7 +30,7 @@ def append_event(
             key=key,
             name=name,
             at=to_text(at),
-            body=json_of(body),
+            body=written,
         )
         if added == 1:
             connection.told.append((run, name, dict(body)))

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextvars
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from quell.config import JournalSettings
 from quell.domain import Clock, Entropy, Event, Run, RunStatus, Step, UsageError, new_id
-from quell.runs._bell import Bell
+from quell.runs._bell import EVERYTHING, Bells
 from quell.runs._context import JsonObject, Work
 from quell.runs._database import Database, open_database
 from quell.runs._journal import FINAL, Journal
+from quell.runs._lane import Lane
 from quell.runs._lease import Leases
 from quell.runs._place import with_place
 from quell.runs._schema import create_tables
+from quell.runs._scribe import Scribe
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -29,10 +32,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_POLL_S = 0.2
 _THREADS = 4
 _BATCH = 500
 _ID_ENTROPY_BYTES = 10
+_AT_ONCE_MAX = 2000
 
 
 class Runs:
@@ -61,7 +64,9 @@ class Runs:
         self._clean = clean
         self._journal = Journal(database, clock=clock)
         self._works: dict[str, Work] = {}
-        self._bell = Bell()
+        self._lanes: dict[str, Lane] = {}
+        self._bells = Bells(is_here=self._is_here, news=self._news)
+        self._scribe = Scribe(database)
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="quell-journal")
         self._executor: Executor | None = None
 
@@ -86,6 +91,13 @@ class Runs:
         """
         database = open_database(settings.url, state_dir=state_dir)
         runs = cls(database, settings=settings, clock=clock, entropy=entropy, version=version, clean=clean)
+        loop = asyncio.get_running_loop()
+
+        def ring(names: set[str]) -> None:
+            with suppress(RuntimeError):  # the loop is gone, and so is whoever listened
+                loop.call_soon_threadsafe(runs._bells.ring, *names)
+
+        database.on_events = ring
         try:
             await runs._call(create_tables, database)
         except BaseException:
@@ -108,11 +120,24 @@ class Runs:
             self._engine = make_engine(self._database, url=self._settings.url)
         return self._engine
 
-    def register(self, kind: str, work: Work) -> None:
-        """Name the work of a kind of run; before `launch`."""
+    def register(
+        self, kind: str, work: Work, *, way: Literal["queue", "direct"] = "queue", at_once_max: int = _AT_ONCE_MAX
+    ) -> None:
+        """Name the work of a kind of run; before `launch`.
+
+        Args:
+            kind: names it.
+            work: executes one segment.
+            way: by `queue`, few at once go through the durable runtime, some tenths of a second after they were started.
+                The `direct` way begins a run in the process that starts it, at once.
+            at_once_max: how many direct ones this process executes at once; the others begin as these end, in order.
+        """
         assert self._executor is None, "register before launch"
         assert kind not in self._works, f"two works are called {kind!r}"
+        assert at_once_max >= 1, "at least one at once"
         self._works[kind] = work
+        if way == "direct":
+            self._lanes[kind] = Lane(at_once_max=at_once_max)
 
     async def launch(self) -> None:
         """Take a slot and execute runs of the registered kinds from now on, those of dead processes too.
@@ -123,24 +148,29 @@ class Runs:
         """
         assert self._executor is None, "launch once"
         # Loaded here: looking at runs needs neither dbos nor the half second that loading it takes.
-        from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
         from quell.runs._executor import Executor  # noqa: PLC0415
 
         async def execute(run: str, dispatch: int) -> None:
             await executor.execute(run, dispatch)
 
+        dispatcher = None
+        if self._works.keys() - self._lanes.keys():
+            from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
+
+            loop = asyncio.get_running_loop()
+            dispatcher = Dispatcher(self.engine, where=self._database.where, execute=execute, loop=loop)
         executor = Executor(
             journal=self._journal,
             leases=Leases(self._database, lease_s=self._settings.lease_s, entropy=self._entropy),
             settings=self._settings,
             clock=self._clock,
             works=self._works,
+            lanes=self._lanes,
             call=self._call,
-            bell=self._bell,
+            write=self._scribe.write,
+            bells=self._bells,
             clean=self._clean,
-            dispatcher=Dispatcher(
-                self.engine, where=self._database.where, execute=execute, loop=asyncio.get_running_loop()
-            ),
+            dispatcher=dispatcher,
         )
         await executor.launch()
         self._executor = executor
@@ -150,16 +180,24 @@ class Runs:
         if kind not in self._works:
             raise UsageError(f"there is no work of kind {kind!r}", hint=f"known are: {', '.join(sorted(self._works))}")
         id_ = new_id("run", at=self._clock(), entropy=self._entropy(_ID_ENTROPY_BYTES))
-        run, is_new = await self._call(
-            self._journal.add_run,
-            run=id_,
-            kind=kind,
-            subject=subject,
-            arguments=with_place(arguments, run=id_, kind=kind),
-            key=key,
-            version=self._version,
-        )
-        if is_new:
+        executor = self._executor
+        hold = None if executor is None else executor.reserve(kind)
+        begun = None
+        try:
+            run, is_new, begun = await self._scribe.write(
+                self._journal.add_run,
+                run=id_,
+                kind=kind,
+                subject=subject,
+                arguments=with_place(arguments, run=id_, kind=kind),
+                key=key,
+                version=self._version,
+                hold=hold,
+            )
+        finally:
+            if executor is not None and hold is not None:
+                executor.take_place(kind, begun)
+        if is_new and begun is None:
             await self._send(run, dispatch=0)
         return run
 
@@ -167,13 +205,17 @@ class Runs:
         """Wait until a run has ended, and return it; when the time is over, return it as it then stands."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        while True:
-            rung = self._bell.listen()
-            run = await self.get(run_id)
-            left_s = deadline_s - loop.time()
-            if run.status in FINAL or left_s <= 0:
-                return run
-            await self._bell.wait(rung, timeout_s=min(_POLL_S, left_s))
+        run = await self.get(run_id)
+        with self._bells.ear(run.id) as ear:
+            while True:
+                ear.listen()
+                run = await self.get(run.id)
+                left_s = deadline_s - loop.time()
+                if run.status in FINAL or left_s <= 0:
+                    return run
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left_s):
+                        await ear.wait()
 
     async def get(self, run_id: str) -> Run:
         """Return a run by its id or a prefix that only it has. Raises UsageError otherwise."""
@@ -201,34 +243,31 @@ class Runs:
         """Return the newest sequence number, 0 when there is none: where to begin to follow only what is to come."""
         return await self._call(self._journal.last_seq, run=run)
 
-    async def follow(self, *, run: str | None = None, after: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, *, run: str | None = None, after: int = 0) -> AsyncGenerator[Event, None]:
         """Yield events past a sequence number as they come; of one run until it has ended, of all for ever."""
-        while True:
-            rung = self._bell.listen()
-            # The status first: a run that had ended then has no event after those that are read next.
-            now = None if run is None else await self._call(self._journal.find_run, run)
-            batch = await self._call(self._journal.events, run=run, after=after, rows_max=_BATCH)
-            for event in batch:
-                after = event.seq
-                yield event
-            if len(batch) == _BATCH:
-                continue
-            if now is not None and now.status in FINAL:
-                return
-            await self._bell.wait(rung, timeout_s=_POLL_S)
+        with self._bells.ear(run or EVERYTHING) as ear:
+            while True:
+                ear.listen()
+                has_ended, batch = await self._call(self._journal.news, run, after=after, rows_max=_BATCH)
+                for event in batch:
+                    after = event.seq
+                    yield event
+                if len(batch) == _BATCH:
+                    continue
+                if has_ended:
+                    return
+                await ear.wait()
 
     async def emit(self, run: str, name: str, *, key: str, body: JsonObject) -> Event:
         """Append to the event log of a run or of another stream, such as an incident; once per key."""
-        event = await self._call(self._journal.emit, run, name, key=key, body=body)
-        self._bell.ring()
-        return event
+        await self._scribe.write(self._journal.emit, run, name, key=key, body=body)
+        return await self._call(self._journal.event, run, key=key)
 
     async def cancel(self, run_id: str) -> Run:
         """Cancel a run, wherever it is executed; a step that runs is interrupted. Raises RefusedError when it has ended."""
         run = await self._call(self._journal.cancel, (await self.get(run_id)).id)
         if self._executor is not None:
             self._executor.interrupt(run.id, why="cancelled")
-        self._bell.ring()
         return run
 
     async def resume(self, run_id: str) -> Run:
@@ -239,11 +278,10 @@ class Runs:
 
     async def wake(self, run_id: str) -> bool:
         """Let a run that waits go on at once, wherever it is executed; False when it has ended. For who brings news."""
-        is_open = await self._call(self._journal.wake, run_id)
-        if is_open and self._executor is not None:
-            self._executor.look()
-        self._bell.ring()
-        return is_open
+        due = await self._call(self._journal.wake, run_id)
+        if due is not None and self._executor is not None:
+            self._executor.look(due)
+        return due is not None
 
     async def retain(self) -> int:
         """Delete runs that ended longer ago than the configured retention; return how many."""
@@ -263,6 +301,8 @@ class Runs:
         if self._executor is not None:
             await self._executor.close()
             self._executor = None
+        await self._bells.close()
+        self._scribe.close()
         self._pool.shutdown(wait=False)
         if self._engine is not None:
             from quell.runs._engine import retire  # noqa: PLC0415 - as above
@@ -272,9 +312,14 @@ class Runs:
 
     async def _send(self, run: Run, *, dispatch: int) -> None:
         """Queue a run at once if this process can; otherwise the next sweep of one that can does."""
-        self._bell.ring()
         if self._executor is not None:
             await self._executor.enqueue(run.id, kind=run.kind, dispatch=dispatch)
+
+    def _is_here(self, run: str) -> bool:
+        return self._executor is not None and self._executor.is_here(run)
+
+    def _news(self, after: int | None) -> Awaitable[tuple[int, builtins.list[str]]]:
+        return self._call(self._journal.runs_with_news, after)
 
     async def _call(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function of the journal off the loop."""

@@ -264,11 +264,14 @@ class Chats:
         with_ids: bool = False,
     ) -> Response:
         settings = self._settings
+        # Who wants AURA's events knows whose calls these are.
+        is_told = settings.tool_calls or settings.custom_events or settings.tool_result_mode == "open-web-ui"
         framing = Framing(
             run=begun.run,
             model=begun.model,
             created=begun.created,
             usage=usage,
+            calls="told" if is_told else "kept",
             results=settings.tool_result_mode,
             result_max_bytes=settings.tool_result_max_length,
             hidden=Scratchpad.READERS,

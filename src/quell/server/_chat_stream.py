@@ -30,6 +30,8 @@ class Framing:
     model: str
     created: int
     usage: Literal["last chunk", "own chunk"] = "last chunk"
+    calls: Literal["told", "kept"] = "kept"
+    """Whether calls that are carried out here are told as chunks."""
     results: Literal["none", "open-web-ui", "aura"] = "none"
     result_max_bytes: int = 1000
     """0: whole results."""
@@ -107,7 +109,7 @@ class ChatFrames:
     def _asked(self, body: Mapping[str, object]) -> bytes:
         call, tool = str(body["call"]), str(body["tool"])
         self._needs_gap = True
-        if tool in self._framing.hidden or call in self._indices or body.get("task"):
+        if self._framing.calls == "kept" or tool in self._framing.hidden or call in self._indices or body.get("task"):
             return b""
         self._indices[call] = index = self._first_index + len(self._indices)
         arguments = "" if self._framing.results == "open-web-ui" else self._clean(str(body.get("arguments") or "{}"))

@@ -72,7 +72,9 @@ def openai_object(error: WireError, *, clean: Callable[[str], str] = str) -> dic
     said = clean(str(error))
     if error.hint:
         said = f"{said.rstrip('.')}. {clean(error.hint)[:1].upper()}{clean(error.hint)[1:]}."
-    reason = error.reason if isinstance(error, ChatError) else (error.code or _CODES.get(error.status))
+    # Who could not be identified is told so in the word that clients of this protocol know.
+    own = None if error.status == 401 else error.code
+    reason = error.reason if isinstance(error, ChatError) else (own or _CODES.get(error.status))
     param = error.param if isinstance(error, ChatError) else None
     kind = _TYPES.get(error.status, "invalid_request_error")
     return {"error": {"message": said, "type": kind, "param": param, "code": reason}}
