@@ -28,6 +28,7 @@ APPLICATION_VERSION = "1"
 _WORKFLOW = "segment_v1"
 _POLLING_S = 0.15
 _AT_ONCE_MAX = 8
+_NOTICES_S = 0.1
 _THREADS_MAX = 16
 _RECOVERIES_MAX = 20
 _CHUNK = 200
@@ -135,6 +136,8 @@ class Dispatcher:
                 "max_executor_threads": _THREADS_MAX,
                 "system_database_url": url.render_as_string(hide_password=False),
                 "system_database_engine": self._engine,
+                # Nothing here waits for its notices: the thread that looks for them ends this soon after it is told.
+                "notification_listener_polling_interval_sec": _NOTICES_S,
                 "log_level": "WARNING",
                 "enable_otlp": False,
             }
