@@ -31,6 +31,7 @@ def test_without_any_file_there_is_an_agent_that_answers_without_a_model(tmp_pat
                 "agent.began",
                 "agent.turn",
                 "agent.call_asked",
+                "agent.call_started",
                 "agent.call_ended",
                 "agent.turn",
                 "agent.answered",

@@ -204,7 +204,7 @@ def test_a_table_without_globs_still_opens_the_gate(tmp_path: Path) -> None:
 def test_timeouts_that_never_act_are_told(tmp_path: Path) -> None:
     text = LEAST + (
         "[orchestration]\nenabled = true\n[orchestration.timeouts]\nper_call_timeout_secs = 30\n"
-        'stream_inactivity_timeout_secs = 30\n[hitl.route]\nmode = "conversational"\n'
+        'stream_inactivity_timeout_secs = 30\n[orchestration.worker.w]\ndescription = "d"\npreamble = "p"\n[hitl.route]\nmode = "conversational"\n'
     )
     paths = [each.path for each in _load(tmp_path, text).warnings]
     assert paths == ["orchestration.timeouts.stream_inactivity_timeout_secs", "hitl.route.timeout_secs"]
@@ -336,6 +336,8 @@ def _make_sound(tree: dict[str, typing.Any]) -> None:
         store["name"] += f"-{number}"
     orchestration = tree.get("orchestration", {})
     orchestration.pop("coordinator_vector_stores", None)
+    if orchestration.get("enabled") and not orchestration.get("worker"):
+        orchestration["worker"] = {"w": {"description": "d", "preamble": "p"}}
     for worker in orchestration.get("worker", {}).values():
         worker.pop("vector_stores", None)
     tree.get("quell", {}).pop("default_worker", None)

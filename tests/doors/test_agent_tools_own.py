@@ -45,12 +45,16 @@ _SEARCH = ("search_documents", "vector_search_a", "vector_search_b")
         (STORE.format("a"), "", {"vector_search_a"}),
         ("[agent.scratchpad]\nenabled = true\n", "", READERS),
         ('[[agent.skills.local]]\nsource = "skills"\n', "", {"load_skill", "read_skill_file"}),
-        (STORE.format("a") + STORE.format("b") + WORKER, "", set()),
     ],
 )
 def test_a_file_turns_on_what_it_names_and_nothing_else(text: str, extra: str, more: set[str], tmp_path: Path) -> None:
     agent = agent_of(tmp_path, text, extra=extra)
     assert set(offered(_catalog(tmp_path), agent, {})) == {*SENSES, "search_documents", *more}
+
+
+def test_a_coordinator_looks_at_nothing_itself_and_searches_its_own_stores(tmp_path: Path) -> None:
+    agent = agent_of(tmp_path, STORE.format("a") + STORE.format("b") + WORKER)
+    assert set(offered(_catalog(tmp_path), agent, {})) == {"search_documents"}
 
 
 def test_a_worker_has_its_own_stores_and_what_it_does_not_say_is_the_agent_s(tmp_path: Path) -> None:

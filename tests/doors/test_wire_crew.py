@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from quell.config import AgentSettings, AuraSettings, load_agents
-from quell.domain import ConfigError
-from tests._mcp_rogue import OBJECT, Rogue, rogue
+from quell.domain import ConfigError, Parked, Principal
+from tests._mcp_rogue import Rogue, rogue
 from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import Answer, Provider, delta, end, provider, sse, usage
 from tests.doors._wire_bench import a_wire, frames, golden, settings_of, text_of
 
 pytestmark = pytest.mark.timeout(60)
 ON = AuraSettings(custom_events=True, emit_reasoning=True)
-SCHEMA = {**OBJECT, "required": []}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "unit": {"type": "string"}}, "required": ["n"]}
+TAIL = {"agent_id": "coordinator", "agent_name": "sre", "session_id": "cs_1"}
 CREW = """
 [mcp.servers.shop]
 transport = "http_streamable"
@@ -64,7 +66,7 @@ def submits(result: str, *, spent: int) -> Answer:
 
 LOOKS = (
     plans(("echo it", "reader"), ("keep it", "keeper"), spent=1),
-    calls("echo", {"n": None, "_aura_reasoning": "to see"}, spent=10),
+    calls("echo", {"n": 7, "unit": None, "_aura_reasoning": "to see"}, spent=10),
     submits("it says it", spent=100),
     submits("kept", spent=1_000),
     responds("All is well.", spent=10_000),
@@ -110,6 +112,13 @@ _ABOUT = ("agent_id", "task_id", "worker_id", "tool_name", "iteration", "will_re
 def last_chunk(response: httpx2.Response) -> dict[str, Any]:
     chunks: list[dict[str, Any]] = [body for name, body in told(response) if name == "data" and isinstance(body, dict)]
     return chunks[-1]
+
+
+def of_plan(response: httpx2.Response) -> list[dict[str, Any]]:
+    """Return what is told of a plan; each says the same of who tells it."""
+    bodies = [body for name, body in told(response) if name.startswith("aura.orchestrator.")]
+    assert all(body | TAIL == body for body in bodies)
+    return [{key: value for key, value in body.items() if key not in TAIL} for body in bodies]
 
 
 def shown(model: Provider, number: int) -> dict[str, Any]:
@@ -199,16 +208,29 @@ def test_a_plan_is_carried_out_by_workers_and_its_usage_adds_up(tmp_path: Path) 
         "data",
     ]
     events = dict(told(response))
-    plan = events["aura.orchestrator.plan_created"]
-    assert (plan["goal"], plan["tasks"], plan["routing_mode"]) == ("find out", ["echo it", "keep it"], "orchestrated")
-    assert (plan["routing_rationale"], plan["planning_response"]) == ("look", "looking")
+    task = {"task_id": 0, "orchestrator_id": "coordinator", "worker_id": "reader"}
+    call = {"task_id": 0, "tool_call_id": "call_r_t1_1_1"}
+    assert of_plan(response)[:4] == [
+        {
+            "goal": "find out",
+            "tasks": ["echo it", "keep it"],
+            "routing_mode": "orchestrated",
+            "routing_rationale": "look",
+            "planning_response": "looking",
+        },
+        {"description": "echo it"} | task,
+        {"tool_name": "echo", "worker_id": "reader", "arguments": {"n": 7}} | call,
+        {"success": True, "duration_ms": 0, "result": '{"n": 7}'} | call,
+    ]
+    assert of_plan(response)[6] == {"success": True, "duration_ms": 0, "result": "it says it"} | task
+    assert last_chunk(response)["quell"]["tool_failures"] == 0
     assert said(response) == "All is well."
     assert last_chunk(response)["usage"] == SPENT
     assert events["aura.usage"] | SPENT == events["aura.usage"]
-    assert shown(model, 1)["echo"]["required"] == ["n", "_aura_reasoning"]
+    assert shown(model, 1)["echo"]["required"] == ["n", "unit", "_aura_reasoning"]
     assert shown(model, 1)["echo"]["additionalProperties"] is False
     assert "echo" not in shown(model, 3)
-    assert [call["arguments"] for call in server.calls] == [{}], "a null that had to be said is not sent"
+    assert [call["arguments"] for call in server.calls] == [{"n": 7}], "a null that had to be said is not sent"
 
 
 def test_without_a_stream_it_is_the_same_answer_with_the_same_usage(tmp_path: Path) -> None:
@@ -261,7 +283,7 @@ def test_an_answer_in_a_schema_is_refused_and_tools_of_clients_are_left_out(tmp_
 
 def test_schemas_stay_as_they_are_where_the_file_says_so(tmp_path: Path) -> None:
     _, model, _ = ask(tmp_path, *LOOKS, more="[mcp]\nsanitize_schemas = false\n")
-    assert shown(model, 1)["echo"]["required"] == []
+    assert shown(model, 1)["echo"]["required"] == ["n"]
 
 
 def test_each_worker_has_skills_and_bounds_of_its_own(tmp_path: Path) -> None:
@@ -289,6 +311,66 @@ def test_each_worker_has_skills_and_bounds_of_its_own(tmp_path: Path) -> None:
     assert "To count, begin at the door." in results[0]
     assert "To sweep" not in results[1]
     assert 'outcome="ok"' not in results[1]
+
+
+def test_a_call_of_a_worker_waits_for_people_and_its_run_goes_on_where_it_stood(tmp_path: Path) -> None:
+    answers = (
+        plans(("wipe it", "wiper"), spent=1),
+        calls("wipe", {"n": 7}, spent=1),
+        submits("wiped", spent=1),
+        responds("It is wiped.", spent=1),
+    )
+    wiper = '[orchestration.worker.wiper]\ndescription = "wipes"\npreamble = "Wipe it."\nmcp_filter = ["wipe"]\n'
+
+    async def story() -> tuple[httpx2.Response, list[tuple[bool, Any]]]:
+        async with provider(*answers) as model, rogue() as server:
+            agents = crew_of(tmp_path / "agents", model, server, more=wiper)
+            server.tools.append({"name": "wipe", "description": "empties a disk", "inputSchema": SCHEMA})
+            async with a_wire(settings_of(tmp_path / "state", aura=ON), agents) as wire:
+                asking = asyncio.create_task(wire.ask("Wipe it.", stream=True))
+                runs = wire.app.warden.runs
+                parked = None
+                for _ in range(60):
+                    if parked is not None:
+                        break
+                    await asyncio.sleep(0.05)
+                    events = [each for run in await runs.list(limit=1) for each in await runs.events(run=run.id)]
+                    found = [each for each in events if each.name == "agent.call_parked"]
+                    parked = msgspec.json.decode(found[0].body, type=Parked) if found else None
+                assert parked is not None, [each.name for each in events]
+                before = list(server.calls)
+                authority = await wire.app.open_authority()
+                for who in ("bob", "carol"):  # what nothing undoes, two people approve
+                    with runs.database.writing() as connection:
+                        authority.guard.approvals.decide(
+                            connection,
+                            parked.approval,
+                            by=Principal(user=who, roles=("approver",)),
+                            verdict="approve",
+                            digest_seen=parked.digest,
+                            reason="",
+                        )
+                (run,) = await runs.list(limit=1)
+                assert await runs.wake(run.id)
+                return await asking, [(not before, each["arguments"]) for each in server.calls]
+
+    response, done = asyncio.run(story())
+    assert done == [(True, {"n": 7})]
+    of_call = [
+        line for line in lines(response) if line.endswith(("wiper wipe", "wiper wipe True")) or "approval" in line
+    ]
+    assert of_call == [
+        "tool_requested wiper wipe",
+        "orchestrator.tool_call_started coordinator 0 wiper wipe",
+        "approval_requested wipe",
+        "approval_pending wipe",
+        "tool_start wiper wipe",
+        "approval_completed",
+        "tool_complete wiper wipe True",
+    ]
+    scope = dict(told(response))["aura.approval_requested"]["scope"]
+    assert (scope["kind"], scope["worker"]) == ("worker", "wiper")
+    assert said(response) == "It is wiped."
 
 
 def test_a_coordinator_without_workers_is_a_mistake_of_the_file(tmp_path: Path) -> None:
