@@ -221,3 +221,71 @@ def test_words_aimed_at_the_reader_are_flagged(text: str) -> None:
 )
 def test_ordinary_logs_are_not(text: str) -> None:
     assert warning_of(text) == ""
+
+
+LONG = 100_000
+"""So long that a pattern which goes back over what it has read would take minutes."""
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "a_",
+        "a-",
+        "a.b",
+        "a/",
+        "1",
+        "1_",
+        "1,111",
+        "`",
+        "`a -x ",
+        "from ",
+        "from 1 ",
+        "to ",
+        "about ",
+        "twice ",
+        "a://",
+        "[e1",
+        "[e1 , ",
+        ".",
+        ".'",
+        "|",
+        "|1|\n",
+        "a\n",
+        " ",
+        "~~~",
+        "the ",
+    ],
+)
+@pytest.mark.parametrize("head", ["", "`a ", "```", "from 1 "])
+def test_a_long_text_takes_no_longer_than_its_length(head: str, piece: str) -> None:
+    body = piece * (LONG // len(piece))
+    found = hold(f"{head}{body}\nIt is pay-service [e1].", SEEN, question="", failed=0)
+    assert len(found.text) >= len(body) - len("[e1]") * body.count("[e1]")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "It failed 42 times.",
+        "It failed 42 times [e1]. It is fine.",
+        "- It failed 42 times\n- and 43 times",
+        "| at | count |\n|---|---|\n| noon | 42 |",
+        "```\n42 failed\n```\nWell.",
+        "It failed 42 times. It failed 43 times.",
+    ],
+)
+def test_what_is_held_twice_is_marked_once(claim: str) -> None:
+    first = hold(claim, SEEN, question="", failed=0)
+    assert first.unverified == first.text.count(UNVERIFIED) > 0
+    again = held(first.text)
+    assert (again.text, again.unverified) == (first.text, first.unverified)
+
+
+@pytest.mark.parametrize("identifier", ["e1", "t2e3", "c1e12", "t1000e1"])
+def test_evidence_of_tasks_is_cited_by_its_own_name(identifier: str) -> None:
+    seen = exhibit({"errors": 42}, id=identifier)
+    assert held(f"There were 42 errors [{identifier}].", seen).cited == (identifier,)
+    assert held(f"There were 42 errors [{identifier}, e7].", seen).text == f"There were 42 errors [{identifier}]."

@@ -301,3 +301,33 @@ def test_an_effect_waits_for_people_as_a_row_and_goes_on_when_they_said_yes(tmp_
     assert answer.stop is Stop.ANSWERED
     assert len(done) == 1
     assert len(_asked(room)) == 2
+
+
+def test_a_call_is_told_as_started_when_it_is_sent_and_not_before_it_may_be(tmp_path: Path) -> None:
+    async def story() -> list[tuple[str, object]]:
+        refused = CallWanted(id="b", name="drop_everything", arguments="{}")
+        async with agent_room(tmp_path, [wants(search()), wants(refused), wants(scale()), says("Done.")]) as room:
+            run = await room.start("Why?")
+            await room.parked(run)
+            before = [event.name for event in await room.runs.events(run=run.id) if event.name.startswith("agent.call")]
+            assert before[-1] == "agent.call_parked"
+            await room.approve(await room.parked(run), run)
+            await room.answer(run)
+            told = await room.runs.events(run=run.id)
+            return [
+                (event.name.removeprefix("agent.call_"), json.loads(event.body)["call"])
+                for event in told
+                if event.name.startswith("agent.call_")
+            ]
+
+    assert asyncio.run(story()) == [
+        ("asked", "1.1"),
+        ("started", "1.1"),
+        ("ended", "1.1"),
+        ("asked", "2.1"),
+        ("ended", "2.1"),
+        ("asked", "3.1"),
+        ("parked", "3.1"),
+        ("started", "3.1"),
+        ("ended", "3.1"),
+    ]

@@ -164,18 +164,19 @@ def test_a_coordinator_tells_its_plan_and_no_two_tasks_share_a_number() -> None:
     def task(name: str, number: str, **more: object) -> tuple[str, dict[str, object]]:
         return name, {"task": number, "worker": "logs", "agent": "logs", **more}
 
-    plan = {"goal": "g", "rationale": "r", "tasks": [{"description": "look"}]}
+    plan = {"goal": "g", "rationale": "r", "mode": "routed", "iteration": 1, "tasks": [{"text": "look"}]}
     found = told(
         [
             ("agent.plan_made", plan),
-            task("agent.task_started", "1.0", description="look"),
-            task("agent.call_asked", "1.0", call="w1", tool="read_logs", arguments="{}"),
-            task("agent.call_ended", "1.0", call="w1", tool="read_logs", kind="timeout", detail="slow", elapsed_ms=1.0),
-            task("agent.task_ended", "1.0", success=False, elapsed_ms=5, result="nothing"),
-            ("agent.round_ended", {"will_replan": True, "gaps": ["logs"]}),
-            ("agent.replanned", {}),
+            task("agent.task_started", "t1", description="look"),
+            task("agent.call_asked", "t1", call="w1", tool="read_logs", arguments="{}"),
+            task("agent.call_ended", "t1", call="w1", tool="read_logs", kind="timeout", detail="slow", elapsed_ms=1.0),
+            task("agent.task_ended", "t1", success=False, elapsed_ms=5, result="nothing"),
+            ("agent.synthesizing", {"iteration": 1}),
+            ("agent.round_ended", {"iteration": 1, "will_replan": True, "gaps": ["logs"]}),
+            ("agent.replanned", {"iteration": 2}),
             ("agent.plan_made", plan),
-            task("agent.task_started", "2.0", description="look again"),
+            task("agent.task_started", "t2", description="look again"),
         ],
         agent=CREW,
     )
@@ -204,11 +205,51 @@ def test_a_coordinator_tells_its_plan_and_no_two_tasks_share_a_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "event"), [("direct", "direct_answer"), ("clarify", "clarification_needed"), ("plan", "")]
+    ("decision", "mode", "event"),
+    [
+        ("respond_directly", "direct_answer", "direct_answer"),
+        ("respond_directly", "orchestrated", ""),
+        ("request_clarification", "direct_answer", "clarification_needed"),
+        ("create_plan", "routed", ""),
+    ],
 )
-def test_a_route_is_told_as_what_it_is(route: str, event: str) -> None:
-    found = told([("agent.routed", {"route": route, "text": "t", "rationale": "r"})], agent=CREW)
+def test_a_route_is_told_as_what_it_is(decision: str, mode: str, event: str) -> None:
+    body = {"decision": decision, "mode": mode, "response": "t", "question": "t", "rationale": "r"}
+    found = told([("agent.routed", body)], agent=CREW)
     assert [name for name, _ in found] == ([f"aura.orchestrator.{event}"] if event else [])
+
+
+def test_what_a_coordinator_does_itself_is_no_workers_and_turns_side_by_side_are_told_apart() -> None:
+    def turn(task: str, spent: int, agent: str) -> tuple[str, dict[str, object]]:
+        used = {"input_tokens": spent, "output_tokens": 1}
+        return "agent.turn", {"task": task, "agent": agent, "turn": 0, "usage": used}
+
+    def asked(task: str, call: str, agent: str) -> tuple[str, dict[str, object]]:
+        return "agent.call_asked", {"task": task, "agent": agent, "call": call, "tool": "x", "arguments": "{}"}
+
+    def ended(task: str, call: str, agent: str) -> tuple[str, dict[str, object]]:
+        return "agent.call_ended", {"task": task, "agent": agent, "call": call, "tool": "x", "kind": "ok"}
+
+    found = told(
+        [
+            turn("c1", 5, "sre"),
+            asked("c1", "c1.1.1", "sre"),
+            ended("c1", "c1.1.1", "sre"),
+            turn("t1", 7, "logs"),
+            turn("t2", 9, "logs"),
+            asked("t1", "t1.1.1", "logs"),
+            asked("t2", "t2.1.1", "logs"),
+            ended("t2", "t2.1.1", "logs"),
+            ended("t1", "t1.1.1", "logs"),
+        ],
+        agent=CREW,
+    )
+    spent = [each["prompt_tokens"] for name, each in found if name == "aura.tool_usage"]
+    assert spent == [5, 9, 7]
+    of_coordinator = next(each for name, each in found if name == "aura.tool_requested")
+    assert (of_coordinator["agent_id"], "parent_agent_id" in of_coordinator) == ("coordinator", False)
+    begun = [each["task_id"] for name, each in found if name == "aura.orchestrator.tool_call_started"]
+    assert begun == [0, 1]
 
 
 def test_a_stream_has_its_events_between_its_chunks(tmp_path: Path) -> None:

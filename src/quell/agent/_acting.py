@@ -12,6 +12,7 @@ from quell.agent._live import Live, Moved
 from quell.agent._render import SKILLS, Source, exhibit_of, result_text
 from quell.agent._repeats import counted, judged
 from quell.agent._route import unasked
+from quell.agent._schemas import as_meant
 from quell.agent._seat import Closing, Seat
 from quell.agent._talk import Role, Talk
 from quell.domain import (
@@ -100,10 +101,14 @@ class Hands:
             task=self._seat.tag,
         )
 
+    async def _tell_started(self, context: RunContext, wanted: CallWanted) -> None:
+        whose = {"agent": self._role.name, "task": self._seat.tag}
+        await context.emit("agent.call_started", key=f"{wanted.id}.started", call=wanted.id, tool=wanted.name, **whose)
+
     async def _call(
         self, context: RunContext, wanted: CallWanted, caller: ToolCaller, gate: asyncio.Semaphore
     ) -> Acted:
-        wanted, intent = self._seat.plain(wanted)
+        wanted, intent = self._plain(wanted)
         call = ToolCall(id=wanted.id, tool=wanted.name, arguments=wanted.arguments)
 
         def tell(progress: CallProgress) -> None:
@@ -124,8 +129,17 @@ class Hands:
         async def work() -> Acted:
             if self._role.asks == "person" and (refused := unasked(wanted)) is not None:
                 return Acted(outcome=refused)
-            heard = replace(caller, origin=origin, on_progress=tell)
-            ended = await self._toolbox.call(call, caller=heard, explanation=intent)
+            told: list[asyncio.Task[None]] = []
+
+            def started() -> None:
+                if not told:
+                    told.append(asyncio.create_task(self._tell_started(context, wanted)))
+
+            heard = replace(caller, origin=origin, on_progress=tell, on_start=started)
+            try:
+                ended = await self._toolbox.call(call, caller=heard, explanation=intent)
+            finally:
+                await asyncio.gather(*told)
             return Acted(parked=ended) if isinstance(ended, Parked) else Acted(outcome=ended)
 
         async with gate:
@@ -163,7 +177,7 @@ class Hands:
         return replace(talk, waiting=tuple(left)), parked, closing
 
     async def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:
-        wanted, intent = self._seat.plain(wanted)
+        wanted, intent = self._plain(wanted)
         source = self._source(wanted, outcome)
         number = len(talk.exhibits) + 1
         exhibit = exhibit_of(f"{self._seat.tag}e{number}", outcome, call=wanted.id, tool=wanted.name, source=source)
@@ -191,6 +205,12 @@ class Hands:
             failed=talk.failed + (not outcome.is_citable),
             is_tainted=True,
         )
+
+    def _plain(self, wanted: CallWanted) -> tuple[CallWanted, str]:
+        """Return a call as it is sent, and the reason that it gives."""
+        wanted, intent = self._seat.plain(wanted)
+        tool = next((tool for tool in self._toolbox.catalog() if tool.name == wanted.name), None)
+        return as_meant(wanted, tool, self._role), intent
 
     def _source(self, wanted: CallWanted, outcome: ToolOutcome) -> Source:
         """Say who wrote a result: a skill is the operator's, where a tool of ours brought it."""

@@ -29,6 +29,7 @@ _SENTENCE = re.compile(
 """Up to a mark that ends it, with citations and marks of ours that follow: one inside a word, an address or code does not."""
 _WORD = re.compile(r"(?<![A-Za-z0-9])\d*+[A-Za-z]\w*+(?:[-./]\w++)*+|`[^`\n]{2,80}`")
 """Begins at words only and never goes back, as do all patterns here: a long text without a space takes no longer than another."""
+_BLANKS = re.compile(r"[ \t]*+")
 _COMPOUND = re.compile(r"`|[-_./]\w")
 _ITEM = re.compile(r"\s*(?:\d{1,2}[.)]|[-*+])\s")
 _LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]|[-*#>]+)\s*")
@@ -80,8 +81,8 @@ class Holder:
         """What the line before cites: a list, a table or a block below it rests on that."""
         self._is_opening = self._in_item = False
         self._begins_line = True
-        self._is_marked = False
-        """Whether what came last is marked: a mark that already stands below it is not said twice."""
+        self._is_marked = self._is_dropped = False
+        """Whether what came last is marked: a mark that already stands below it goes, and its line with it."""
 
     def feed(self, piece: str) -> str:
         """Return what of the answer can be said by now."""
@@ -129,10 +130,12 @@ class Holder:
     def _sentence(self, sentence: str) -> str:
         if not sentence.strip():
             self._in_item &= "\n" not in sentence
+            sentence, self._is_dropped = sentence[self._is_dropped :], False
             return sentence
         if sentence.strip() == UNVERIFIED and self._is_marked:
+            self._is_dropped = True
             return ""
-        self._is_marked = False
+        self._is_marked = self._is_dropped = False
         is_item = _ITEM.match(sentence) is not None
         self._in_item |= is_item
         good = self._good(sentence)
@@ -237,7 +240,7 @@ def _next_unit(text: str, *, begins_line: bool, is_end: bool) -> tuple[Literal["
     if begins_line and _may_be_special(text):
         return _special(text, is_end=is_end)
     at = 0
-    while (line := text.find("\n", at)) >= 0 and not _may_be_special(text[line + 1 :]):
+    while (line := text.find("\n", at)) >= 0 and not _may_be_special(text, line + 1):
         at = line + 1
     if line >= 0:
         return "prose", text[: line + 1]
@@ -264,10 +267,11 @@ def _special(text: str, *, is_end: bool) -> tuple[Literal["prose", "row", "block
     return None
 
 
-def _may_be_special(text: str) -> bool:
-    """Tell whether a line begins a block or a row, or may turn out to."""
-    bare = text.lstrip(" \t")
-    return bare[:1] == "|" or bare.startswith(("```", "~~~")) or (bare in {"`", "``", "~", "~~"})
+def _may_be_special(text: str, at: int = 0) -> bool:
+    """Tell whether the line that begins there begins a block or a row, or may turn out to."""
+    blanks = _BLANKS.match(text, at)
+    bare = text[blanks.end() : blanks.end() + 3] if blanks else ""
+    return bare[:1] == "|" or bare in {"```", "~~~", "`", "``", "~", "~~"}
 
 
 def _settled(text: str) -> int:

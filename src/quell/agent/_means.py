@@ -14,7 +14,7 @@ from quell.agent._asking import Accounts
 from quell.agent._live import Live
 from quell.agent._talk import Role
 from quell.config import OrchestrationSettings
-from quell.domain import Entropy, Principal, Tool, ToolCaller
+from quell.domain import Entropy, Principal, SpillTable, Tool, ToolCaller
 from quell.models import Model
 from quell.tools import Toolbox
 
@@ -31,6 +31,8 @@ class WorkerSpec:
     """Names of the stores that it may search, for the coordinator."""
     skills: str = ""
     """Catalogue of its skills, told after its preamble."""
+    spill: SpillTable | None = None
+    """From which size on its results are put aside; None: as the deployment does."""
 
 
 class Options(TypedDict, total=False):

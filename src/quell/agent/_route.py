@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from quell.agent._schemas import spec_of
 from quell.agent._talk import Role, Talk
 from quell.domain import ASK_PERSON, CallWanted, OutcomeKind, Tool, ToolOutcome, ToolSpec
 
@@ -56,11 +57,7 @@ def offered(talk: Talk, role: Role, tools: Iterable[Tool]) -> tuple[ToolSpec, ..
     if role.choice == "auto" and is_pleasantry(talk):
         return ()
     has_aside = any(_PUT_ASIDE.search(message.text) for message in talk.messages)
-    told = [
-        ToolSpec(name=tool.name, description=tool.description, parameters=tool.input_schema)
-        for tool in tools
-        if has_aside or not _reads_aside(tool)
-    ]
+    told = [spec_of(tool, role) for tool in tools if has_aside or not _reads_aside(tool)]
     names = {spec.name for spec in told} | {ASK_PERSON}
     told += [spec for spec in role.client_tools if spec.name not in names]
     return (*told, _ASK) if role.asks == "person" else tuple(told)

@@ -98,6 +98,9 @@ class Seat:
         properties = schema.get("properties", {})
         if not isinstance(properties, dict) or REASON in properties:
             return spec
+        needed = schema.get("required", [])
+        if schema.get("additionalProperties") is False and set(needed) == set(properties):
+            schema["required"] = [*needed, REASON]  # in a strict schema everything is required
         schema = {**schema, "type": "object", "properties": {**properties, REASON: _REASON_SCHEMA}}
         return replace(spec, parameters=json.dumps(schema, separators=(",", ":")))
 

@@ -212,6 +212,7 @@ class Shift:
             answer_schema="",
             choice="auto",
             asks="nobody",
+            stop=(),
         )
 
     async def _history(self) -> Sequence[Mapping[str, object]]:

@@ -72,6 +72,8 @@ class Role:
     """`mark`: claims about the system that nothing of the run bears out are marked."""
     asks: Literal["person", "nobody"] = "person"
     """`person`: it may end a turn with a question."""
+    schemas: Literal["as_they_are", "strict"] = "as_they_are"
+    """`strict`: schemas of MCP tools are shown with every property required, and null for what may be left out."""
     window_margin: float = 0.20
     """Share of the model's window that requests leave free."""
 

@@ -126,7 +126,8 @@ async def carry_out(
             seat=Seat(tag=bench.task.tag, natives=_natives(bench, role), witness=bench, asks_reasons=True),
         )
         narrow = means.narrowed(caller, role)
-        narrow = replace(narrow, deadline_s=max(_CALL_MIN_S, min(narrow.deadline_s, role.minutes_max * 60)))
+        deadline_s = max(_CALL_MIN_S, min(narrow.deadline_s, role.minutes_max * 60))
+        narrow = replace(narrow, deadline_s=deadline_s, worker=bench.task.worker, spill=bench.spec.spill)
         halt = await agent.proceed(context, talk, caller=narrow)
         elapsed_s = going.elapsed_s + means.monotonic() - began_s
         traces = tuple(bench.traces.values())

@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from quell.agent import Role
+from quell.agent import Role, WorkerSpec
+from quell.app._agent_servers import spill_of
 from quell.app._in_force import InForce
 from quell.config import AgentSettings, AgentTable, LlmSettings, Secret, SkillSettings
 from quell.domain import ChatAsk, Clock, Message
@@ -156,6 +158,7 @@ def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[str], instructions: str
         nudge_remaining=agent.nudge_turns_remaining,
         evidence=table.evidence,
         client_tools=ask.client_tools if agent.enable_client_tools else (),
+        schemas=_schemas(mind),
     )
     return replace(
         role,
@@ -168,6 +171,38 @@ def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[str], instructions: str
         choice=ask.choice,
         answer_schema=ask.answer_schema,
     )
+
+
+def worker_of(mind: Mind, name: str, *, tools: Sequence[str]) -> WorkerSpec:
+    """Return a worker as its file says, and what its coordinator is told of it."""
+    agent, table, hired = mind.settings.agent, mind.settings.quell, mind.workers[name]
+    worker = mind.settings.orchestration.worker[name]
+    pad = agent.scratchpad if worker.scratchpad is None else worker.scratchpad
+    depth = agent.turn_depth if worker.turn_depth is None else worker.turn_depth
+    role = Role(
+        name=name,
+        preamble=worker.preamble,
+        tools=tuple(tools),
+        turns_max=depth + (pad.turn_depth_bonus if pad.enabled else 0),
+        calls_max=table.budget.calls,
+        minutes_max=table.budget.minutes,
+        nudge_last=agent.nudge_last_turn,
+        nudge_remaining=agent.nudge_turns_remaining,
+        evidence=table.evidence,
+        schemas=_schemas(mind),
+    )
+    return WorkerSpec(
+        role=role,
+        model=hired.model,
+        description=worker.description,
+        stores=worker.vector_stores,
+        skills=hired.skills.catalogue(tokens_max=_SKILL_TOKENS_MAX, count=hired.model.counter.count_text),
+        spill=spill_of(mind.settings, mind.servers, worker=worker),
+    )
+
+
+def _schemas(mind: Mind) -> Literal["as_they_are", "strict"]:
+    return "strict" if mind.settings.mcp.sanitize_schemas else "as_they_are"
 
 
 def parted(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:

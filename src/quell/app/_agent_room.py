@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from quell import telemetry
-from quell.agent import Agent, BudgetAccounts, Live
+from quell.agent import Agent, BudgetAccounts, Crew, Live, Role
 from quell.app._agent_book import AgentBook
-from quell.app._agent_minds import Mind, open_mind, parted, role_of
+from quell.app._agent_minds import Mind, open_mind, parted, role_of, worker_of
 from quell.app._agent_servers import ask_first_of, offered, people_s_of, spill_of
 from quell.app._ask_people import ask_people_hand
 from quell.app._file_tools import file_hands
@@ -61,7 +61,7 @@ class Wanted:
     """Names the request's headers, which stay in memory alone."""
 
 
-Answering: TypeAlias = Agent
+Answering: TypeAlias = Agent | Crew
 """What goes on with a run."""
 
 
@@ -149,7 +149,7 @@ class AgentRoom:
 
     def _skills_of(self, request: CallRequest) -> Skills:
         mind = self._mind_of_call(request)
-        return mind.skills_of(request.caller.principal.agent) if mind is not None else Skills.load(())
+        return mind.skills_of(request.caller.worker) if mind is not None else Skills.load(())
 
     def _files_of(self, request: CallRequest) -> Sequence[str]:
         mind = self._mind_of_call(request)
@@ -255,8 +255,12 @@ class AgentRoom:
         _, told = parted(wanted.ask.messages)
         instructions = told if mind.settings.quell.system_messages == "append" else ""
         names = offered(catalog, mind.settings, mind.servers, set_aside="something")
+        role = role_of(mind, wanted.ask, tools=names, instructions=instructions)
+        if mind.settings.orchestration.enabled:
+            crew, hands = self._crew(context, wanted, mind, role=role, authority=authority)
+            return crew, self._caller(context, wanted, mind, tools=tuple(dict.fromkeys((*names, *hands))))
         agent = Agent(
-            role_of(mind, wanted.ask, tools=names, instructions=instructions),
+            role,
             model=mind.model,
             toolbox=authority.toolbox,
             live=self.live,
@@ -264,6 +268,32 @@ class AgentRoom:
             monotonic=time.monotonic,
         )
         return agent, self._caller(context, wanted, mind, tools=names)
+
+    def _crew(
+        self, context: RunContext, wanted: Wanted, mind: Mind, *, role: Role, authority: Authority
+    ) -> tuple[Crew, tuple[str, ...]]:
+        """Return a coordinator with its workers, and the names of all tools that any of them may be offered."""
+        settings, catalog, run = mind.settings, authority.toolbox.catalog(), context.run.id
+        tools = {
+            name: offered(catalog, settings, mind.servers, worker=worker, set_aside="something")
+            for name, worker in settings.orchestration.worker.items()
+        }
+        wish = settings.quell.default_worker.casefold()
+        crew = Crew(
+            role,
+            model=mind.model,
+            workers={name: worker_of(mind, name, tools=names) for name, names in tools.items()},
+            toolbox=authority.toolbox,
+            settings=settings.orchestration,
+            monotonic=time.monotonic,
+            live=self.live,
+            accounts=lambda place: self._accounts(authority, run, mind, place=place),
+            parallel_max=settings.quell.parallel_max,
+            default_worker=next((name for name in tools if name.casefold() == wish), ""),
+            memory_dir=str(self.directory_of(settings) or ""),
+            session=wanted.ask.session,
+        )
+        return crew, tuple(name for names in tools.values() for name in names)
 
     def headers_of(self, run: str) -> Mapping[str, str]:
         """Return the headers of the request that began a run, as long as it goes on here."""

@@ -58,12 +58,15 @@ def offered(
     that read it are there, whatever the file says.
     """
     own_servers = set(servers.values())
+    is_coordinator = worker is None and agent.orchestration.enabled
     globs = agent.agent.mcp_filter if worker is None or worker.mcp_filter is None else worker.mcp_filter
     ours = _ours(agent, worker)
     pad = worker.scratchpad if worker is not None and worker.scratchpad is not None else agent.agent.scratchpad
     reads_results = pad.enabled or set_aside == "something"
 
     def may(tool: Tool) -> bool:
+        if is_coordinator and (tool.server or tool.resource.kind == _SENSE):
+            return False  # what is to be looked up or done, its workers do
         if tool.server:
             return tool.server in own_servers and (
                 globs is None or any(matches_glob(tool.original, glob) for glob in globs)

@@ -133,7 +133,7 @@ class AgentDesk:
         """
         agent = self.find(ask.agent)
         ask = self._clean(ask)
-        _check(ask)
+        _check(ask, agent)
         mind = await self._room.mind(agent)
         ticket = self._entropy(_TICKET_BYTES).hex()
         if headers:
@@ -284,7 +284,12 @@ def _stamp_of(path: Path) -> Stamp:
     return tuple(stamps)
 
 
-def _check(ask: ChatAsk) -> None:
+def _check(ask: ChatAsk, agent: AgentSettings) -> None:
+    if ask.answer_schema and agent.orchestration.enabled:
+        raise UsageError(
+            f"{agent.id!r} has workers, and answers of workers have no schema",
+            hint="leave `response_format` out, or ask an agent without workers",
+        )
     asked = [message for message in ask.messages if message.role != "system"]
     if not asked:
         raise UsageError("nothing is asked", hint="send at least one message of the user")

@@ -165,7 +165,7 @@ def _other_stage(heard: Heard) -> Stage | None:
     body = heard.body
     told: Mapping[str, tuple[Colour, str, str]] = {
         "agent.plan_made": ("cyan", "plan", "made"),
-        "agent.routed": ("cyan", "route", str(body.get("route") or body.get("mode") or "")),
+        "agent.routed": ("cyan", "route", str(body.get("mode") or "")),
         "agent.task_started": ("cyan", "began", f"task {body.get('task', '')}"),
         "agent.task_ended": ("green", "done", f"task {body.get('task', '')}"),
         "agent.replanned": ("yellow", "plan", "made anew"),

@@ -188,11 +188,11 @@ class Tree:
             self.root.children.append(self._tasks[task])
         elif (node := self._tasks.get(task)) is not None:
             node.took_s = (event.at - node.at).total_seconds()
-            node.outcome = str(body.get("status") or body.get("outcome") or "done")
+            node.outcome = "done" if body.get("success", True) else str(body.get("category") or "failed")
             node.detail = str(body.get("error") or body.get("detail") or "")
 
     def _mark(self, event: Event, body: Mapping[str, object], task: str) -> None:
-        detail = str(body.get("error") or body.get("until") or body.get("route") or "")
+        detail = str(body.get("error") or body.get("until") or body.get("decision") or "")
         mark = Node(kind="mark", name=_MARKS[event.name], at=event.at, detail=detail)
         self._parent(task).children.append(mark)
 

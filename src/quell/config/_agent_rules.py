@@ -164,6 +164,8 @@ def _workers(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
             if name not in stores:
                 hint = f"the stores are: {', '.join(sorted(stores))}" if stores else "add it under [[vector_stores]]"
                 yield path, f"there is no vector store {name!r}", hint
+    if agent.orchestration.enabled and not workers:
+        yield "orchestration.worker", "a coordinator has no workers", "add [orchestration.worker.NAME]"
     default = agent.quell.default_worker
     if default and default.casefold() not in first:
         yield "quell.default_worker", f"there is no worker {default!r}", f"the workers are: {', '.join(workers)}"

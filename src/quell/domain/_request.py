@@ -55,6 +55,10 @@ class ToolCaller:
     """How long people have to decide about a call, which is over then; 0: as the settings say, and asked anew."""
     spill: SpillTable | None = None
     """From which size on results are put aside; None: as the deployment does."""
+    worker: str = ""
+    """Name of the agent's worker that calls; empty: the agent itself."""
+    on_start: Callable[[], None] | None = field(default=None, repr=False)
+    """Is told that a call is being sent: whoever had to let it through has done so."""
     on_progress: Callable[[CallProgress], None] | None = field(default=None, repr=False)
     """Is told how far a call is, in the server's own words: bounded, and without our secrets."""
 

@@ -51,7 +51,8 @@ class AuraEvents:
         self._settings = settings
         self._clean = clean
         self._calls: dict[str, _Call] = {}
-        self._turn: _Turn | None = None
+        self._turns: dict[str, _Turn] = {}
+        """By task: workers go on side by side."""
         self._parked: dict[str, str] = {}
         """Approvals that wait -> the call that waits for them."""
         self._weights: dict[str, dict[str, int]] = {}
@@ -74,7 +75,7 @@ class AuraEvents:
             case "reasoning":
                 told += self._reasoned(body)
             case "agent.turn":
-                self._turn = _Turn(usage=msgspec.convert(body["usage"], TokenUsage))
+                self._turns[_task(body)] = _Turn(usage=msgspec.convert(body["usage"], TokenUsage))
             case "agent.call_asked" | "agent.call_started" | "agent.progress" | "agent.call_ended":
                 told += self._call(name, body)
         return told + self._plan.feed(heard)
@@ -99,7 +100,7 @@ class AuraEvents:
         )
         if not self._settings.custom_events:
             return told
-        told += self._spent()
+        told += b"".join(self._spent(task) for task in list(self._turns))
         usage = account.usage
         if usage.input_tokens:
             told += event_frame("aura.usage", self._tokens(usage) | self._scene.session_tail())
@@ -141,11 +142,12 @@ class AuraEvents:
                 return self._started(known, body) + self._moved(body)
         known.is_ended = True
         ended = self._started(known, body) + self._ended(body, head)
-        return ended + (self._spent() if self._is_turn_over() else b"")
+        return ended + (self._spent(_task(body)) if self._is_turn_over(_task(body)) else b"")
 
     def _asked(self, identifier: str, body: Mapping[str, object], head: Mapping[str, object]) -> bytes:
-        if self._turn is not None and identifier not in self._turn.calls:
-            self._turn.calls.append(identifier)
+        turn = self._turns.get(_task(body))
+        if turn is not None and identifier not in turn.calls:
+            turn.calls.append(identifier)
         return self._event("tool_requested", body, **head, arguments=_arguments(self._clean(str(body["arguments"]))))
 
     def _started(self, known: _Call, body: Mapping[str, object]) -> bytes:
@@ -174,12 +176,13 @@ class AuraEvents:
             told["error"] = cut_bytes(said, self._settings.tool_result_max_length)
         return self._event("tool_complete", body, **head, **told)
 
-    def _is_turn_over(self) -> bool:
-        return self._turn is not None and all(self._calls[call].is_ended for call in self._turn.calls)
+    def _is_turn_over(self, task: str) -> bool:
+        turn = self._turns.get(task)
+        return turn is not None and all(self._calls[call].is_ended for call in turn.calls)
 
-    def _spent(self) -> bytes:
+    def _spent(self, task: str) -> bytes:
         """Tell what the turn took that wanted the calls, once they are over."""
-        turn, self._turn = self._turn, None
+        turn = self._turns.pop(task, None)
         if turn is None or not turn.calls:
             return b""
         ids = [wire_id(call, run=self._scene.run) for call in turn.calls]
@@ -242,6 +245,10 @@ class AuraEvents:
         if scene.agent.orchestration.enabled:
             return {"kind": "coordinator", "run_id": scene.run}
         return {"kind": "single", "session_id": scene.session}
+
+
+def _task(body: Mapping[str, object]) -> str:
+    return str(body.get("task") or "")
 
 
 def _outcome(approval: Approval, took_ms: int) -> dict[str, object]:

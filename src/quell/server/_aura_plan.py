@@ -26,10 +26,6 @@ class PlanEvents:
         self._scene = scene
         self._result_max_bytes = result_max_bytes
         self._clean = clean
-        self._numbers: dict[str, int] = {}
-        self._open: set[str] = set()
-        self._planned = 0
-        self._round = 1
         tellers: dict[str, Callable[[Mapping[str, object]], bytes]] = {
             "agent.routed": self._routed,
             "agent.plan_made": self._planned_as,
@@ -37,6 +33,7 @@ class PlanEvents:
             "agent.task_ended": self._ended,
             "agent.call_asked": self._asked,
             "agent.call_ended": self._answered,
+            "agent.synthesizing": self._synthesizing,
             "agent.round_ended": self._round_ended,
             "agent.replanned": self._replanned,
         }
@@ -45,7 +42,7 @@ class PlanEvents:
     def feed(self, heard: Heard) -> bytes:
         """Return the events that one thing is."""
         told = self._tellers.get(heard.name)
-        is_of_a_task = heard.name not in _OF_CALLS or bool(heard.body.get("task"))
+        is_of_a_task = heard.name not in _OF_CALLS or bool(self._scene.worker(heard.body))
         return told(heard.body) if told is not None and is_of_a_task else b""
 
     def reasoned(self, worker: str, body: Mapping[str, object]) -> bytes:
@@ -59,11 +56,11 @@ class PlanEvents:
 
     def _routed(self, body: Mapping[str, object]) -> bytes:
         rationale = body.get("rationale", "")
-        match body.get("route"):
-            case "direct":
-                return self._event("direct_answer", response=body.get("text", ""), routing_rationale=rationale)
-            case "clarify":
-                told: dict[str, object] = {"question": body.get("text", "")}
+        match body.get("decision"):
+            case "respond_directly" if body.get("mode") == "direct_answer":
+                return self._event("direct_answer", response=body.get("response", ""), routing_rationale=rationale)
+            case "request_clarification":
+                told: dict[str, object] = {"question": body.get("question", "")}
                 if body.get("options"):
                     told["options"] = body["options"]
                 return self._event("clarification_needed", **told, routing_rationale=rationale)
@@ -72,23 +69,25 @@ class PlanEvents:
     def _planned_as(self, body: Mapping[str, object]) -> bytes:
         tasks = body.get("tasks")
         listed = tasks if isinstance(tasks, list | tuple) else ()
-        self._planned, self._open = len(listed), set()
         told = {
             "goal": body.get("goal", ""),
-            "tasks": [str(task.get("description", "")) if isinstance(task, Mapping) else str(task) for task in listed],
+            "tasks": [str(task.get("text", "")) if isinstance(task, Mapping) else str(task) for task in listed],
             "routing_mode": body.get("mode") or ("routed" if len(listed) == 1 else "orchestrated"),
             "routing_rationale": body.get("rationale", ""),
         }
-        if body.get("text"):
-            told["planning_response"] = body["text"]
+        if body.get("summary"):
+            told["planning_response"] = body["summary"]
         return self._event("plan_created", **told)
 
     def _task(self, body: Mapping[str, object]) -> dict[str, object]:
         worker = self._scene.worker(body)
         return {"task_id": self._number(body), "orchestrator_id": _COORDINATOR, "worker_id": worker}
 
-    def _number(self, body: Mapping[str, object]) -> int:
-        return self._numbers.setdefault(str(body.get("task")), len(self._numbers))
+    @staticmethod
+    def _number(body: Mapping[str, object]) -> int:
+        """Return AURA's number of a task, which begins at 0; the same for whoever comes later to a stream."""
+        digits = str(body.get("task") or "").removeprefix("t")
+        return int(digits) - 1 if digits.isdecimal() else 0
 
     def _started(self, body: Mapping[str, object]) -> bytes:
         return self._event("task_started", description=body.get("description", ""), **self._task(body))
@@ -97,12 +96,10 @@ class PlanEvents:
         told = self._task(body) | {"success": bool(body.get("success")), "duration_ms": _whole(body.get("elapsed_ms"))}
         if body.get("result"):
             told["result"] = cut_bytes(str(body["result"]), self._result_max_bytes)
-        ended = self._event("task_completed", **told)
-        self._open.add(str(body.get("task")))
-        if self._planned and len(self._open) >= self._planned:
-            # The coordinator looks at what there is once the last task has ended.
-            ended += self._event("synthesizing", iteration=self._round)
-        return ended
+        return self._event("task_completed", **told)
+
+    def _synthesizing(self, body: Mapping[str, object]) -> bytes:
+        return self._event("synthesizing", iteration=_whole(body.get("iteration")))
 
     def _asked(self, body: Mapping[str, object]) -> bytes:
         return self._event(
@@ -124,17 +121,20 @@ class PlanEvents:
             result=cut_bytes(result_of(body), self._result_max_bytes),
         )
 
-    def _replanned(self, _body: Mapping[str, object]) -> bytes:
-        return self._event("replan_started", iteration=self._round, trigger="post_execute_create_plan")
+    def _replanned(self, body: Mapping[str, object]) -> bytes:
+        iteration = _whole(body.get("iteration"))
+        return self._event("replan_started", iteration=iteration, trigger="post_execute_create_plan")
 
     def _round_ended(self, body: Mapping[str, object]) -> bytes:
-        told: dict[str, object] = {"iteration": self._round, "will_replan": bool(body.get("will_replan"))}
+        told: dict[str, object] = {
+            "iteration": _whole(body.get("iteration")),
+            "will_replan": bool(body.get("will_replan")),
+        }
         if body.get("reasoning"):
             told["reasoning"] = body["reasoning"]
         if body.get("gaps"):
             told["gaps"] = body["gaps"]
         told |= {name: _whole(body.get(name)) for name in _TIMES}
-        self._round += 1
         return self._event("iteration_complete", **told)
 
 

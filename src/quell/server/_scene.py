@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quell.config import AgentSettings
+
+_OF_COORDINATOR = re.compile(r"c\d+")
+"""What a coordinator's own conversations are called, where those of workers have the names of their tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,8 @@ class Scene:
 
     def worker(self, body: Mapping[str, object]) -> str:
         """Return the name of the worker that an event is about; empty for the agent itself."""
+        if _OF_COORDINATOR.fullmatch(str(body.get("task") or "")):
+            return ""
         named = str(body.get("worker") or body.get("agent") or "")
         return named if named in self.agent.orchestration.worker or body.get("task") else ""
 

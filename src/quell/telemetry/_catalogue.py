@@ -83,6 +83,7 @@ EVENTS: Mapping[str, EventSpec] = {
     "agent.call_asked": _spec(
         "debug", "A model wants a tool called.", "call", "tool", "arguments", "intent", "agent", "task"
     ),
+    "agent.call_started": _spec("debug", "A call of an agent is being sent.", "call", "tool", "agent", "task"),
     "agent.call_parked": _spec(
         "info", "A call of an agent waits for people.", "call", "approval", "expires_at", "agent", "task"
     ),

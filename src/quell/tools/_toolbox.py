@@ -412,6 +412,8 @@ class Toolbox:
         """
         if request.needs is not None:
             request = await asyncio.to_thread(self._answered, request, approval=approval)
+        if request.caller.on_start is not None and request.caller.origin not in _OURS:
+            request.caller.on_start()
         began_s = self._monotonic()
         deadline_s = min(request.caller.deadline_s, request.tool.timeout_s)
 
