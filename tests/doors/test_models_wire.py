@@ -245,7 +245,21 @@ def test_when_to_come_again_is_the_providers_word(headers: list[str], expected: 
         (raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000), ModelFault.BAD_ANSWER, False),
         (plain(200, {"choices": []}), ModelFault.BROKEN_STREAM, False),
     ],
-    ids=str,
+    ids=[
+        "silence",
+        "cut between pieces",
+        "no end",
+        "no end and no mark of it",
+        "silence between pieces",
+        "no JSON",
+        "no choices",
+        "overloaded in the middle",
+        "broken in the middle",
+        "closed at once",
+        "another protocol",
+        "a head without an end",
+        "an empty answer",
+    ],
 )
 def test_every_way_to_fail_is_told_apart_and_none_hangs(answer: Answer, fault: ModelFault, said: bool) -> None:
     error = _fault(answer)
