@@ -263,7 +263,7 @@ def test_joining_what_is_joined_already_changes_nothing(tmp_path: Path) -> None:
 def test_what_files_that_share_a_server_say_of_it_counts_as_far_as_all_say_it(tmp_path: Path) -> None:
     table = server_table("shop", "http://127.0.0.1:1/mcp")
     open_one = agent_of(tmp_path, f'{table}[quell]\nreads = ["get_*", "list"]\nhints = "believe"\n', name="open")
-    shy_one = agent_of(tmp_path, f'{table}[quell]\nreads = ["list"]\npin = "by_person"\n', name="shy")
+    shy_one = agent_of(tmp_path, f'{table}[quell]\nreads = ["list"]\npin = "by_person"\nhints = "ignore"\n', name="shy")
     (server,) = merged(Settings(), [open_one, shy_one])[0].mcp.servers.values()
     assert (server.pin, server.reads, server.hints) == ("by_person", ("list",), "ignore")
     own = McpServerSettings(transport="http_streamable", url="http://127.0.0.1:1/mcp", network="host", reads=("*",))
