@@ -30,6 +30,7 @@ def mcp_command(session: Session) -> int:
         from quell.server import serve_mcp
 
         by = await person_in(app, session)
+        await app.open_desk()
         await app.launch()
         await serve_mcp(app, by=by)
         return ExitCode.DONE
