@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quell.cli._exit import DeadlineError, ExitCode
-from quell.cli._output import note, put_document, put_text
+from quell.cli._output import note, note_lines, put_document, put_text
 from quell.cli._progress import Progress, progress
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
@@ -124,7 +124,7 @@ async def _asked(door: ChatDoor, session: Session, wanted: _Wanted) -> int:
             book.unanswered(talk)
     if failure is not None:
         if reply.text and not session.is_json:
-            note(reply.text)
+            note_lines(reply.text)
         raise failure
     if session.is_json:
         put_document("answer", is_ok=code == ExitCode.DONE, **_as_json(reply, wanted))

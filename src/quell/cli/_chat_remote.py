@@ -43,16 +43,7 @@ class Remote:
         told = await self._client.ask("GET", "/v1/models")
         listed = told.get("data")
         rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        # Whether one takes client tools it does not say: it leaves them out of the request then.
-        return [
-            Card(
-                id=str(each.get("id", "")),
-                description=str(each.get("description") or ""),
-                model=str(each.get("model") or ""),
-                takes_client_tools=True,
-            )
-            for each in rows
-        ]
+        return [_card(each) for each in rows]
 
     async def begin(self, ask: ChatAsk) -> str:
         """Begin a stream; the run's id is told by a `quell serve`, and made of the answer's elsewhere."""
@@ -329,6 +320,18 @@ def _message(message: Message) -> dict[str, object]:
             for call in message.calls
         ]
     return told
+
+
+def _card(told: Mapping[str, object]) -> Card:
+    more = told.get("quell")
+    ours = more if isinstance(more, dict) else {}
+    return Card(
+        id=str(told.get("id", "")),
+        description=str(told.get("description") or ""),
+        model=str(ours.get("model") or ""),
+        # One that does not say leaves them out of the request, if it takes none.
+        takes_client_tools=ours.get("takes_client_tools") is not False,
+    )
 
 
 def _asked(told: Mapping[str, object], *, text: str) -> Asked:
