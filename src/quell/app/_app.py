@@ -209,15 +209,9 @@ async def open_app(
         talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
+        ready = runs.launch if role == "command" else None
         room = IncidentRoom(
-            settings,
-            runs=runs,
-            warden=warden,
-            vault=vault,
-            readers=readers,
-            clock=clock,
-            entropy=entropy,
-            ready=runs.launch if role == "command" else None,
+            settings, runs=runs, warden=warden, vault=vault, readers=readers, clock=clock, entropy=entropy, ready=ready
         )
         vault.firing, warden.inventory = room.firing, room.inventory
         warden.builtin = lambda: [*room.hands(), *(talking.hands() if talking is not None else ())]
