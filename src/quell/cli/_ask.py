@@ -33,6 +33,13 @@ _CANCEL_S = 5.0
 _LIMITS = frozenset({"spent", "calls", "time"})
 """Stops of an agent that are limits of ours; the others leave a partial answer."""
 
+_CURES = {
+    "auth": "put a key that holds where `api_key` of the agent file reads it, such as the environment or .env",
+    "unreachable": "start what answers at `base_url` of the agent file, or correct it",
+    "overloaded": "ask again in a while, or name a `fallback` in the agent file",
+}
+"""What helps against a model that does not answer, by the kind of its fault."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
@@ -123,7 +130,8 @@ async def _asked(door: ChatDoor, session: Session, wanted: _Wanted) -> int:
         else:
             book.unanswered(talk)
     if failure is not None:
-        if reply.text and not session.is_json:
+        if reply.text and reply.calls and not session.is_json:
+            # What was found out until then; without a call there is nothing.
             note_lines(reply.text)
         raise failure
     if session.is_json:
@@ -231,7 +239,8 @@ def _judged(reply: Reply) -> tuple[int, QuellError | None]:
         )
     stop, fault = reply.stop, str(reply.body.get("fault") or "")
     if stop == "model":
-        hint = "`quell doctor` checks the set-up; `--model builtin` needs no model"
+        cure = _CURES.get(fault.partition(":")[0], "the agent file says which model is asked, and where")
+        hint = f"{cure}; `--model builtin` needs no model"
         return ExitCode.UNREACHABLE, WorldError(f"the model did not answer: {fault}", hint=hint)
     if stop in _LIMITS:
         told = BoundExceededError(f"the run {reply.run}", limit=0)

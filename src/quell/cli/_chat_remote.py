@@ -62,7 +62,7 @@ class Remote:
             asked_after = {"Last-Event-ID": after} if after else {}
             stream = await self._client.stream("GET", f"/v1/chat/completions/{run}", headers=asked_after)
             ask = ChatAsk(messages=())
-        reading = _Reading(run=run, ours=frozenset(spec.name for spec in ask.client_tools))
+        reading = _Reading(run=run, agent=ask.agent, ours=frozenset(spec.name for spec in ask.client_tools))
         async with aclosing(stream.frames) as frames:
             async for frame in frames:
                 if frame.body == "[DONE]":
@@ -134,6 +134,8 @@ class _Reading:
     """What of a stream was read so far."""
 
     run: str
+    agent: str
+    """The one that was asked; empty: the default of the server, which does not say its name."""
     ours: frozenset[str]
     """Tools that are carried out here."""
     is_over: bool = False
@@ -160,7 +162,7 @@ class _Reading:
         found: list[tuple[str, dict[str, object]]] = []
         if not self._began:
             self._began = True
-            found.append(("agent.began", {"agent": "", "model": str(body.get("model", ""))}))
+            found.append(("agent.began", {"agent": self.agent, "model": str(body.get("model", ""))}))
         self._usage = body.get("usage") or self._usage
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

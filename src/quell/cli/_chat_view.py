@@ -121,9 +121,8 @@ def _beginning(name: str, body: Mapping[str, object], reply: Reply) -> Stage | N
     tool = str(body.get("tool", ""))
     match name:
         case "agent.began":
-            # Of a server we hear neither the agent's name nor, from one that is not ours, the run's.
             tail = f"{_model_text(str(body.get('model', '')))} {reply.run}".strip()
-            return Stage(colour="cyan", word="began", name=str(body.get("agent", "")), tail=tail)
+            return Stage(colour="cyan", word="began", name=str(body.get("agent") or "agent"), tail=tail)
         case "agent.call_asked" | "agent.call_started":
             return Stage(colour="cyan", word="calls", name=tool, tail="", is_passing=True)
         case "agent.progress":

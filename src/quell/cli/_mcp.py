@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -31,8 +32,13 @@ def mcp_command(session: Session) -> int:
 
         by = await person_in(app, session)
         await app.open_desk()
-        await app.launch()
-        await serve_mcp(app, by=by)
+        await app.launch(way="direct")
+        # No client waits for the queue: it comes up while the first words are exchanged.
+        queue = asyncio.ensure_future(app.launch())
+        try:
+            await serve_mcp(app, by=by)
+        finally:
+            await queue
         return ExitCode.DONE
 
     try:

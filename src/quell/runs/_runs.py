@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -156,7 +157,7 @@ class Runs:
             if self._executor is None:
                 await self._begin_executing(way=way)
             elif way == "queue" and self._has_queues and not self._executor.has_queues:
-                await self._executor.open_queues(self._dispatcher(self._executor))
+                await self._executor.open_queues(await self._dispatcher(self._executor))
 
     @property
     def _has_queues(self) -> bool:
@@ -178,12 +179,14 @@ class Runs:
             bells=self._bells,
             clean=self._clean,
         )
-        dispatcher = self._dispatcher(executor) if way == "queue" and self._has_queues else None
+        dispatcher = await self._dispatcher(executor) if way == "queue" and self._has_queues else None
         await executor.launch(dispatcher)
         self._executor = executor
 
-    def _dispatcher(self, executor: Executor) -> Dispatcher:
-        # Loaded here: what is executed directly needs neither dbos nor the half second that loading it takes.
+    async def _dispatcher(self, executor: Executor) -> Dispatcher:
+        # Loaded here: what is executed directly needs neither dbos nor the half second that loading it takes. Off the
+        # loop: runs may be executed already.
+        await asyncio.to_thread(import_module, "quell.runs._dispatch")
         from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
 
         loop = asyncio.get_running_loop()
