@@ -52,16 +52,16 @@ class _Model(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.process: int | None = None
-        self.asked: tuple[float, float] | None = None
+        self.asked: list[tuple[float, float]] = []
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def note(self) -> None:
-        if self.asked is None and self.process is not None:
+        if self.process is not None:
             # The kernel's name for the processor clock of another process, as clock_getcpuclockid(3) makes it.
-            self.asked = (time.clock_gettime((~self.process << 3) | 2), time.monotonic())
+            self.asked.append((time.clock_gettime((~self.process << 3) | 2), time.monotonic()))
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -97,14 +97,15 @@ def _model() -> Iterator[_Model]:
 
 def _until_asked(command: Sequence[str], *, model: _Model, env: Mapping[str, str], at: Path) -> tuple[float, float]:
     """Run a command to its end; return what it had used, and how long it took, when the model was asked."""
-    model.asked = None
+    model.asked.clear()
     started = time.monotonic()
     with subprocess.Popen(command, env=env, cwd=at, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         model.process = process.pid
         said, _ = process.communicate(timeout=60)
-    if process.returncode != 0 or model.asked is None:
+    if process.returncode != 0 or not model.asked:
         raise RuntimeError(f"{command[:3]} ended with {process.returncode} and asked no model: {said[-500:]!r}")
-    return 1000 * model.asked[0], 1000 * (model.asked[1] - started)
+    used_s, asked_s = model.asked[0]
+    return 1000 * used_s, 1000 * (asked_s - started)
 
 
 def measure() -> dict[str, object]:

@@ -52,22 +52,24 @@ def test_a_call_that_waits_on_a_server_is_approved_by_somebody_else_over_http(tm
             approval, run = str(error["approval"]), str(error["run"])
             assert approval.startswith("apr_")
 
-            there = {"url": url, "cwd": tmp_path}
-            assert approval in typed("/approval list", env=bob, **there)
-            shown = typed(f"/approval show {approval}", env=bob, **there)
+            def says_to(person: Mapping[str, str], line: str) -> str:
+                return typed(line, url=url, cwd=tmp_path, env=person)
+
+            assert approval in says_to(bob, "/approval list")
+            shown = says_to(bob, f"/approval show {approval}")
             assert tool in shown
             found = re.search(r"digest: (\S+)", shown)
             assert found is not None, shown
-            refused = typed(f"/approval approve {approval} --digest {'0' * 20}", env=bob, **there)
+            refused = says_to(bob, f"/approval approve {approval} --digest {'0' * 20}")
             assert "error:" in refused
-            own = typed(f"/approval approve {approval} --digest {found[1]}", env=asker, **there)
+            own = says_to(asker, f"/approval approve {approval} --digest {found[1]}")
             assert "error:" in own, "who asked approves nothing"
-            said = typed(f"/approval approve {approval} --digest {found[1]}", env=bob, **there)
+            said = says_to(bob, f"/approval approve {approval} --digest {found[1]}")
             assert "error:" not in said, said
-            assert "nothing waits for people" in typed("/approval list", env=bob, **there)
+            assert "nothing waits for people" in says_to(bob, "/approval list")
 
             for _ in range(200):
-                if "succeeded" in (seen := typed(f"/run show {run}", env=asker, **there)):
+                if "succeeded" in (seen := says_to(asker, f"/run show {run}")):
                     break
                 time.sleep(0.05)
             assert "succeeded" in seen, seen

@@ -211,7 +211,14 @@ async def open_app(
         _end_first(stack, runs, telling)
         ready = runs.launch if role == "command" else None
         room = IncidentRoom(
-            settings, runs=runs, warden=warden, vault=vault, readers=readers, clock=clock, entropy=entropy, ready=ready
+            settings,
+            runs=runs,
+            warden=warden,
+            open_reader=vault.open_reader,
+            readers=readers,
+            clock=clock,
+            entropy=entropy,
+            ready=ready,
         )
         vault.firing, warden.inventory = room.firing, room.inventory
         warden.builtin = lambda: [*room.hands(), *(talking.hands() if talking is not None else ())]

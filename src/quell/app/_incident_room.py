@@ -18,9 +18,12 @@ from quell.signals import Reader
 from quell.tools import LocalHand
 
 if TYPE_CHECKING:
-    from quell.app._app import Vault
     from quell.app._warden import Warden
     from quell.incidents import Curve, CurveAsk, Desk
+    from quell.signals import ClickHouseReader
+
+OpenReader = Callable[[], "Awaitable[ClickHouseReader]"]
+"""Opens the telemetry store, if it is not, and returns its reader."""
 
 _SERIES_TIMEOUT_S = 5.0
 
@@ -34,7 +37,7 @@ class IncidentRoom:
         *,
         runs: Runs,
         warden: Warden,
-        vault: Vault,
+        open_reader: OpenReader,
         readers: Sequence[Reader],
         clock: Clock,
         entropy: Entropy,
@@ -44,7 +47,7 @@ class IncidentRoom:
         self._settings = settings
         self._runs = runs
         self._warden = warden
-        self._vault = vault
+        self._open_reader = open_reader
         self._readers = readers
         self._clock = clock
         self._entropy = entropy
@@ -70,8 +73,8 @@ class IncidentRoom:
             settings=self._settings.investigation,
             clock=self._clock,
             entropy=self._entropy,
-            curves=_curves_of(self._vault),
-            begins_at=_extent_of(self._vault),
+            curves=_curves_of(self._open_reader),
+            begins_at=_extent_of(self._open_reader),
             ready=self._ready,
             clean=self._warden.redactor.text,
         )
@@ -116,12 +119,12 @@ class IncidentRoom:
         return {tool.name: hand for tool, hand in senses.hands()}
 
 
-def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]]]:
+def _curves_of(open_reader: OpenReader) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]]]:
     """Return what draws the charts' curves from the store's rollups."""
     from quell.incidents import Curve  # noqa: PLC0415 - as above
 
     async def curves(ask: CurveAsk) -> tuple[Curve, ...]:
-        reader = await vault.open_reader()
+        reader = await open_reader()
         drawn = await reader.series(
             services=ask.services, edges=ask.edges, metrics=ask.metrics, window=ask.window, timeout_s=_SERIES_TIMEOUT_S
         )
@@ -130,11 +133,11 @@ def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]
     return curves
 
 
-def _extent_of(vault: Vault) -> Callable[[Window], Awaitable[datetime | None]]:
+def _extent_of(open_reader: OpenReader) -> Callable[[Window], Awaitable[datetime | None]]:
     """Return what tells since when there is telemetry."""
 
     async def begins_at(window: Window) -> datetime | None:
-        reader = await vault.open_reader()
+        reader = await open_reader()
         return await reader.begins_at(window, timeout_s=_SERIES_TIMEOUT_S)
 
     return begins_at
