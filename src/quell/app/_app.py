@@ -209,18 +209,7 @@ async def open_app(
         talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
-        ready = runs.launch if role == "command" else None
-        room = IncidentRoom(
-            settings,
-            runs=runs,
-            warden=warden,
-            open_reader=vault.open_reader,
-            readers=readers,
-            clock=clock,
-            entropy=entropy,
-            ready=ready,
-        )
-        vault.firing, warden.inventory = room.firing, room.inventory
+        room = _room_of(vault, readers, settings=settings, warden=warden, role=role, clock=clock, entropy=entropy)
         warden.builtin = lambda: [*room.hands(), *(talking.hands() if talking is not None else ())]
         if role == "serve" or talking is None:
             await room.open()
@@ -241,6 +230,31 @@ async def open_app(
         )
         await _start(app)
         yield app
+
+
+def _room_of(
+    vault: Vault,
+    readers: Sequence[Reader],
+    *,
+    settings: Settings,
+    warden: Warden,
+    role: Role,
+    clock: Clock,
+    entropy: Entropy,
+) -> IncidentRoom:
+    """Return where incidents are, not opened yet; who asks for them there opens it."""
+    room = IncidentRoom(
+        settings,
+        runs=warden.runs,
+        warden=warden,
+        open_reader=vault.open_reader,
+        readers=readers,
+        clock=clock,
+        entropy=entropy,
+        ready=warden.runs.launch if role == "command" else None,
+    )
+    vault.firing, warden.inventory = room.firing, room.inventory
+    return room
 
 
 def _with_agents(
