@@ -15,7 +15,7 @@ import msgspec
 from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app._agent_book import Session
-from quell.app._agent_follow import followed
+from quell.app._agent_follow import Follower, followed
 from quell.app._agent_minds import Mind, default_agent, parted
 from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, load_agents
@@ -160,6 +160,11 @@ class AgentDesk:
         `after` is the id of what somebody heard last. Raises UsageError for an id that is none.
         """
         return followed(self._runs, self._room.live, run, after=after)
+
+    @staticmethod
+    def check_place(after: str) -> None:
+        """Raise UsageError for what is not the id of something that was heard."""
+        Follower.after("", after)
 
     async def answer(self, run: str, *, timeout_s: float) -> AgentAnswer | None:
         """Wait for the answer of a run; None when it has not ended by then.
