@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quell.app._agent_servers import spill_of
+from quell.app._first_pins import pin_first
+from quell.domain import OutcomeKind
+from tests._mcp_rogue import OBJECT, rogue
+from tests.doors._agent_tools_bench import agent_of, room_of, server_table
 from tests.doors._desk_bench import agents_of, file_of
+from tests.doors._hand_bench import outcome_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
 from tests.doors._wire_bench import CHAT, a_wire, frames, settings_of
 
@@ -47,5 +54,27 @@ def test_a_journal_that_goes_away_in_the_middle_of_a_stream_is_told_in_it(tmp_pa
                 told = json.dumps(frames(said)[-3:])
                 assert '"error"' in told
                 assert "journal" in told
+
+    asyncio.run(story())
+
+
+def test_a_session_of_the_same_name_shows_nobody_what_somebody_else_put_aside(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with rogue() as server:
+            server.tools = [{"name": "echo", "inputSchema": OBJECT}]
+            rules = '[mcp.servers.shop.scratchpad."echo"]\nmin_tokens = 1\n[quell]\nreads = ["*"]\n'
+            pad = "[agent.scratchpad]\nenabled = true\n"
+            agent = agent_of(tmp_path, f"{pad}{server_table('shop', server.url)}{rules}")
+            async with room_of(tmp_path, agent) as (room, names):
+                await pin_first(room.authority)
+                ann = room.caller(spill=spill_of(agent, names["shop"]), session="s")
+                bob = replace(ann, principal=replace(ann.principal, user="bob"))
+                handle = outcome_of(await room.call("echo", caller=ann, n=1)).handle
+                assert handle
+                assert outcome_of(await room.call("read", caller=ann, handle=handle)).kind is OutcomeKind.OK
+                theirs = outcome_of(await room.call("read", caller=bob, handle=handle))
+                assert theirs.kind is OutcomeKind.DENIED
+                guessed = outcome_of(await room.call("read", caller=bob, handle="pad_" + "0" * 32))
+                assert handle not in guessed.detail
 
     asyncio.run(story())
