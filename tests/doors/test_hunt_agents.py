@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
+import msgspec
 import pytest
 
+from quell.app import AgentDesk
 from quell.app._agent_servers import spill_of
 from quell.app._first_pins import pin_first
-from quell.domain import OutcomeKind
+from quell.domain import CallWanted, ChatAsk, Message, OutcomeKind, QuellError, RefusedError, ToolSpec, UsageError
+from tests import _canaries
 from tests._mcp_rogue import OBJECT, rogue
 from tests.doors._agent_tools_bench import agent_of, room_of, server_table
-from tests.doors._desk_bench import agents_of, file_of
+from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of
 from tests.doors._hand_bench import outcome_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
 from tests.doors._wire_bench import CHAT, a_wire, frames, settings_of
@@ -76,5 +81,127 @@ def test_a_session_of_the_same_name_shows_nobody_what_somebody_else_put_aside(tm
                 assert theirs.kind is OutcomeKind.DENIED
                 guessed = outcome_of(await room.call("read", caller=bob, handle="pad_" + "0" * 32))
                 assert handle not in guessed.detail
+
+    asyncio.run(story())
+
+
+def test_keys_of_two_people_are_two_keys_however_they_are_called(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_desk(tmp_path) as app:
+            question = asked("Hello?", session="s")
+            first = await app.agents.start(question, by=replace(ANN, user="ann:x"), key="k")
+            second = await app.agents.start(question, by=ANN, key="x:k")
+            assert first.id != second.id
+            for run in (first, second):
+                await app.agents.answer(run.id, timeout_s=10)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("ends", ["mismatch", "cancelled", "failed"])
+def test_headers_of_a_request_are_forgotten_however_its_run_ends(tmp_path: Path, ends: str) -> None:
+    async def story() -> None:
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        async with provider(slow) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_desk(tmp_path / "state", agents) as app:
+                desk, shown = app.agents, {"authorization": "of the client"}
+                if ends == "failed":
+                    desk._room.answering = _broken  # type: ignore[method-assign]  # a bug of ours
+                run = await desk.start(asked("?"), by=ANN, headers=shown, key="k")
+                if ends == "mismatch":
+                    with pytest.raises(RefusedError):
+                        await desk.start(asked("!"), by=ANN, headers=shown, key="k")
+                    assert len(desk._room.headers) == 1
+                if ends != "failed":
+                    await _first_word(desk, run.id)
+                    assert desk.headers_of(run.id) == shown
+                    await desk.cancel(run.id)
+                with pytest.raises(QuellError):
+                    await desk.answer(run.id, timeout_s=10)
+                async with asyncio.timeout(5):
+                    while desk._room.headers or desk._room.live.said(run.id):
+                        await asyncio.sleep(0.02)
+
+    asyncio.run(story())
+
+
+async def _broken(*_: object) -> NoReturn:
+    raise ZeroDivisionError
+
+
+async def _first_word(desk: AgentDesk, run: str) -> None:
+    async with aclosing(desk.follow(run)) as following:
+        async for each in following:
+            if each.name == "text":
+                return
+
+
+@pytest.mark.parametrize("session", ["a\r\nSet-Cookie: x=y", "\u4e2d", "a\0", "two words", "s" * 201])
+def test_a_session_that_could_not_be_told_is_refused_whoever_names_it(tmp_path: Path, session: str) -> None:
+    async def story() -> None:
+        async with a_desk(tmp_path) as app:
+            with pytest.raises(UsageError, match="session id"):
+                await app.agents.start(asked("Hello?", session=session), by=ANN)
+            with pytest.raises(UsageError, match="session id"):
+                await app.agents.conversation(session, by=ANN)
+
+    asyncio.run(story())
+
+
+def test_a_process_that_died_before_it_noted_a_conversation_loses_nothing_of_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_desk(tmp_path) as app:
+            first = await app.agents.start(asked("Hello?"), by=ANN)
+            await app.agents.answer(first.id, timeout_s=10)
+            wanted = await app.agents.wanted(first.id)
+            # As it stands in the journal between the two writes.
+            begun = replace(wanted, ask=asked("Is anything wrong?", session="s1"), ticket="t")
+            run = await app.runs.start("chat", subject="?", arguments=msgspec.to_builtins(begun))
+            await app.agents.answer(run.id, timeout_s=10)
+            told = await app.agents.conversation("s1", by=ANN)
+            assert [message.text for message in told][:1] == ["Is anything wrong?"]
+            assert [session.id for session in await app.agents.sessions(by=ANN)] == ["s1"]
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_agent_has_no_file_any_more_is_still_its_caller_s(tmp_path: Path) -> None:
+    async def story() -> None:
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        async with provider(slow) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url), file_of("dev", model.url))
+            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+                begun = await wire.http.post("/v1/responses", json={"model": "sre", "input": "?", "background": True})
+                answer = begun.json()["id"]
+                others = agents_of(tmp_path / "others", file_of("ops", model.url), file_of("dev", model.url))
+                wire.app.agents.take(others)
+                stands = await wire.http.get(f"/v1/responses/{answer}")
+                assert (stands.status_code, stands.json()["status"]) == (200, "in_progress")
+                gone = await wire.http.post(f"/v1/responses/{answer}/cancel")
+                assert (gone.status_code, gone.json()["status"]) == (200, "cancelled")
+
+    asyncio.run(story())
+
+
+def test_secrets_of_ours_are_taken_out_of_every_part_of_a_question(tmp_path: Path) -> None:
+    secret = _canaries.IN_SETTINGS
+
+    async def story() -> None:
+        async with a_desk(tmp_path) as app:
+            call = CallWanted(id="c", name="look", arguments=json.dumps({"token": secret}))
+            messages = (
+                Message(role="user", text="Hello?"),
+                Message(role="assistant", calls=(call,)),
+                Message(role="tool", call="c", tool="look", text=secret),
+                Message(role="user", text="Is anything wrong?"),
+            )
+            tool = ToolSpec(name="look", description=secret, parameters=json.dumps({"type": "object", "title": secret}))
+            ask = ChatAsk(messages=messages, user=secret, metadata={"note": secret}, client_tools=(tool,))
+            run = await app.agents.start(ask, by=ANN)
+            await app.agents.answer(run.id, timeout_s=10)
+            kept = json.dumps(await app.runs.arguments(run.id))
+            assert secret not in kept
+            assert "Is anything wrong?" in kept
 
     asyncio.run(story())

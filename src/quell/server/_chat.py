@@ -180,12 +180,13 @@ class Chats:
         try:
             wanted = await self._app.agents.wanted(run)
             found = await self._app.runs.get(run)
-        except (QuellError, ValueError) as error:
+        except QuellError as error:
             raise _unknown_run(run) from error
         if found.id != run or (wanted.by.tenant, wanted.by.user) != (by.tenant, by.user):
             raise _unknown_run(run)
         created = int(found.created_at.timestamp())
-        agent = self.agent(wanted.agent)
+        # Its file may be gone by now, or name another: the run is what it was.
+        agent = await self._app.agents.agent_of(wanted)
         return Begun(run=run, ask=wanted.ask, agent=agent, tenant=by.tenant, created=created, trace=_trace())
 
     async def answer(self, run: str) -> AgentAnswer | None:

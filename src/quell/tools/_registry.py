@@ -18,9 +18,9 @@ from quell.domain import (
     ServerAnswer,
     ServerUnavailable,
     Tool,
+    ToolCaller,
     ToolOutcome,
     ToolPin,
-    ToolCaller,
 )
 from quell.governance import pin_of
 from quell.tools._asks import NeedsPeopleError, replies_of
