@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, Self, TypeAlias
 
+import httpx2
 import msgspec
 import pytest
 
-from quell.app import AgentDesk
+from quell.app import AgentDesk, App
 from quell.app._agent_servers import spill_of
 from quell.app._first_pins import pin_first
-from quell.domain import CallWanted, ChatAsk, Message, OutcomeKind, QuellError, RefusedError, ToolSpec, UsageError
+from quell.config import AuraSettings, ServerSettings
+from quell.domain import (
+    CallWanted,
+    ChatAsk,
+    KeyRequest,
+    Message,
+    OutcomeKind,
+    QuellError,
+    RefusedError,
+    RunStatus,
+    ToolSpec,
+    UsageError,
+)
+from quell.runs import system_clock
 from tests import _canaries
 from tests._mcp_rogue import OBJECT, rogue
 from tests.doors._agent_tools_bench import agent_of, room_of, server_table
+from tests.doors._authority_house import KEYS, OWNER
 from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of
 from tests.doors._hand_bench import outcome_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
 from tests.doors._wire_bench import CHAT, a_wire, frames, settings_of
 
 pytestmark = pytest.mark.timeout(60)
+Shown: TypeAlias = dict[str, str]
 
 
 @pytest.mark.parametrize("after", ["abc", "1.2.3", "-1", "9" * 30, "0.1.2." + "9" * 30])
@@ -203,5 +221,162 @@ def test_secrets_of_ours_are_taken_out_of_every_part_of_a_question(tmp_path: Pat
             kept = json.dumps(await app.runs.arguments(run.id))
             assert secret not in kept
             assert "Is anything wrong?" in kept
+
+    asyncio.run(story())
+
+
+async def _key_of(
+    app: App, user: str, *, scopes: tuple[str, ...] = (), roles: tuple[str, ...] = ("operator",)
+) -> Shown:
+    """Give somebody a key; return the headers that show it."""
+    identities = await app.warden.identities()
+    expires_at = system_clock() + timedelta(days=1)
+    wish = KeyRequest(name=f"of {user}", user=user, roles=roles, scopes=scopes, expires_at=expires_at)
+    with app.runs.database.writing() as connection:
+        _, secret = identities.new_key(connection, wish, by=OWNER)
+    return {"Authorization": f"Bearer {secret.reveal()}"}
+
+
+@dataclass(kw_only=True)
+class _McpClient:
+    """A client that speaks MCP by hand, so that it can say what no client of a library would."""
+
+    http: httpx2.AsyncClient
+    shown: Shown
+    session: str = ""
+
+    async def post(self, method: str, params: object, *, is_told: bool = False) -> httpx2.Response:
+        said = {"jsonrpc": "2.0", "method": method, "params": params} | ({} if is_told else {"id": 1})
+        answer = await self.http.post("/mcp", json=said, headers=self.headers())
+        self.session = answer.headers.get("mcp-session-id", self.session)
+        return answer
+
+    def headers(self) -> dict[str, str]:
+        named = {"mcp-session-id": self.session} if self.session else {}
+        return {"Accept": "application/json, text/event-stream", **self.shown, **named}
+
+    async def hello(self) -> Self:
+        about = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "hand", "version": "1"}}
+        assert (await self.post("initialize", about)).status_code == 200
+        assert (await self.post("notifications/initialized", {}, is_told=True)).status_code == 202
+        return self
+
+    async def call(self, tool: str, **arguments: object) -> dict[str, Any]:
+        answer = await self.post("tools/call", {"name": tool, "arguments": arguments})
+        return _told(answer)["result"]  # type: ignore[no-any-return]  # JSON
+
+
+def _told(answer: httpx2.Response) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+    return json.loads(lines[-1])  # type: ignore[no-any-return]  # JSON
+
+
+def test_over_mcp_nobody_reads_what_somebody_else_asked_or_ends_their_session(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_wire(settings_of(tmp_path, identity=KEYS)) as wire:
+            ann = await _McpClient(http=wire.http, shown=await _key_of(wire.app, "ann")).hello()
+            bob = await _McpClient(http=wire.http, shown=await _key_of(wire.app, "bob")).hello()
+            run = (await ann.call("ask", question="Is anything wrong?"))["structuredContent"]["run"]
+            assert not (await ann.call("run", run=run))["isError"]
+            for tool in ("run", "evidence"):
+                refused = await bob.call(tool, run=run)
+                assert refused["isError"]
+                assert "there is no run" in refused["content"][0]["text"]
+            for client, has in ((ann, True), (bob, False)):
+                read = _told(await client.post("resources/read", {"uri": f"quell://runs/{run}"}))
+                assert ("result" in read) is has
+            thief = _McpClient(http=wire.http, shown=bob.shown, session=ann.session)
+            gone = await wire.http.delete("/mcp", headers=thief.headers())
+            assert gone.status_code == 404
+            assert not (await ann.call("run", run=run))["isError"]
+
+    asyncio.run(story())
+
+
+def test_a_run_of_no_agent_is_no_run_for_clients_that_ask_agents(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with a_wire(settings_of(tmp_path)) as wire:
+            client = await _McpClient(http=wire.http, shown={}).hello()
+            run = await wire.app.calls.start("incidents", arguments="{}", by=ANN)
+            refused = await client.call("run", run=run.id)
+            assert refused["isError"]
+            assert "there is no run" in refused["content"][0]["text"]
+
+    asyncio.run(story())
+
+
+def test_a_server_that_stops_calls_off_no_run_that_a_client_of_mcp_waits_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        async with provider(slow) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+                client = await _McpClient(http=wire.http, shown={}).hello()
+                waiting = asyncio.create_task(client.call("ask", question="?"))
+                while not (began := await wire.app.runs.list(limit=1, status=RunStatus.RUNNING)):
+                    await asyncio.sleep(0.02)
+                wire.serving.cancel()
+                await asyncio.gather(wire.serving, waiting, return_exceptions=True)
+                assert (await wire.app.runs.get(began[0].id)).status is RunStatus.RUNNING
+                await wire.app.agents.cancel(began[0].id)
+
+    asyncio.run(story())
+
+
+def test_a_server_that_stops_takes_nothing_new_over_any_protocol_and_ends_what_is_open(tmp_path: Path) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def story() -> None:
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        server = ServerSettings(port=0, a2a=True, aura=AuraSettings(shutdown_timeout_s=1.0))
+        async with provider(slow, slow) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_wire(settings_of(tmp_path / "state", server=server), agents) as wire:
+                await (client := _McpClient(http=wire.http, shown={})).hello()
+                message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "?"}]}
+                body, spoken = {"message": message}, {"A2A-Version": "1.0"}
+                chatting = asyncio.create_task(wire.stream("?"))
+                async with wire.http.stream("POST", "/a2a/v1/message:stream", json=body, headers=spoken) as others:
+                    lines = others.aiter_lines()
+                    while "On." not in await anext(lines):
+                        pass
+                    wire.serving.cancel()
+                    await asyncio.sleep(0.2)
+                    assert (await client.post("tools/list", {})).status_code == 503
+                    asked = await wire.http.post("/a2a/v1/message:send", json=body, headers=spoken)
+                    assert asked.status_code == 503
+                    # It ends as streams end: a connection that is cut raises here.
+                    async for _ in lines:
+                        pass
+                assert "server_stopping" in await chatting
+                await asyncio.gather(wire.serving, return_exceptions=True)
+                for run in await wire.app.runs.list(limit=5, status=RunStatus.RUNNING):
+                    await wire.app.agents.cancel(run.id)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("path", ["/a2a/v1/rpc", "/a2a/v1/message:send", "/", "/mcp"])
+def test_a_body_without_bounds_is_refused_over_every_protocol(tmp_path: Path, path: str) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            yield b" " * 1024 * 1024
+
+    async def story() -> None:
+        server = ServerSettings(port=0, a2a=True, request_timeout_s=1.0)
+        async with a_wire(settings_of(tmp_path, server=server)) as wire:
+            headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+            refused = await wire.http.post(path, content=endless(), headers=headers)
+            assert refused.status_code == 413
+            # Half a body holds nobody for ever either.
+            place = httpx2.URL(wire.url)
+            reader, writer = await asyncio.open_connection(place.host, place.port)
+            head = f"POST {path} HTTP/1.1\r\nHost: {place.host}:{place.port}\r\nContent-Length: 99\r\n"
+            writer.write(f"{head}Content-Type: application/json\r\nAccept: {headers['Accept']}\r\n\r\n{{".encode())
+            assert (await asyncio.wait_for(reader.readline(), timeout=10)).startswith(b"HTTP/1.1 503")
+            writer.close()
 
     asyncio.run(story())

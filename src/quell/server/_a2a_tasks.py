@@ -40,6 +40,7 @@ from quell.domain import (
 )
 from quell.domain import Message as Said
 from quell.governance import Approvals
+from quell.server._listening import Closing
 
 _ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
 _STILL = _ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
@@ -59,9 +60,10 @@ _LAST_HEARD = frozenset({"run.finished", "run.failed", "run.cancelled"})
 class Tasks:
     """Begins, reads, follows and ends the tasks of callers."""
 
-    def __init__(self, app: App, book: TaskBook) -> None:
+    def __init__(self, app: App, book: TaskBook, *, closing: Closing) -> None:
         """Take the app whose agents these are, and the book that tells which runs a task is."""
         self._app = app
+        self._closing = closing
         self.book = book
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -90,9 +92,9 @@ class Tasks:
         self, text: str, *, task: str, context: str, by: Principal, agent: str, metadata: Mapping[str, str]
     ) -> AgentTask:
         desk = self._app.agents
-        before = await desk.conversation(context, by=by)
-        ask = ChatAsk(messages=(*before, Said(role="user", text=text)), agent=agent, session=context, metadata=metadata)
         try:
+            said = (*await desk.conversation(context, by=by), Said(role="user", text=text))
+            ask = ChatAsk(messages=said, agent=agent, session=context, metadata=metadata)
             run = await desk.start(ask, by=by)
         except (RefusedError, UsageError) as error:
             raise InvalidParamsError(message=f"{error}; {error.hint}" if error.hint else str(error)) from error
@@ -193,7 +195,8 @@ class Tasks:
             yield task
         if task.status.state in _ENDED:
             return
-        async with aclosing(self._app.agents.follow(row.run)) as heard:
+        # A server that stops ends it between two events: whoever listened subscribes again.
+        async with aclosing(self._closing.until(self._app.agents.follow(row.run))) as heard:
             async for each in heard:
                 for event in await self._events(each, row):
                     yield event
