@@ -15,13 +15,16 @@ import httpx2
 import msgspec
 import pytest
 
-from quell.app import AgentDesk, App
+from quell.app import AgentDesk, App, TaskBook
 from quell.app._agent_servers import spill_of
 from quell.app._first_pins import pin_first
-from quell.config import AuraSettings, ServerSettings
+from quell.config import AuraSettings, ServerSettings, agent_kept, load
+from quell.config import kept_agent as agent_kept_text
 from quell.domain import (
+    ApprovalStatus,
     CallWanted,
     ChatAsk,
+    ConfigError,
     KeyRequest,
     Message,
     OutcomeKind,
@@ -34,8 +37,9 @@ from quell.domain import (
 from quell.runs import system_clock
 from tests import _canaries
 from tests._mcp_rogue import OBJECT, rogue
+from tests.conftest import FakeClock
 from tests.doors._agent_tools_bench import agent_of, room_of, server_table
-from tests.doors._authority_house import KEYS, OWNER
+from tests.doors._authority_house import KEYS, OWNER, House
 from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of
 from tests.doors._hand_bench import outcome_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
@@ -380,3 +384,164 @@ def test_a_body_without_bounds_is_refused_over_every_protocol(tmp_path: Path, pa
             writer.close()
 
     asyncio.run(story())
+
+
+A2A = {"A2A-Version": "1.0"}
+OTHERS = ServerSettings(port=0, a2a=True)
+
+
+def _message(text: str = "Is anything wrong?", **more: object) -> dict[str, object]:
+    return {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": text}]} | more}
+
+
+async def _rpc(http: httpx2.AsyncClient, method: str, params: object) -> dict[str, Any]:
+    said = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return (await http.post("/a2a/v1/rpc", json=said, headers=A2A)).json()  # type: ignore[no-any-return]  # JSON
+
+
+def test_pages_of_tasks_are_as_long_as_was_asked_and_tokens_that_are_none_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def story() -> None:
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        short = sse(delta("Well."), end(), usage(9, 3))
+        async with provider(short, short, slow, short) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_wire(settings_of(tmp_path / "state", server=OTHERS), agents) as wire:
+                ended = []
+                for place in range(4):
+                    config = {"configuration": {"returnImmediately": True}} if place == 2 else {}
+                    sent = await _rpc(wire.http, "SendMessage", _message() | config)
+                    ended.append(sent["result"]["task"]["id"])
+                    while place == 2 and len(model.bodies) < 3:
+                        await asyncio.sleep(0.02)
+                going = ended.pop(2)
+                wish = {"pageSize": 2, "status": "TASK_STATE_COMPLETED"}
+                first = (await _rpc(wire.http, "ListTasks", wish))["result"]
+                assert [task["id"] for task in first["tasks"]] == [ended[2], ended[1]]
+                rest = (await _rpc(wire.http, "ListTasks", wish | {"pageToken": first["nextPageToken"]}))["result"]
+                assert ([task["id"] for task in rest["tasks"]], rest["nextPageToken"]) == ([ended[0]], "")
+                for wrong in ({"pageToken": "9" * 30}, {"pageToken": "9" * 5000}, {"pageSize": -1}):
+                    assert (await _rpc(wire.http, "ListTasks", wrong))["error"]["code"] == -32602
+                await wire.app.agents.cancel(going)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        {"url": "https://" + "a" * 64 + ".example/"},
+        {"url": "https://[::10.0.0.1]/"},
+        {"url": "https://[64:ff9b::a00:1]/"},
+        {"url": "https://[2002:a00:1::1]/"},
+        {"url": "https://[fec0::1]/"},
+        {"url": "http://127.0.0.1:9/", "token": "\u4e2d"},
+        {"url": "http://127.0.0.1:9/", "token": "a\r\nHost: b"},
+        {"url": "http://127.0.0.1:9/", "authentication": {"scheme": "Bearer", "credentials": "\u4e2d"}},
+    ],
+)
+def test_an_address_that_cannot_or_must_not_be_told_is_refused_at_once(tmp_path: Path, hook: object) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def story() -> None:
+        server = replace(OTHERS, a2a_push_inside=("127.0.0.1:9",))
+        async with a_wire(settings_of(tmp_path, server=server)) as wire:
+            wish = _message() | {"configuration": {"taskPushNotificationConfig": hook}}
+            assert (await _rpc(wire.http, "SendMessage", wish))["error"]["code"] == -32602
+            assert not await wire.app.runs.list(limit=1)
+
+    asyncio.run(story())
+
+
+def test_one_who_cannot_be_told_and_hundreds_who_wait_keep_nobody_from_being_told(tmp_path: Path) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def story() -> None:
+        told: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.put_nowait(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        slow = sse(*[delta("On. ")] * 400, end(), usage(9, 3), gap_s=0.05)
+        listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        async with listening, provider(slow, sse(delta("Well."), end(), usage(9, 3))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            server = replace(OTHERS, a2a_push_inside=(f"127.0.0.1:{port}",))
+            async with a_wire(settings_of(tmp_path / "state", server=server), agents) as wire:
+                book, hook = TaskBook(wire.app.runs.database, clock=system_clock), {"url": f"http://127.0.0.1:{port}/"}
+                wish = _message() | {"configuration": {"returnImmediately": True}}
+                going = (await _rpc(wire.http, "SendMessage", wish))["result"]["task"]["id"]
+                while not model.bodies:
+                    await asyncio.sleep(0.02)
+                for number in range(220):
+                    await asyncio.to_thread(book.put_hook, going, f"hook-{number}", settings=json.dumps(hook))
+                broken = hook | {"token": "\u4e2d"}
+                ended = (await _rpc(wire.http, "SendMessage", _message()))["result"]["task"]["id"]
+                await asyncio.to_thread(book.put_hook, ended, "a", settings=json.dumps(broken))
+                await asyncio.to_thread(book.put_hook, ended, "b", settings=json.dumps(hook))
+                assert (await asyncio.wait_for(told.get(), timeout=15)).startswith(b"POST / ")
+                await wire.app.agents.cancel(going)
+
+    asyncio.run(story())
+
+
+def test_a_message_to_a_task_decides_about_that_task_alone(tmp_path: Path) -> None:
+    pytest.importorskip("a2a", reason="needs the extra `a2a` (pip install 'quell[a2a]')")
+
+    async def story() -> None:
+        async with a_wire(settings_of(tmp_path, identity=KEYS, server=OTHERS)) as wire:
+            authority = await wire.app.open_authority()
+            house = House(app=wire.app, authority=authority, url=wire.url, clock=FakeClock(), http=wire.http)
+            approval = house.ask()
+            wanted = {"approval": approval.id, "decision": "approve", "digest": approval.digest}
+            roles = ("operator", "approver")
+            shown = await _key_of(wire.app, "ann", roles=roles)
+            sent = await wire.http.post("/a2a/v1/message:send", json=_message(), headers=A2A | shown)
+            part = {"taskId": sent.json()["task"]["id"], "parts": [{"data": wanted}]}
+            other = await wire.http.post("/a2a/v1/message:send", json=_message(**part), headers=A2A | shown)
+            assert "does not wait for this approval" in other.text
+            assert house.find(approval).status is ApprovalStatus.REQUESTED
+
+    asyncio.run(story())
+
+
+def test_a_secret_of_another_place_is_not_shown_to_the_place_of_before(tmp_path: Path) -> None:
+    (before,) = agents_of(tmp_path / "before", file_of("sre", "https://one.example/v1"))
+    (after,) = agents_of(tmp_path / "after", file_of("sre", "https://two.example/v1"))
+    kept = agent_kept(agent_kept_text(before), now=before)
+    assert kept == before
+    with pytest.raises(ConfigError, match="for another place"):
+        agent_kept(agent_kept_text(before), now=after)
+
+
+def test_agents_at_home_are_taken_anew_as_others_are(tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path)}
+
+    async def story() -> None:
+        agents_of(tmp_path / "agents", file_of("sre", "http://127.0.0.1:9"))
+        loaded = load(None, env=env, overrides={"agents": "~/agents", "store.url": "http://127.0.0.1:9"})
+        settings = replace(loaded.settings, state_dir=tmp_path / "state")
+        async with a_desk(tmp_path / "state", loaded.agents, settings=settings) as app:
+            await app.agents.look()
+            (tmp_path / "agents" / "agent-0.toml").write_text(file_of("ops", "http://127.0.0.1:9"))
+            await app.agents.look()
+            assert [agent.id for agent in app.agents.agents()] == ["ops"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("names", ["itself", "others"])
+def test_a_file_with_an_agent_still_says_what_is_wrong_with_the_rest_of_it(tmp_path: Path, names: str) -> None:
+    agents_of(tmp_path / "agents", file_of("sre", "http://127.0.0.1:9"))
+    path = tmp_path / "quell.toml"
+    named = f'agents = "{tmp_path}/agents"\n' if names == "others" else ""
+    own = file_of("own", "http://127.0.0.1:9")
+    path.write_text(f'{named}{own}\n[store]\npassword = "{{{{ env.NO_SUCH_THING }}}}"\n')
+    with pytest.raises(ConfigError) as refused:
+        load(path, env={})
+    assert "NO_SUCH_THING" in str(refused.value.problems)

@@ -79,7 +79,7 @@ class Tasks:
             row = await self.find(message.task_id, by=by)
             state = (await self.status(row)).state
             if decision := _decision_of(message):
-                await self._decide(decision, by=by)
+                await self._decide(decision, row, by=by)
                 return row
             if state != TaskState.TASK_STATE_INPUT_REQUIRED or await self._waiting(row.run):
                 told = "it has ended" if state in _ENDED else "it is at work, or waits for a decision of people"
@@ -102,7 +102,11 @@ class Tasks:
         await asyncio.to_thread(self.book.add, task, run=run.id, context=context, by=by)
         return await self.find(task, by=by)
 
-    async def _decide(self, decision: Mapping[str, str], *, by: Principal) -> None:
+    async def _decide(self, decision: Mapping[str, str], row: AgentTask, *, by: Principal) -> None:
+        if decision["approval"] not in {each.id for each in await self._waiting(row.run)}:
+            raise InvalidParamsError(message=f"task {row.task} does not wait for this approval")
+        if decision["decision"] not in {"approve", "reject"}:
+            raise InvalidParamsError(message="a decision is approve or reject")
         try:
             await self._app.warden.vote(
                 decision["approval"],
