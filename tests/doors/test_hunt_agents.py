@@ -129,7 +129,7 @@ def test_headers_of_a_request_are_forgotten_however_its_run_ends(tmp_path: Path,
             async with a_desk(tmp_path / "state", agents) as app:
                 desk, shown = app.agents, {"authorization": "of the client"}
                 if ends == "failed":
-                    desk._room.answering = _broken  # type: ignore[method-assign]  # a bug of ours
+                    desk._room.answering = _broken  # type: ignore[method-assign, assignment]  # a bug of ours
                 run = await desk.start(asked("?"), by=ANN, headers=shown, key="k")
                 if ends == "mismatch":
                     with pytest.raises(RefusedError):
