@@ -545,3 +545,19 @@ def test_a_file_with_an_agent_still_says_what_is_wrong_with_the_rest_of_it(tmp_p
     with pytest.raises(ConfigError) as refused:
         load(path, env={})
     assert "NO_SUCH_THING" in str(refused.value.problems)
+
+
+def test_a_long_line_that_no_sentence_ends_stops_nothing_and_is_asked_for_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        line = [f"{number} " for number in range(8_000)]
+        async with provider(sse(*map(delta, line), end(), usage(9, 3))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_desk(tmp_path / "state", agents) as app:
+                run = await app.agents.start(asked("?"), by=ANN)
+                answer = await app.agents.answer(run.id, timeout_s=50)
+                assert answer is not None
+                assert answer.text.split()[:8_000] == "".join(line).split()
+                # A loop that was held up would have lost its lease, and another one would have asked again.
+                assert len(model.bodies) == 1
+
+    asyncio.run(story())

@@ -287,9 +287,11 @@ class AgentDesk:
             return await agent.go_on(context, context.state, caller=caller)
 
     async def _kept(self, run: str, wanted: Wanted) -> None:
-        """Make up for a process that died after it began a run, and before it noted whose conversation that is."""
+        """Note whose conversation a run belongs to: when it begins, and once it is answered, should that have failed."""
         ask = wanted.ask
-        if ask.session:
+        if not ask.session:
+            return
+        with suppress(QuellError):  # a journal that blinks costs no run and no answer
             book = await self._room.book()
             await asyncio.to_thread(
                 book.keep_run, ask.session, run=run, by=wanted.by, agent=wanted.agent, subject=_subject(ask)
