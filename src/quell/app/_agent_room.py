@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from quell import telemetry
 from quell.agent import Agent, BudgetAccounts, Crew, Live, Role
 from quell.app._agent_book import AgentBook
-from quell.app._agent_minds import Mind, open_mind, parted, role_of, worker_of
+from quell.app._agent_minds import Mind, default_agent, open_mind, parted, role_of, worker_of
 from quell.app._agent_servers import ask_first_of, offered, people_s_of, spill_of
 from quell.app._ask_people import ask_people_hand
 from quell.app._file_tools import file_hands
@@ -47,6 +48,8 @@ _CALL_S = 300.0
 _LOOK_S = 10.0
 _AGAIN_S = 30.0
 _FRESH_S = 30.0
+_HELD_MAX = 10_000
+"""Requests whose headers are kept: of runs that go on elsewhere nobody here learns that they ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +228,19 @@ class AgentRoom:
         self._open.versions[wanted.version] = replace(mind, version=wanted.version)
         return self._open.versions[wanted.version]
 
+    async def settings_of(self, wanted: Wanted) -> AgentSettings:
+        """Return what the agent of a run was; of one that cannot be opened any more, what there is under its name."""
+        known = self._open.versions.get(wanted.version)
+        if known is not None:
+            return known.settings
+        now = next((agent for agent in self.agents if agent.id == wanted.agent), None)
+        book = await self.book()
+        kept = None
+        with suppress(ConfigError):
+            kept = await asyncio.to_thread(book.version, wanted.version, now=now)
+        plain = default_agent()
+        return kept or now or replace(plain, agent=replace(plain.agent, name=wanted.agent))
+
     def _in_force(self, authority: Authority) -> InForce:
         """Return what decides now; worked out anew only when pins or policies changed."""
         turn = (authority.registry.turn, authority.guard.policy.digest)
@@ -294,6 +310,12 @@ class AgentRoom:
             session=wanted.ask.session,
         )
         return crew, tuple(name for names in tools.values() for name in names)
+
+    def hold(self, ticket: str, headers: Mapping[str, str]) -> None:
+        """Keep the headers of a request; those of the oldest are forgotten when there are too many."""
+        self.headers[ticket] = dict(headers)
+        if len(self.headers) > _HELD_MAX:
+            del self.headers[next(iter(self.headers))]
 
     def headers_of(self, run: str) -> Mapping[str, str]:
         """Return the headers of the request that began a run, as long as it goes on here."""

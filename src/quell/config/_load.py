@@ -66,8 +66,8 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     if path is not None and path.is_dir():
         # AURA's way: the configuration is a directory of agents.
         path, overrides = None, {"agents": str(path), **(overrides or {})}
-    files = [read_toml(file, env=env) for file in _files(path, env)]
-    files = [_without_agent(file) for file in files]
+    written = [read_toml(file, env=env) for file in _files(path, env)]
+    files = [_without_agent(file) for file in written]
     problems = [problem for file in files for problem in file.problems]
     layers = [_Layer(tree=file.tree, origins={}, fallback=f"file:{file.name}", file=file) for file in files]
     for layer, found in (_layer_of_env(env), _layer_of_flags(overrides or {})):
@@ -83,8 +83,11 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
 
     settings, found = check_tree(merged, where=where, is_whole=all(file.is_whole for file in files))
     problems.extend(found)
+    problems.extend(_untold(written, agents="" if settings is None else settings.agents))
     if problems or settings is None:
         raise _refusal(problems, files)
+    if settings.agents:
+        settings = replace(settings, agents=str(_at_home(Path(settings.agents), env)))
     agents = _agents_of(settings, env=env)
     paths = [*keys(), *(leaf for leaf, _ in leaves(merged))]
     origins = {key: _origin_of(key, winners) for key in dict.fromkeys(paths) if not _is_pattern(key)}
@@ -101,7 +104,15 @@ def _agents_of(settings: Settings, *, env: Mapping[str, str]) -> AgentFiles:
     """Read the agents that the settings name. Raises ConfigError with every mistake of theirs."""
     if not settings.agents:
         return AgentFiles(agents=(), files=(), warnings=())
-    return load_agents(_at_home(Path(settings.agents), env), env=env)
+    return load_agents(Path(settings.agents), env=env)
+
+
+def _untold(files: list[TomlFile], *, agents: str) -> Iterator[Problem]:
+    """Yield what is wrong with files that have an agent, and that nobody reads as the file of their agent."""
+    shared = own_tables()
+    for file in files:
+        if "agent" in file.tree and file.name != agents:
+            yield from (each for each in file.problems if each.path.partition(".")[0] not in shared)
 
 
 def _without_agent(file: TomlFile) -> TomlFile:

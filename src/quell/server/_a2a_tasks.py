@@ -40,6 +40,7 @@ from quell.domain import (
 )
 from quell.domain import Message as Said
 from quell.governance import Approvals
+from quell.server._listening import Closing
 
 _ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
 _STILL = _ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
@@ -59,9 +60,10 @@ _LAST_HEARD = frozenset({"run.finished", "run.failed", "run.cancelled"})
 class Tasks:
     """Begins, reads, follows and ends the tasks of callers."""
 
-    def __init__(self, app: App, book: TaskBook) -> None:
+    def __init__(self, app: App, book: TaskBook, *, closing: Closing) -> None:
         """Take the app whose agents these are, and the book that tells which runs a task is."""
         self._app = app
+        self._closing = closing
         self.book = book
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ class Tasks:
             row = await self.find(message.task_id, by=by)
             state = (await self.status(row)).state
             if decision := _decision_of(message):
-                await self._decide(decision, by=by)
+                await self._decide(decision, row, by=by)
                 return row
             if state != TaskState.TASK_STATE_INPUT_REQUIRED or await self._waiting(row.run):
                 told = "it has ended" if state in _ENDED else "it is at work, or waits for a decision of people"
@@ -90,9 +92,9 @@ class Tasks:
         self, text: str, *, task: str, context: str, by: Principal, agent: str, metadata: Mapping[str, str]
     ) -> AgentTask:
         desk = self._app.agents
-        before = await desk.conversation(context, by=by)
-        ask = ChatAsk(messages=(*before, Said(role="user", text=text)), agent=agent, session=context, metadata=metadata)
         try:
+            said = (*await desk.conversation(context, by=by), Said(role="user", text=text))
+            ask = ChatAsk(messages=said, agent=agent, session=context, metadata=metadata)
             run = await desk.start(ask, by=by)
         except (RefusedError, UsageError) as error:
             raise InvalidParamsError(message=f"{error}; {error.hint}" if error.hint else str(error)) from error
@@ -100,7 +102,11 @@ class Tasks:
         await asyncio.to_thread(self.book.add, task, run=run.id, context=context, by=by)
         return await self.find(task, by=by)
 
-    async def _decide(self, decision: Mapping[str, str], *, by: Principal) -> None:
+    async def _decide(self, decision: Mapping[str, str], row: AgentTask, *, by: Principal) -> None:
+        if decision["approval"] not in {each.id for each in await self._waiting(row.run)}:
+            raise InvalidParamsError(message=f"task {row.task} does not wait for this approval")
+        if decision["decision"] not in {"approve", "reject"}:
+            raise InvalidParamsError(message="a decision is approve or reject")
         try:
             await self._app.warden.vote(
                 decision["approval"],
@@ -193,7 +199,8 @@ class Tasks:
             yield task
         if task.status.state in _ENDED:
             return
-        async with aclosing(self._app.agents.follow(row.run)) as heard:
+        # A server that stops ends it between two events: whoever listened subscribes again.
+        async with aclosing(self._closing.until(self._app.agents.follow(row.run))) as heard:
             async for each in heard:
                 for event in await self._events(each, row):
                     yield event
