@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime
 
 from a2a.server.events.event_queue import Event
@@ -84,18 +85,18 @@ class Tasks:
             if state != TaskState.TASK_STATE_INPUT_REQUIRED or await self._waiting(row.run):
                 told = "it has ended" if state in _ENDED else "it is at work, or waits for a decision of people"
                 raise UnsupportedOperationError(message=f"task {row.task} takes no message now: {told}")
-            return await self._begin(text, task=row.task, context=row.context, by=by, agent=agent, metadata=metadata)
+            # One answer to what the run before asked: of two that come at once, one begins.
+            ask = ChatAsk(messages=(), agent=agent, session=row.context, metadata=metadata)
+            return await self._begin(text, ask, task=row.task, by=by, key=f"a2a:{row.task}:{row.number}")
         context = message.context_id or f"ctx_{self._app.entropy(12).hex()}"
-        return await self._begin(text, task="", context=context, by=by, agent=agent, metadata=metadata)
+        ask = ChatAsk(messages=(), agent=agent, session=context, metadata=metadata)
+        return await self._begin(text, ask, task="", by=by, key="")
 
-    async def _begin(
-        self, text: str, *, task: str, context: str, by: Principal, agent: str, metadata: Mapping[str, str]
-    ) -> AgentTask:
-        desk = self._app.agents
+    async def _begin(self, text: str, ask: ChatAsk, *, task: str, by: Principal, key: str) -> AgentTask:
+        desk, context = self._app.agents, ask.session
         try:
             said = (*await desk.conversation(context, by=by), Said(role="user", text=text))
-            ask = ChatAsk(messages=said, agent=agent, session=context, metadata=metadata)
-            run = await desk.start(ask, by=by)
+            run = await desk.start(replace(ask, messages=said), by=by, key=key)
         except (RefusedError, UsageError) as error:
             raise InvalidParamsError(message=f"{error}; {error.hint}" if error.hint else str(error)) from error
         task = task or run.id
