@@ -172,7 +172,8 @@ class AuraEvents:
         if self._settings.tool_result_mode == "aura" and success:
             told["result"] = cut_bytes(result_of(body), self._settings.tool_result_max_length)
         if not success:
-            said = str(body.get("detail") or body.get("content") or body["kind"])
+            # The kind of failure first, then what the tool itself said.
+            said = ": ".join(str(body[key]) for key in ("detail", "content") if body.get(key)) or str(body["kind"])
             told["error"] = cut_bytes(said, self._settings.tool_result_max_length)
         return self._event("tool_complete", body, **head, **told)
 
