@@ -19,7 +19,6 @@ from quell.server._wire_text import Clean, cut_bytes, event_frame
 
 _BYTES_PER_TOKEN = 4
 """About, in English and JSON."""
-_ASKS_FOR_APPROVAL = "request_approval"
 APPROVAL_EVENTS = frozenset({"agent.call_parked", "agent.call_ended"})
 """What may be about a request for approval, which is then looked up before."""
 
@@ -219,7 +218,7 @@ class AuraEvents:
             self._parked[approval.id] = str(body["call"])
             tools = approval.terms.calls
             head = {"decision_id": decision, "tool_name": tools[0].call.tool}
-            more = {"origin": self._origin(approval), "scope": scope}
+            more = {"origin": approval.terms.origin(), "scope": scope}
             arguments = _arguments(tools[0].call.arguments)
             pending = {**head, "arguments": arguments, **more, "expires_at": approval.terms.expires_at}
             return event_frame("aura.approval_requested", {**head, **more}) + event_frame(
@@ -232,11 +231,6 @@ class AuraEvents:
         took_ms = round((settled - approval.terms.requested_at).total_seconds() * 1000)
         told = {"decision_id": decision, "outcome": _outcome(approval, took_ms), "duration_ms": took_ms, "scope": scope}
         return event_frame("aura.approval_completed", told)
-
-    def _origin(self, approval: Approval) -> dict[str, object]:
-        if approval.terms.calls[0].call.tool == _ASKS_FOR_APPROVAL:
-            return {"kind": "agent_requested", "reason": approval.terms.explanation, "agent_name": approval.terms.agent}
-        return {"kind": "config_gate", "matched_pattern": ", ".join(approval.terms.policies)}
 
     def _scope(self, body: Mapping[str, object]) -> dict[str, object]:
         scene = self._scene
