@@ -19,6 +19,7 @@ import pytest
 
 from quell.config import ApprovalSettings, AuraSettings, IdentitySettings, Secret, Settings
 from quell.domain import ConfigError, KeyRequest, Principal, RunStatus
+from quell.tools._trust import trusted
 from tests.aura._bench import LOOSE, Shop, a_shop, agent_at, calls, played, says, server_of, thinking, until
 from tests.doors._authority_house import Service, Told, certificate
 from tests.doors._model_bench import Answer
@@ -75,10 +76,10 @@ async def _streamed(wire: Wire) -> AsyncIterator[Stream]:
         yield Stream(response)
 
 
-async def _decide(wire: Wire, decision: str, *, approved: bool, reason: str = "") -> int:
+async def _decide(wire: Wire, decision: str, *, approved: bool, reason: str = "", ago_s: int = 0) -> int:
     """Decide as an approver's service does: signed with AURA's secret."""
     body = json.dumps({"approved": approved} | ({"reason": reason} if reason else {})).encode()
-    at = str(int(time.time()))  # noqa: TID251 - what is signed is the time of day
+    at = str(int(time.time()) - ago_s)  # noqa: TID251 - what is signed is the time of day
     signature = _signed(f"approval-decision:{decision}", body, at=at)
     headers = {"Content-Type": "application/json", "X-Aura-Timestamp": at, "X-Aura-Signature-256": signature}
     return (await wire.http.post(f"/v1/approvals/{decision}", content=body, headers=headers)).status_code
@@ -106,7 +107,7 @@ def test_row_11_a_person_in_the_conversation_says_yes_once_and_the_call_is_made(
             assert (requested["decision_id"], "arguments" in requested) == (pending["decision_id"], False)
             assert shop.done == []
             assert await _decide(wire, pending["decision_id"], approved=True) == 204
-            assert await _decide(wire, pending["decision_id"], approved=True) == 404, "one decision counts"
+            assert await _decide(wire, pending["decision_id"], approved=True, ago_s=1) == 404, "one decision counts"
             found = await stream.rest()
             (completed,) = [each for name, each in found if name == "aura.approval_completed"]
             assert completed["outcome"] == {"kind": "approved"}
@@ -339,6 +340,7 @@ def test_row_11_whatever_a_webhook_answers_instead_approves_nothing(
 ) -> None:
     public, context = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    trusted.cache_clear()
 
     async def story() -> None:
         answers: dict[str, Callable[[Told], Any]] = {
@@ -366,7 +368,10 @@ def test_row_11_whatever_a_webhook_answers_instead_approves_nothing(
                 assert completed["outcome"]["kind"] in {"timed_out", "errored"}
                 assert shop.done == []
 
-    played(story)
+    try:
+        played(story)
+    finally:
+        trusted.cache_clear()
 
 
 def test_row_11_plain_http_is_refused_where_answers_are_signed(tmp_path: Path) -> None:
