@@ -166,7 +166,7 @@ def named(frames: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def agent_at(
-    directory: Path, url: str, text: str = LOOSE, *, agent: str = "", name: str = "sre"
+    directory: Path, url: str, text: str = LOOSE, *, agent: str = "", name: str = "sre", top: str = ""
 ) -> tuple[AgentSettings, ...]:
-    """Return one agent whose model is played at this address."""
-    return agents_of(directory / "agents", file_of(name, url, more=text, agent=agent))
+    """Return one agent whose model is played at this address; `top` stands above its tables."""
+    return agents_of(directory / "agents", f"{top}\n{file_of(name, url, more=text, agent=agent)}")

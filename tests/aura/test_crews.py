@@ -61,7 +61,7 @@ class Minds:
         return self._coordinator[min(len(self.asked), len(self._coordinator)) - 1]
 
 
-def reads(text: str, results: list[str]) -> Answer:  # noqa: ARG001 - as every worker
+def reads(text: str, results: list[str]) -> Answer:
     return submits("It is well.") if results else calls(("get_logs", {"service": "web"}))
 
 
@@ -71,7 +71,9 @@ class Told:
     def __init__(self, text: str, place: Path) -> None:
         self.frames = frames(text)
         self.text = text_of([each for name, each in self.frames if name == "data"])
-        self.names = [name.removeprefix("orchestrator.") for name in named(self.frames) if name.startswith("orchestrator.")]
+        self.names = [
+            name.removeprefix("orchestrator.") for name in named(self.frames) if name.startswith("orchestrator.")
+        ]
         manifests = sorted(place.rglob("manifest.json"))
         self.manifest = json.loads(manifests[-1].read_text()) if manifests else {}
 
@@ -103,7 +105,11 @@ def test_row_9_a_direct_answer_is_told_and_leaves_a_manifest(tmp_path: Path) -> 
     def then(told: Told, shop: Shop) -> None:
         assert told.names == ["direct_answer"]
         (event,) = told.events("direct_answer")
-        assert (event["response"], event["routing_rationale"], event["agent_id"]) == ("All is well.", "done", "coordinator")
+        assert (event["response"], event["routing_rationale"], event["agent_id"]) == (
+            "All is well.",
+            "done",
+            "coordinator",
+        )
         assert told.text == "All is well."
         assert (told.manifest["routing_mode"], told.manifest["status"]) == ("direct_answer", "success")
         assert shop.done == []
@@ -176,7 +182,7 @@ def test_row_9_steps_run_side_by_side_or_one_after_the_other(tmp_path: Path, sha
 
 
 def test_row_9_what_waits_for_a_task_that_failed_fails_as_dependency_failed(tmp_path: Path) -> None:
-    def worker(text: str, results: list[str]) -> Answer:  # noqa: ARG001 - as every worker
+    def worker(text: str, results: list[str]) -> Answer:
         return says("I do not know.")
 
     def then(told: Told, _shop: Shop) -> None:
@@ -185,7 +191,12 @@ def test_row_9_what_waits_for_a_task_that_failed_fails_as_dependency_failed(tmp_
         assert categories == ["soft_failure", "dependency_failed"]
         assert told.manifest["status"] != "success"
 
-    _asked(tmp_path, Minds(plan({"type": "chain", "steps": [task("one"), task("two")]}), DONE, worker=worker), crew(), then=then)
+    _asked(
+        tmp_path,
+        Minds(plan({"type": "chain", "steps": [task("one"), task("two")]}), DONE, worker=worker),
+        crew(),
+        then=then,
+    )
 
 
 def test_row_9_planning_ends_at_its_bound_and_the_workers_results_are_the_answer(tmp_path: Path) -> None:
@@ -195,7 +206,7 @@ def test_row_9_planning_ends_at_its_bound_and_the_workers_results_are_the_answer
         assert told.names.count("plan_created") == 2
         (replanned,) = told.events("replan_started")
         assert replanned["trigger"] == "post_execute_create_plan"
-        assert [each["will_replan"] for each in told.events("iteration_complete")][0] is True
+        assert next(each["will_replan"] for each in told.events("iteration_complete")) is True
         # In AURA the numbers of tasks begin again in every round, and two tasks share one.
         ids = [each["task_id"] for each in told.events("task_started")]
         assert len(set(ids)) == len(ids) == 2
@@ -246,7 +257,7 @@ def test_row_11_a_probe_of_wait_for_goes_round_neither_the_filter_nor_the_gate(t
     probe = {"tool": "delete_volume", "args": {"name": "v1"}}
     heard: list[str] = []
 
-    def thinks(text: str, results: list[str]) -> Answer:  # noqa: ARG001 - as every worker
+    def thinks(text: str, results: list[str]) -> Answer:
         heard.extend(results)
         wish = {"probe": probe, "until": {"matches": "gone"}, "poll_sec": 0.1, "max_wait_sec": 3}
         return submits("I could not.") if results else calls(("wait_for", wish))

@@ -41,7 +41,9 @@ def _brain(body: dict[str, Any]) -> Answer:
 
 
 @asynccontextmanager
-async def _scene(tmp_path: Path, hitl: str, *, settings: Settings | None = None) -> AsyncIterator[tuple[Shop, Wire, Any]]:
+async def _scene(
+    tmp_path: Path, hitl: str, *, settings: Settings | None = None
+) -> AsyncIterator[tuple[Shop, Wire, Any]]:
     async with a_shop() as shop, thinking(_brain) as model:
         agents = agent_at(tmp_path, model.url, server_of(shop) + LOOSE + hitl)
         async with a_wire(settings or _signing(tmp_path / "state"), agents) as wire:
@@ -89,7 +91,9 @@ def _signed(context: str, body: bytes, *, at: str, secret: str = SECRET) -> str:
     return "sha256=" + hmac.new(secret.encode(), f"{at}.{context}.".encode() + body, hashlib.sha256).hexdigest()
 
 
-def _signing(state_dir: Path, *, aura: AuraSettings | None = None, identity: IdentitySettings | None = None) -> Settings:
+def _signing(
+    state_dir: Path, *, aura: AuraSettings | None = None, identity: IdentitySettings | None = None
+) -> Settings:
     settings = settings_of(state_dir, aura=aura, identity=identity)
     return replace(settings, approvals=ApprovalSettings(webhook_secret=Secret(SECRET)))
 
@@ -153,7 +157,9 @@ def test_row_11_what_is_no_decision_is_refused_in_auras_status_codes(tmp_path: P
             assert (await wire.http.post("/v1/approvals/no-uuid", json={"approved": True})).status_code == 400
             json_type = {"content-type": "application/json"}
             assert (await wire.http.post(at, content="{", headers=json_type)).status_code == 400
-            assert (await wire.http.post(at, content='{"approved":true}', headers={"content-type": "text/plain"})).status_code == 415
+            assert (
+                await wire.http.post(at, content='{"approved":true}', headers={"content-type": "text/plain"})
+            ).status_code == 415
             assert (await wire.http.post(at, json={"approved": "yes"})).status_code == 422
             assert (await wire.http.post(at, json={"approved": True, "by": "me"})).status_code == 422
             unknown = "/v1/approvals/01890000-0000-7000-8000-000000000000"
@@ -176,7 +182,10 @@ def test_row_11_every_fault_of_a_signature_is_answered_in_the_same_words(tmp_pat
             wrong: list[dict[str, str]] = [
                 {},
                 {"X-Aura-Timestamp": now, "X-Aura-Signature-256": "sha256=" + "0" * 64},
-                {"X-Aura-Timestamp": now, "X-Aura-Signature-256": _signed(f"approval-request:{decision}", body, at=now)},
+                {
+                    "X-Aura-Timestamp": now,
+                    "X-Aura-Signature-256": _signed(f"approval-request:{decision}", body, at=now),
+                },
                 {"X-Aura-Timestamp": "1", "X-Aura-Signature-256": _signed(context, body, at="1")},
                 {"X-Aura-Timestamp": now, "X-Aura-Signature-256": _signed(context, b'{"approved":false}', at=now)},
             ]
@@ -199,7 +208,9 @@ def test_row_11_a_person_with_a_key_approves_what_another_asked_for_and_is_on_re
             async with _streamed(wire) as stream:
                 at = f"/v1/approvals/{(await stream.until('aura.approval_pending'))['decision_id']}"
                 assert (await wire.http.post(at, json={"approved": True})).status_code == 403
-                assert (await wire.http.post(at, json={"approved": True}, headers={"Authorization": ""})).status_code == 401
+                assert (
+                    await wire.http.post(at, json={"approved": True}, headers={"Authorization": ""})
+                ).status_code == 401
                 assert (await wire.http.post(at, json={"approved": True}, headers=bob)).status_code == 204
                 assert (await stream.rest())[-1] == ("data", "[DONE]")
             assert shop.done == [("delete_volume", {"name": "v1"})]
@@ -211,7 +222,9 @@ def test_row_11_a_person_with_a_key_approves_what_another_asked_for_and_is_on_re
 
 async def _key(wire: Wire, user: str, *roles: str) -> dict[str, str]:
     identities = await wire.app.warden.identities()
-    wish = KeyRequest(name=f"of {user}", user=user, tenant="local", roles=roles, expires_at=wire.app.clock() + timedelta(days=1))
+    wish = KeyRequest(
+        name=f"of {user}", user=user, tenant="local", roles=roles, expires_at=wire.app.clock() + timedelta(days=1)
+    )
     owner = Principal(user="owner", tenant="local", roles=("viewer", "operator", "approver", "admin"))
     with wire.app.runs.database.writing(durability="written") as connection:
         _, secret = identities.new_key(connection, wish, by=owner)
@@ -219,7 +232,9 @@ async def _key(wire: Wire, user: str, *roles: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("leaving", ["continue", "cancel"])
-def test_row_11_a_client_that_leaves_takes_the_question_along_only_where_it_cancels(tmp_path: Path, leaving: str) -> None:
+def test_row_11_a_client_that_leaves_takes_the_question_along_only_where_it_cancels(
+    tmp_path: Path, leaving: str
+) -> None:
     # AURA drops what waits when its stream ends. Here people may answer later, and the run goes on with it.
     async def story() -> None:
         hitl = f'on_disconnect = "{leaving}"\n{TALK}'
@@ -299,20 +314,25 @@ def _hook(url: str, *, more: str = "") -> str:
     return f'{GATE}[hitl.route]\nmode = "webhook"\nurl = "{url}"\n{more}'
 
 
-def _answers(approved: bool, *, reason: str = "", secret: str = "") -> Callable[[Told], tuple[int, dict[str, str], bytes]]:  # noqa: FBT001 - as the wire has it
+def _answers(
+    approved: bool, *, reason: str = "", secret: str = ""
+) -> Callable[[Told], tuple[int, dict[str, str], bytes]]:
     def answer(told: Told) -> tuple[int, dict[str, str], bytes]:
         body = json.dumps({"approved": approved} | ({"reason": reason} if reason else {})).encode()
         headers = {"Content-Type": "application/json"}
         if secret:
             at, decision = told.headers["x-aura-timestamp"], json.loads(told.body)["decision_id"]
-            headers |= {"X-Aura-Timestamp": at, "X-Aura-Signature-256": _signed(f"approval-decision:{decision}", body, at=at, secret=secret)}
+            headers |= {
+                "X-Aura-Timestamp": at,
+                "X-Aura-Signature-256": _signed(f"approval-decision:{decision}", body, at=at, secret=secret),
+            }
         return 200, headers, body
 
     return answer
 
 
 @pytest.mark.parametrize("approved", [True, False])
-def test_row_11_a_webhook_is_asked_in_auras_form_and_its_answer_counts(tmp_path: Path, approved: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_row_11_a_webhook_is_asked_in_auras_form_and_its_answer_counts(tmp_path: Path, approved: bool) -> None:
     async def story() -> None:
         async with Service() as service:
             service.answer = _answers(approved, reason="as ann says")

@@ -11,7 +11,19 @@ import httpx2
 import pytest
 
 from quell.config import AuraSettings
-from tests.aura._bench import LOOSE, a_shop, agent_at, agents_of, calls, file_of, named, played, says, server_of, thinking
+from tests.aura._bench import (
+    LOOSE,
+    a_shop,
+    agent_at,
+    agents_of,
+    calls,
+    file_of,
+    named,
+    played,
+    says,
+    server_of,
+    thinking,
+)
 from tests.doors._model_bench import Answer, delta, end, plain, provider, sse, usage
 from tests.doors._wire_bench import CHAT, Wire, a_wire, frames, settings_of, text_of
 
@@ -26,14 +38,20 @@ def test_row_3_a_transcript_has_auras_frames_in_auras_order(tmp_path: Path) -> N
             agents = agent_at(tmp_path, model.url, server_of(shop) + LOOSE)
             async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
                 response = await wire.http.post(CHAT, json=ASKED)
-                for name, value in (("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")):
+                for name, value in (
+                    ("content-type", "text/event-stream"),
+                    ("cache-control", "no-cache"),
+                    ("x-accel-buffering", "no"),
+                ):
                     assert response.headers[name] == value
                 found = [each for _, each in frames(response.text)]
                 assert found[-1] == "[DONE]"
                 chunks = found[:-1]
                 assert len({each["id"] for each in chunks}) == 1
                 assert re.fullmatch(r"chatcmpl-[0-9a-z-]{20,}", chunks[0]["id"])
-                assert {(each["object"], each["model"]) for each in chunks} == {("chat.completion.chunk", "openai/played")}
+                assert {(each["object"], each["model"]) for each in chunks} == {
+                    ("chat.completion.chunk", "openai/played")
+                }
                 deltas = [each["choices"][0]["delta"] for each in chunks]
                 assert deltas[0] == {"role": "assistant", "content": "I look."}
                 (call,) = deltas[1]["tool_calls"]
@@ -118,7 +136,9 @@ def test_row_5_streams_beside_each_other_hear_only_their_own_events(tmp_path: Pa
         def brain(body: dict[str, object]) -> Answer:
             messages = json.dumps(body["messages"])
             service = re.findall(r"service (s\d)", messages)[0]
-            return says(f"{service} ", "is well.") if '"tool"' in messages else calls(("get_logs", {"service": service}))
+            return (
+                says(f"{service} ", "is well.") if '"tool"' in messages else calls(("get_logs", {"service": service}))
+            )
 
         async with a_shop() as shop, thinking(brain) as model:
             agents = agent_at(tmp_path, model.url, server_of(shop) + LOOSE)
@@ -142,7 +162,10 @@ def test_row_13_tools_of_the_client_go_out_and_come_back_and_the_filter_holds(tm
         async with provider(calls(("local_time", {"zone": "UTC"})), says("It is noon.")) as model:
             takes = 'enable_client_tools = true\nclient_tool_filter = ["local_*"]'
             async with a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url, agent=takes)) as wire:
-                tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("local_time", "shell")]
+                tools = [
+                    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+                    for name in ("local_time", "shell")
+                ]
                 found = [each for _, each in frames((await wire.http.post(CHAT, json=ASKED | {"tools": tools})).text)]
                 offered = {each["function"]["name"] for each in model.bodies[0]["tools"]}  # type: ignore[attr-defined]  # a list
                 assert ("local_time" in offered, "shell" in offered) == (True, False)
