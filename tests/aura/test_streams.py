@@ -32,11 +32,14 @@ ASKED = {"messages": [{"role": "user", "content": "Look."}], "stream": True}
 
 
 def test_row_3_a_transcript_has_auras_frames_in_auras_order(tmp_path: Path) -> None:
+    # AURA always tells calls that it makes itself as calls; clients that would then make them too are spared by default.
+    aura = AuraSettings(tool_calls=True)
+
     async def story() -> None:
         turns = (calls(("get_logs", {"service": "web"}), said="I look."), says("All ", "well."))
         async with a_shop() as shop, provider(*turns) as model:
             agents = agent_at(tmp_path, model.url, server_of(shop) + LOOSE)
-            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+            async with a_wire(settings_of(tmp_path / "state", aura=aura), agents) as wire:
                 response = await wire.http.post(CHAT, json=ASKED)
                 for name, value in (
                     ("content-type", "text/event-stream"),
@@ -100,20 +103,22 @@ def test_row_3_a_model_that_nobody_has_is_404_and_none_among_several_is_400_in_o
 
 def test_row_3_the_session_is_taken_from_auras_places_in_auras_order_and_told_back(tmp_path: Path) -> None:
     async def story() -> None:
-        async with provider(says("Hello.")) as model:
-            async with a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire:
+        async with (
+            provider(says("Hello.")) as model,
+            a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire,
+        ):
 
-                async def session(headers: dict[str, str], **more: object) -> str:
-                    response = await wire.http.post(CHAT, json=ASKED | more, headers=headers)
-                    return response.headers["x-chat-session-id"]
+            async def session(headers: dict[str, str], **more: object) -> str:
+                response = await wire.http.post(CHAT, json=ASKED | more, headers=headers)
+                return response.headers["x-chat-session-id"]
 
-                everywhere = {"X-Chat-Session-Id": "cs_header", "X-OpenWebUI-Chat-Id": "cs_webui"}
-                assert await session(everywhere, metadata={"chat_session_id": "cs_body"}) == "cs_body"
-                assert await session(everywhere) == "cs_header"
-                assert await session({"x-openwebui-chat-id": "cs_webui"}) == "cs_webui"
-                assert re.fullmatch(r"cs_[0-9a-f-]{36}", await session({}))
-                whole = await wire.ask(metadata={"chat_session_id": "cs_whole"})
-                assert whole.json()["metadata"]["chat_session_id"] == "cs_whole"
+            everywhere = {"X-Chat-Session-Id": "cs_header", "X-OpenWebUI-Chat-Id": "cs_webui"}
+            assert await session(everywhere, metadata={"chat_session_id": "cs_body"}) == "cs_body"
+            assert await session(everywhere) == "cs_header"
+            assert await session({"x-openwebui-chat-id": "cs_webui"}) == "cs_webui"
+            assert re.fullmatch(r"cs_[0-9a-f-]{36}", await session({}))
+            whole = await wire.ask(metadata={"chat_session_id": "cs_whole"})
+            assert whole.json()["metadata"]["chat_session_id"] == "cs_whole"
 
     played(story)
 
@@ -121,12 +126,14 @@ def test_row_3_the_session_is_taken_from_auras_places_in_auras_order_and_told_ba
 def test_row_3_a_provider_that_fails_is_an_error_and_not_an_answer_that_stopped(tmp_path: Path) -> None:
     # AURA sends the failure as text of the assistant, with HTTP 200 and `stop`: no pipeline can tell it from an answer.
     async def story() -> None:
-        async with provider(plain(401, {"error": {"message": "bad key"}})) as model:
-            async with a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire:
-                assert (await wire.ask()).status_code == 502
-                found = [each for _, each in frames(await wire.stream())]
-                assert (found[-2]["error"]["code"], found[-1]) == ("model_auth", "[DONE]")
-                assert not any(each["choices"][0].get("finish_reason") for each in found[:-2])
+        async with (
+            provider(plain(401, {"error": {"message": "bad key"}})) as model,
+            a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire,
+        ):
+            assert (await wire.ask()).status_code == 502
+            found = [each for _, each in frames(await wire.stream())]
+            assert (found[-2]["error"]["code"], found[-1]) == ("model_auth", "[DONE]")
+            assert not any(each["choices"][0].get("finish_reason") for each in found[:-2])
 
     played(story)
 
@@ -185,13 +192,15 @@ def test_row_13_tools_of_the_client_go_out_and_come_back_and_the_filter_holds(tm
 
 def test_row_13_an_agent_that_takes_no_tools_of_clients_says_so(tmp_path: Path) -> None:
     async def story() -> None:
-        async with provider(says("Hello.")) as model:
-            async with a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire:
-                tools = [{"type": "function", "function": {"name": "shell"}}]
-                response = await wire.ask(tools=tools)
-                assert response.status_code == 200
-                assert "shell" in response.headers["x-quell-warning"]
-                assert "shell" not in json.dumps(model.bodies[0].get("tools", []))
+        async with (
+            provider(says("Hello.")) as model,
+            a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire,
+        ):
+            tools = [{"type": "function", "function": {"name": "shell"}}]
+            response = await wire.ask(tools=tools)
+            assert response.status_code == 200
+            assert response.headers["x-quell-warning"] == "tools ignored: agent.enable_client_tools is off"
+            assert "shell" not in json.dumps(model.bodies[0].get("tools", []))
 
     played(story)
 
@@ -207,23 +216,25 @@ def test_row_14_a_stop_refuses_what_is_new_ends_what_runs_with_done_and_is_over_
 ) -> None:
     async def story() -> None:
         words = [delta(f"word{number} ") for number in range(20)]
-        async with provider(sse(*words, end(), usage(1, 20), gap_s=0.03)) as model:
-            async with a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire:
-                streaming = asyncio.create_task(wire.stream())
-                while not model.bodies:
-                    await asyncio.sleep(0.01)
-                wire.serving.cancel()
-                refused = await _refused(wire)
-                assert refused.headers["retry-after"]
-                for path in ("/aura/info", "/v1/models"):
-                    assert (await wire.http.get(path)).status_code == 503
-                assert (await wire.http.post(CHAT, json=ASKED)).status_code == 503
-                found = [each for _, each in frames(await streaming)]
-                assert found[-1] == "[DONE]"
-                assert "word19" in text_of(found)
-                # Long before the 30 seconds of SHUTDOWN_TIMEOUT_SECS.
-                await asyncio.wait({wire.serving}, timeout=10)
-                assert wire.serving.done()
+        async with (
+            provider(sse(*words, end(), usage(1, 20), gap_s=0.03)) as model,
+            a_wire(settings_of(tmp_path / "state"), agent_at(tmp_path, model.url)) as wire,
+        ):
+            streaming = asyncio.create_task(wire.stream())
+            while not model.bodies:
+                await asyncio.sleep(0.01)
+            wire.serving.cancel()
+            refused = await _refused(wire)
+            assert refused.headers["retry-after"]
+            for path in ("/aura/info", "/v1/models"):
+                assert (await wire.http.get(path)).status_code == 503
+            assert (await wire.http.post(CHAT, json=ASKED)).status_code == 503
+            found = [each for _, each in frames(await streaming)]
+            assert found[-1] == "[DONE]"
+            assert "word19" in text_of(found)
+            # Long before the 30 seconds of SHUTDOWN_TIMEOUT_SECS.
+            await asyncio.wait({wire.serving}, timeout=10)
+            assert wire.serving.done()
 
     played(story)
 
