@@ -195,3 +195,16 @@ def test_row_8_a_tool_that_says_it_failed_is_never_told_as_a_success(tmp_path: P
                 assert shop.done == [("get_trouble", {})]
 
     played(story)
+
+
+def test_row_4_a_session_names_its_model_as_the_chunks_do_and_how_much_it_takes(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with provider(says("Done.")) as model:
+            agents = agent_at(tmp_path, model.url, "context_window = 8000\n" + LOOSE)
+            async with a_wire(settings_of(tmp_path / "state", aura=ON), agents) as wire:
+                found = frames(await wire.stream())
+                (info,) = [each for name, each in found if name == "aura.session_info"]
+                (named_so,) = {each["model"] for name, each in found if name == "data" and isinstance(each, dict)}
+                assert (info["model"], info["model_context_limit"]) == (named_so, 8000)
+
+    played(story)

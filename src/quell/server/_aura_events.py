@@ -111,7 +111,9 @@ class AuraEvents:
         return event_frame(f"aura.{name}", payload | self._scene.tail(body))
 
     def _began(self, body: Mapping[str, object]) -> bytes:
-        told: dict[str, object] = {"model": body.get("model", "")}
+        # As the chunks of the stream name it: whose price list it is on is another matter.
+        llm = self._scene.agent.agent.llm
+        told: dict[str, object] = {"model": f"{llm.provider}/{llm.model or llm.provider}"}
         if body.get("window"):
             told["model_context_limit"] = body["window"]
         return event_frame("aura.session_info", told | self._scene.session_tail())
