@@ -134,8 +134,7 @@ def test_row_9_a_plan_of_one_task_is_routed_and_its_events_come_in_order(tmp_pat
         assert told.names == [
             "plan_created",
             "task_started",
-            "tool_call_started",
-            "tool_call_completed",
+            *("tool_call_started", "tool_call_completed") * 2,
             "task_completed",
             "synthesizing",
             "iteration_complete",
@@ -145,8 +144,8 @@ def test_row_9_a_plan_of_one_task_is_routed_and_its_events_come_in_order(tmp_pat
         (started,), (completed,) = told.events("task_started"), told.events("task_completed")
         assert (started["worker_id"], completed["success"], completed["result"]) == ("logs", True, "It is well.")
         assert started["task_id"] == completed["task_id"]
-        (called,) = told.events("tool_call_completed")
-        assert called["success"] is True
+        assert [each["tool_name"] for each in told.events("tool_call_started")] == ["get_logs", "submit_result"]
+        assert [each["success"] for each in told.events("tool_call_completed")] == [True, True]
         (ended,) = told.events("iteration_complete")
         assert {"planning_ms", "execution_ms", "task_compute_ms", "tool_ms"} <= ended.keys()
         assert ended["will_replan"] is False
