@@ -17,7 +17,8 @@ import pytest
 from quell.config import JournalSettings, Secret, ServerSettings
 from tests._postgres import fresh_database
 from tests._quell import NOWHERE, started, wait_for_line
-from tests.aura._bench import LOOSE, a_shop, agent_at, agents_of, calls, file_of, played, says, server_of
+from tests.aura._bench import LOOSE, a_shop, agent_at, calls, played, says, server_of
+from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import delta, end, provider, sse
 from tests.doors._wire_bench import Wire, a_wire, settings_of
 

@@ -15,7 +15,8 @@ import pytest
 from quell.config import AgentSettings, load_agents
 from quell.config._agents import _fields_of, own_tables
 from quell.domain import ConfigError
-from tests.aura._bench import a_shop, agents_of, file_of, played, says, server_of
+from tests.aura._bench import a_shop, played, says, server_of
+from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import provider
 from tests.doors._wire_bench import a_wire, settings_of
 

@@ -11,19 +11,8 @@ import httpx2
 import pytest
 
 from quell.config import AuraSettings
-from tests.aura._bench import (
-    LOOSE,
-    a_shop,
-    agent_at,
-    agents_of,
-    calls,
-    file_of,
-    named,
-    played,
-    says,
-    server_of,
-    thinking,
-)
+from tests.aura._bench import LOOSE, a_shop, agent_at, calls, named, played, says, server_of, thinking
+from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import Answer, delta, end, plain, provider, sse, usage
 from tests.doors._wire_bench import CHAT, Wire, a_wire, frames, settings_of, text_of
 
