@@ -48,7 +48,8 @@ def test_row_3_a_transcript_has_auras_frames_in_auras_order(tmp_path: Path) -> N
                 assert deltas[0] == {"role": "assistant", "content": "I look."}
                 (call,) = deltas[1]["tool_calls"]
                 assert (call["index"], call["type"]) == (0, "function")
-                assert call["function"] == {"name": "get_logs", "arguments": '{"service": "web"}'}
+                assert call["function"]["name"] == "get_logs"
+                assert json.loads(call["function"]["arguments"]) == {"service": "web"}
                 assert deltas[2] == {"content": "\n\nAll "}
                 assert (deltas[-1], chunks[-1]["choices"][0]["finish_reason"]) == ({}, "stop")
                 # AURA's usage of an orchestrated run is all zeros; ours is the sum of every turn.
