@@ -187,8 +187,10 @@ class AgentRoom:
 
     def servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
         """Return the MCP servers of an agent: those of its file, or of the deployment when it names none."""
-        everyone = {name: name for name in self._warden.settings.mcp.servers}
-        return self._servers.get(agent.id, {}) if agent.mcp.servers else everyone
+        if not self._servers:
+            # No agent file: what the settings have is the deployment's own.
+            return {name: name for name in self._warden.settings.mcp.servers}
+        return self._servers.get(agent.id, {})
 
     # -- themselves ---------------------------------------------------------------------------------------------------
 

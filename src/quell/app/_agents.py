@@ -114,6 +114,10 @@ class AgentDesk:
         """Return the tools that come with agents."""
         return self._room.hands()
 
+    def servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
+        """Return the MCP servers of an agent by their names in its file, and what each is called among all."""
+        return self._room.servers_of(agent)
+
     async def servers(self, agent: AgentSettings) -> tuple[ServerState, ...]:
         """Return how the MCP servers of an agent are, under the names of its file; it asks those that were not there."""
         return await self._room.servers(agent)

@@ -32,6 +32,8 @@ class Loaded:
     """Files that were read, the weakest first."""
     agents: tuple[AgentSettings, ...] = ()
     """The agents of the agent files."""
+    agent_files: tuple[Path, ...] = ()
+    """Files that these were read from, in their order."""
     warnings: tuple[Problem, ...] = ()
     """What is odd about the agent files and no mistake."""
 
@@ -89,6 +91,7 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     if settings.agents:
         settings = replace(settings, agents=str(_at_home(Path(settings.agents), env)))
     agents = _agents_of(settings, env=env)
+    _check_default(settings.default_agent, agents, source=where("default_agent"))
     paths = [*keys(), *(leaf for leaf, _ in leaves(merged))]
     origins = {key: _origin_of(key, winners) for key in dict.fromkeys(paths) if not _is_pattern(key)}
     return Loaded(
@@ -96,6 +99,7 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
         origins=MappingProxyType(origins),
         files=tuple(Path(file.name) for file in files),
         agents=agents.agents,
+        agent_files=agents.files,
         warnings=agents.warnings,
     )
 
@@ -113,6 +117,15 @@ def _untold(files: list[TomlFile], *, agents: str) -> Iterator[Problem]:
     for file in files:
         if "agent" in file.tree and file.name != agents:
             yield from (each for each in file.problems if each.path.partition(".")[0] not in shared)
+
+
+def _check_default(wanted: str, files: AgentFiles, *, source: str) -> None:
+    """Refuse a default agent that is none of the agents. Raises ConfigError."""
+    ids = [agent.id for agent in files.agents]
+    if wanted and ids and wanted not in ids:
+        hint = f"one of: {', '.join(ids)}"
+        problem = Problem(path="default_agent", reason=f"there is no agent {wanted!r}", hint=hint, source=source)
+        raise ConfigError("the configuration has one mistake", hint=hint, problems=(problem,))
 
 
 def _without_agent(file: TomlFile) -> TomlFile:
@@ -209,15 +222,25 @@ _AURAS: Mapping[str, str] = {
     "STREAMING_TIMEOUT_SECS": "server.aura.streaming_timeout_s",
     "STREAM_INACTIVITY_TIMEOUT_SECS": "server.aura.stream_inactivity_timeout_s",
     "SHUTDOWN_TIMEOUT_SECS": "server.aura.shutdown_timeout_s",
+    "AURA_ENABLE_A2A": "server.a2a",
+    "AURA_SERVER_URL": "server.a2a_url",
 }
 """Variables that AURA's server reads, and the keys that they set here; our own variables of these keys win."""
+_AURAS_PLACE = "CONFIG_PATH"
+_WITH_PLACE: Mapping[str, str] = {
+    "HOST": "server.host",
+    "PORT": "server.port",
+    "DEFAULT_AGENT": "default_agent",
+}
+"""Those whose names others use too, such as shells: they count where AURA's own place of the configuration is named."""
 _YES, _NO = frozenset({"1", "true", "t", "yes", "y", "on"}), frozenset({"0", "false", "f", "no", "n", "off"})
 
 
 def _auras(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Return what AURA's variables say, with its words for true and false as ours."""
     named: dict[str, tuple[str, str]] = {}
-    for name, path in _AURAS.items():
+    read = {**_AURAS, **(_WITH_PLACE if env.get(_AURAS_PLACE) else {})}
+    for name, path in read.items():
         text = env.get(name, "").strip()
         if not text:
             continue

@@ -81,7 +81,7 @@ def _a2a_face(app: App, gate: Gate, *, bodies: Bodies, closing: Closing) -> A2A 
         raise ConfigError(
             "server.a2a needs packages that are not installed", hint="pip install 'quell[a2a]'"
         ) from error
-    return A2A(app, gate=gate, bodies=bodies, closing=closing)
+    return A2A(app, gate=gate, bodies=bodies, closing=closing, url=app.settings.server.a2a_url.rstrip("/"))
 
 
 def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:
