@@ -190,8 +190,8 @@ def test_row_2_agents_are_listed_as_models_and_described_and_a_hidden_one_only_a
                 assert crew["mcp_servers"] == {}
                 assert "hush" not in (await wire.http.get("/aura/info")).text
                 assert (await wire.http.get("/aura/info?detail=everything")).status_code == 400
-                answer = await wire.ask(model="secret")
-                offered = {each["function"]["name"] for each in model.bodies[0].get("tools", [])}  # type: ignore[attr-defined]  # a list
+                answer = await wire.ask("Why is the till slow?", model="secret")
+                offered = {each["function"]["name"] for each in model.bodies[0]["tools"]}  # type: ignore[attr-defined]  # a list
                 assert "get_logs" not in offered, "no server in its file: none of another file's"
                 assert answer.json()["choices"][0]["message"]["content"] == "Here."
 
