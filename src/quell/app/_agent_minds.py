@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from quell.agent import Role, WorkerSpec
@@ -62,6 +61,8 @@ class Mind:
     """Name of an MCP server in its file -> its name among all."""
     in_force: InForce
     """Tools, policy and settings that the version was made under."""
+    pins: tuple[str, ...] = ()
+    """Of its skills from repositories."""
     workers: Mapping[str, Hired] = field(default_factory=dict)
     """By name, what a worker has of its own."""
 
@@ -92,9 +93,11 @@ def open_mind(
     limits: Limits,
     on_change: Callable[[Model, Exception], None],
     price_of: Callable[[str, str], object],
+    skills_of: Callable[[SkillSettings], Skills],
+    pins: tuple[str, ...] = (),
 ) -> Mind:
     """Open what an agent needs; nothing is asked yet. Raises ConfigError when a part of it cannot be."""
-    skills = _skills(settings.agent.skills)
+    skills = skills_of(settings.agent.skills)
 
     def opened(llm: LlmSettings) -> Model:
         return open_model(llm, clock=clock, env=env, limits=limits)
@@ -106,7 +109,7 @@ def open_mind(
     workers = {
         name: Hired(
             model=opened(worker.llm) if worker.llm is not None else small,
-            skills=skills if worker.skills is None else _skills(worker.skills),
+            skills=skills if worker.skills is None else skills_of(worker.skills),
         )
         for name, worker in settings.orchestration.worker.items()
     }
@@ -122,12 +125,9 @@ def open_mind(
         skills=skills,
         servers=servers,
         in_force=in_force,
+        pins=pins,
         workers=workers,
     )
-
-
-def _skills(settings: SkillSettings) -> Skills:
-    return Skills.load([Path(each.source) for each in settings.local])
 
 
 def version_of_agent(

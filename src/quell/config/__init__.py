@@ -9,6 +9,7 @@ from quell.config._agent_settings import AgentSettings as AgentSettings
 from quell.config._agent_settings import AgentTable as AgentTable
 from quell.config._agent_settings import ArtifactSettings as ArtifactSettings
 from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
+from quell.config._agent_settings import GitSkills as GitSkills
 from quell.config._agent_settings import LlmSettings as LlmSettings
 from quell.config._agent_settings import OrchestrationSettings as OrchestrationSettings
 from quell.config._agent_settings import SkillSettings as SkillSettings

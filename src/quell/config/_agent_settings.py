@@ -83,12 +83,32 @@ class SkillSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GitSkills:
+    """Skills in a git repository, of one commit; AURA has directories only."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    url: str
+    """Address of the repository: https, ssh, or file for a directory of this machine; it holds no credentials."""
+    ref: str
+    """A full commit id, which is pinned by itself; or a branch or tag: the commit that a person pinned is used."""
+    path: str = ""
+    """Directory in the repository; empty: its root."""
+
+    @property
+    def named(self) -> str:
+        """Name it on one line."""
+        return " ".join(filter(None, (self.url, self.ref, self.path)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SkillSettings:
     """Where skills lie."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     local: tuple[SkillSource, ...] = ()
+    git: tuple[GitSkills, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
