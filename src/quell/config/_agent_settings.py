@@ -46,6 +46,10 @@ class LlmSettings:
     """Merged into the body of every request; wins over all above."""
     constrained_calls: bool = False
     """Hold a weak model to a JSON schema with one branch for each tool."""
+    proxy: Secret = field(default_factory=lambda: Secret(""))
+    """Proxy on the way to it, or `none`; empty: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. Never for this machine itself."""
+    prompt_cache: Literal["auto", "off"] = "auto"
+    """`auto`: tell the provider which part of a prompt stays the same, where it can be told so; `off`: say nothing."""
     first_token_timeout_s: float = 90.0
     """Longest silence before the first word."""
     inactivity_timeout_s: float = 60.0

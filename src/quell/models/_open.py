@@ -22,6 +22,7 @@ from quell.models._limits import LimitedModel, Limiter, Limits
 from quell.models._model import Model
 from quell.models._ollama import OllamaModel
 from quell.models._openai import Endpoint, OpenAIModel
+from quell.models._proxy import proxy_for
 from quell.models._ways import SchemaCallModel, TextCallModel, Wrapped
 
 _ADDRESSES: Mapping[str, str] = MappingProxyType(
@@ -80,7 +81,7 @@ async def list_models(
         async with asyncio.timeout(timeout_s):
             if settings.provider in {"anthropic", "bedrock", "gemini"}:
                 return await listed(settings, clock=clock, env=env, timeout_s=timeout_s)
-            model = _own(settings, clock=clock, patience=_patience(settings), limiter=None)
+            model = _own(settings, clock=clock, env=env, patience=_patience(settings), limiter=None)
             try:
                 return await model.offered(timeout_s=timeout_s)
             finally:
@@ -152,13 +153,14 @@ def _reached(settings: LlmSettings, *, clock: Clock, env: Mapping[str, str], lim
             patience=patience,
             hear=lambda headers: limiter.hear(headers, now=clock()),
         )
-    return _own(settings, clock=clock, patience=patience, limiter=limiter)
+    return _own(settings, clock=clock, env=env, patience=patience, limiter=limiter)
 
 
 def _own(
-    settings: LlmSettings, *, clock: Clock, patience: Patience, limiter: Limiter | None
+    settings: LlmSettings, *, clock: Clock, env: Mapping[str, str], patience: Patience, limiter: Limiter | None
 ) -> OpenAIModel | OllamaModel:
     """Return a model whose protocol we speak."""
+    via = proxy_for(settings.base_url or _ADDRESSES[settings.provider], env=env, wish=settings.proxy.reveal())
     if settings.provider == "ollama":
         url = settings.base_url or _ADDRESSES["ollama"]
         key = settings.api_key.reveal()
@@ -170,6 +172,7 @@ def _own(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 window=settings.context_window,
                 patience=patience,
+                via=via,
             )
     return OpenAIModel(
         endpoint_of(settings),
@@ -178,6 +181,7 @@ def _own(
         window=settings.context_window,
         patience=patience,
         hear=None if limiter is None else lambda headers: limiter.hear(headers, now=clock()),
+        via=via,
     )
 
 

@@ -27,6 +27,7 @@ from quell.domain import (
 )
 from quell.models._exchange import Exchange, Hear, Patience, whole
 from quell.models._faults import fault_in_stream
+from quell.models._proxy import Proxy
 from quell.models._sse import EventSplitter
 from quell.models._tokens import TokenCounter
 from quell.models._wire import Pool, Wire
@@ -126,6 +127,7 @@ class OpenAIModel:
         counter: TokenCounter | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         hear: Hear | None = None,
+        via: Proxy | None = None,
     ) -> None:
         """Reach a model. Raises ConfigError for an address that is none."""
         self._endpoint = endpoint
@@ -137,6 +139,7 @@ class OpenAIModel:
             pool=pool,
             tls=tls,
             hear=hear,
+            via=via,
         )
         self._name = name
         self._window = window
