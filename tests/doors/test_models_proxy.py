@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cryptography import x509
@@ -313,7 +314,11 @@ _BEDROCK = bedrock(
 @pytest.mark.parametrize(("name", "answer"), [("anthropic", _CLAUDE), ("gemini", _GEMINI), ("bedrock", _BEDROCK)])
 @pytest.mark.parametrize("by", ["environment", "settings"])
 def test_models_of_the_sdks_go_the_same_way(
-    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, name: str, answer: Answer, by: str
+    tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+    name: Literal["anthropic", "gemini", "bedrock"],
+    answer: Answer,
+    by: str,
 ) -> None:
     package = {"anthropic": "anthropic", "gemini": "google.genai", "bedrock": "boto3"}[name]
     try:
@@ -329,7 +334,7 @@ def test_models_of_the_sdks_go_the_same_way(
     async def story() -> tuple[ModelReply, Middle]:
         async with provider(answer, tls=tls) as state, middle(state.port) as way:
             settings = LlmSettings(
-                provider=name,  # type: ignore[arg-type] - one of those above
+                provider=name,
                 model="anthropic.claude-sonnet-4-5-20250929-v1:0" if name == "bedrock" else "m",
                 api_key=Secret("key-of-the-test"),
                 region="eu-central-1",

@@ -48,8 +48,8 @@ class LlmSettings:
     """Hold a weak model to a JSON schema with one branch for each tool."""
     proxy: Secret = field(default_factory=lambda: Secret(""))
     """Proxy on the way to it, or `none`; empty: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. Never for this machine itself."""
-    prompt_cache: Literal["auto", "off"] = "auto"
-    """`auto`: tell the provider which part of a prompt stays the same, where it can be told so; `off`: say nothing."""
+    prompt_cache: Literal["auto", "always", "off"] = "auto"
+    """`auto`: tell providers that know it which part of a prompt stays the same; `always`: what is compatible with OpenAI too."""
     first_token_timeout_s: float = 90.0
     """Longest silence before the first word."""
     inactivity_timeout_s: float = 60.0

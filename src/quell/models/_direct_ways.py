@@ -64,11 +64,13 @@ class Way:
     """Say in the provider's settings what is merged into its body."""
     is_merged: bool = False
     """Whether it is merged on the way out instead."""
+    is_cached: bool = True
+    """Whether the part of a prompt that stays the same is marked for the provider's cache."""
 
     @asynccontextmanager
     async def asked(self, request: ModelRequest, *, kept: Kept) -> AsyncIterator[Answer]:
         """Send a request, and give the answer as it comes."""
-        wanted = settings_of(request) | (self.place(request.extra) if request.extra else {})
+        wanted = settings_of(request) | {"cache": self.is_cached} | (self.place(request.extra) if request.extra else {})
         taken = {key: value for key, value in wanted.items() if key not in self.carrier.unsupported_settings}
         stream = model_request_stream(
             self.carrier,
@@ -161,10 +163,13 @@ class Answer:
 def way_of(settings: LlmSettings, *, env: Mapping[str, str], patience: Patience, hear: Hear | None) -> Way:
     """Open the way to a model. Raises what the SDKs raise for settings that they cannot use."""
     if settings.provider == "bedrock":
-        return _bedrock(settings, env=env, patience=patience)
-    if settings.provider == "gemini":
-        return _gemini(settings, env=env, patience=patience, hear=hear)
-    return _anthropic(settings, env=env, patience=patience, hear=hear)
+        way = _bedrock(settings, env=env, patience=patience)
+    elif settings.provider == "gemini":
+        way = _gemini(settings, env=env, patience=patience, hear=hear)
+    else:
+        way = _anthropic(settings, env=env, patience=patience, hear=hear)
+    way.is_cached = settings.prompt_cache != "off"
+    return way
 
 
 def _anthropic(settings: LlmSettings, *, env: Mapping[str, str], patience: Patience, hear: Hear | None) -> Way:
@@ -285,14 +290,13 @@ def _client(patience: Patience, *, hear: Hear | None, via: Proxy | None) -> http
 
 
 def settings_of(request: ModelRequest) -> dict[str, object]:
-    """Return how a request is to be answered; the stable part of a prompt is marked for the provider's cache."""
+    """Return how a request is to be answered."""
     said_so: dict[str, object] = {
         "max_tokens": request.output_max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": request.seed,
         "stop_sequences": list(request.stop) or None,
-        "cache": True,
     }
     if request.effort:
         said_so["thinking"] = False if request.effort == "none" else request.effort

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Literal
 from urllib.parse import urlsplit
 
 from quell.config import LlmSettings
@@ -103,7 +104,17 @@ def endpoint_of(settings: LlmSettings) -> Endpoint:
         headers={"Authorization": f"Bearer {key}"} if key else {},
         output_cap="max_completion_tokens" if is_openai else "max_tokens",
         extra={"usage": {"include": True}} if settings.provider == "openrouter" else {},
+        cache=_cache_of(settings, is_openai=is_openai),
     )
+
+
+def _cache_of(settings: LlmSettings, *, is_openai: bool) -> Literal["untold", "key", "marks"]:
+    """Say how a server is told what of a prompt stays the same; most refuse a key that they do not know."""
+    if settings.prompt_cache == "off":
+        return "untold"
+    if settings.provider == "openrouter" and settings.model.startswith("anthropic/"):
+        return "marks"
+    return "key" if is_openai or (settings.provider == "openai" and settings.prompt_cache == "always") else "untold"
 
 
 def payee_of(settings: LlmSettings) -> str:
