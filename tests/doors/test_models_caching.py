@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from quell.agent import Role
-from quell.agent._agent import opened
 from quell.agent._context import request_of
+from quell.agent._ending import opened
 from quell.config import LlmSettings, Secret
 from quell.domain import CallWanted, Message, ModelReply, ModelRequest, TokenUsage
 from quell.governance import Budgets
