@@ -12,6 +12,7 @@ from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
 from quell.config._agent_settings import GitSkills as GitSkills
 from quell.config._agent_settings import LlmSettings as LlmSettings
 from quell.config._agent_settings import OrchestrationSettings as OrchestrationSettings
+from quell.config._agent_settings import ScratchpadSettings as ScratchpadSettings
 from quell.config._agent_settings import SkillSettings as SkillSettings
 from quell.config._agent_settings import TimeoutSettings as TimeoutSettings
 from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings

@@ -66,10 +66,7 @@ def lint(agent: AgentSettings, file: TomlFile) -> Iterator[Problem]:
         if waits >= per_call:
             told.append(("hitl.route.timeout_secs", "is longer than a task may take", "raise per_call_timeout_secs"))
     told += _unasked(agent)
-    if agent.agent.context:
-        told.append(("agent.context", "is read and never used, as in AURA", "say it in system_prompt"))
-    if agent.tools.custom_tools:
-        told.append(("tools.custom_tools", "is read and never used, as in AURA", ""))
+    told += _unused(agent)
     told += _moving(agent)
     for index, store in enumerate(agent.vector_stores):
         if store.type == "in_memory":
@@ -249,6 +246,16 @@ def _confinements(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
         for key in ("connect_timeout_s", "call_timeout_s"):
             if not getattr(bounds, key) > 0:
                 yield f"{path}.{key}", "must be more than 0", ""
+
+
+def _unused(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    if agent.agent.context:
+        yield "agent.context", "is read and never used, as in AURA", "say it in system_prompt"
+    if agent.tools.custom_tools:
+        yield "tools.custom_tools", "is read and never used, as in AURA", ""
+    if agent.hitl is not None and agent.hitl.route is not None and agent.hitl.route.tool_headers_from_response:
+        hint = "headers of a server are `headers` and `headers_from_request` of it"
+        yield "hitl.route.tool_headers_from_response", "is read and not used", hint
 
 
 def _git_skills(agent: AgentSettings) -> Iterator[tuple[str, GitSkills]]:
