@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from quell.config import load_agents
-from quell.domain import ConfigError, RefusedError, UsageError, WorldError
+from quell.domain import ConfigError, Principal, RefusedError, UsageError, WorldError
 from quell.memory import Skills
 from quell.tools import Git
 from tests.doors._cli_bench import Desk
+from tests.doors._desk_bench import a_desk, agents_of, asked, file_of, heard
+from tests.doors._model_bench import delta, end, provider, sse, usage
 
 pytestmark = pytest.mark.timeout(60)  # each command opens and closes a journal, and git is a program
 
@@ -345,3 +348,38 @@ def test_a_copy_that_was_changed_is_not_loaded(desk: Desk, repository: Repositor
     assert (told.code, told.document["sources"][0]["state"]) == (1, "changed")
     assert "is not what was pinned" in desk.quell("ask", "is anything wrong?", "--json").err
     assert desk.quell("skill", "show", "triage").code == 2
+
+
+def test_a_process_that_runs_takes_a_new_pin_at_its_next_question(repository: Repository, tmp_path: Path) -> None:
+    by = Principal(user="ann", roles=("operator",))
+
+    async def story() -> None:
+        repository.commit()
+        async with provider(sse(delta("Hello."), end(), usage(10, 2))) as model:
+            more = f'[[agent.skills.git]]\nurl = "{repository.url}"\nref = "main"\n'
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=more))
+            (source,) = agents[0].agent.skills.git
+            async with a_desk(tmp_path / "state", agents) as app:
+                book = (await app.open_authority()).skills
+
+                async def pin() -> None:
+                    look = await asyncio.to_thread(book.look, source)
+                    with app.runs.database.writing() as connection:
+                        book.accept(connection, look, by=by)
+
+                async def version() -> object:
+                    run = await app.agents.start(asked("Hello?"), by=by)
+                    return next(each.body["version"] for each in await heard(app, run.id) if each.name == "agent.began")
+
+                with pytest.raises(ConfigError, match="nobody pinned"):
+                    await version()
+                await pin()
+                first = await version()
+                repository.skill("roll-back")
+                repository.commit()
+                assert await version() == first
+                await pin()
+                assert await version() != first
+                assert ["roll-back" in str(body["messages"]) for body in model.bodies] == [False, False, True]
+
+    asyncio.run(story())
