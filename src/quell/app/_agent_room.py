@@ -21,6 +21,7 @@ from quell.app._file_tools import file_hands
 from quell.app._first_pins import pin_first
 from quell.app._in_force import InForce, in_force
 from quell.app._memory import DOCUMENTS, open_store, search_hand, skill_hands
+from quell.app._skill_book import git_sources
 from quell.config import AgentSettings
 from quell.domain import (
     CallRequest,
@@ -202,9 +203,10 @@ class AgentRoom:
         async with self._opening:
             now = self._in_force(authority)
             known = self._open.minds.get(agent.id)
-            if known is not None and known.settings is agent and known.in_force == now:
+            pins = await _skill_pins(agent, authority)
+            if known is not None and known.settings is agent and (known.in_force, known.pins) == (now, pins):
                 return known
-            mind = await self._opened(agent, now, authority)
+            mind = await self._opened(agent, now, authority, pins=pins)
             self._open.minds[agent.id] = self._open.versions[mind.version] = mind
         book = await self.book()
         await asyncio.to_thread(book.keep_version, mind.version, agent)
@@ -250,7 +252,9 @@ class AgentRoom:
             self._decided = turn, in_force(authority)
         return self._decided[1]
 
-    async def _opened(self, agent: AgentSettings, now: InForce, authority: Authority) -> Mind:
+    async def _opened(
+        self, agent: AgentSettings, now: InForce, authority: Authority, *, pins: tuple[str, ...] = ()
+    ) -> Mind:
         return await asyncio.to_thread(
             open_mind,
             agent,
@@ -261,6 +265,8 @@ class AgentRoom:
             limits=self._limits,
             on_change=_told_change,
             price_of=authority.guard.budgets.find_price,
+            skills_of=authority.skills.load,
+            pins=pins,
         )
 
     # -- for one run --------------------------------------------------------------------------------------------------
@@ -357,6 +363,11 @@ class AgentRoom:
     def directory_of(self, agent: AgentSettings) -> Path | None:
         """Return where the runs of an agent keep their files; None when they keep none."""
         return Path(os.path.abspath(agent.runs_dir)) if agent.runs_dir else None  # noqa: PTH100 - links stay as written
+
+
+async def _skill_pins(agent: AgentSettings, authority: Authority) -> tuple[str, ...]:
+    """Return the pins of an agent's skills; a journal is only asked for one that has any."""
+    return await asyncio.to_thread(authority.skills.pins_of, agent) if git_sources(agent) else ()
 
 
 def _told_change(model: Model, error: Exception) -> None:

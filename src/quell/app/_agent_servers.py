@@ -131,7 +131,7 @@ def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]
         (
             _LIBRARY,
             *(f"{_STORE}{name}" for name in stores),
-            *(_SKILL_TOOLS if skills.local else ()),
+            *(_SKILL_TOOLS if skills.local or skills.git else ()),
             *(FILE_TOOLS if agent.tools.filesystem else ()),
             *((ASK_PEOPLE,) if agent.hitl is not None else ()),
         )
