@@ -68,6 +68,12 @@ _OURS = (
     "inactivity_timeout_s",
     "requests_per_minute",
     "tokens_per_minute",
+    ".proxy",
+    ".prompt_cache",
+    ".skills.git",
+    ".skills.git.url",
+    ".skills.git.ref",
+    ".skills.git.path",
 )
 """Keys of ours in a table of theirs."""
 _LLM_PLACES = ("agent.llm.", "orchestration.worker.*.llm.")
