@@ -259,7 +259,7 @@ class Pool:
         self,
         origin: Origin,
         *,
-        connections_max: int = 256,
+        connections_max: int = 2_048,
         tls: ssl.SSLContext | None = None,
         connect_s: float = 10.0,
         via: Proxy | None = None,
