@@ -109,6 +109,31 @@ def test_after_a_restart_a_run_goes_on_with_the_version_that_its_file_has_no_mor
     asyncio.run(story())
 
 
+def test_a_run_that_comes_back_to_other_skills_says_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        skill = tmp_path / "skills" / "restart"
+        skill.mkdir(parents=True)
+        front = "---\nname: restart\ndescription: How to restart.\n---\n"
+        (skill / "SKILL.md").write_text(f"{front}Carefully.")
+        slow = sse(*[delta("word. ")] * 2_000, end(), gap_s=0.05)
+        async with provider(slow, says("as it is")) as model:
+            sources = f'[[agent.skills.local]]\nsource = "{tmp_path / "skills"}"\n'
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=sources))
+            async with a_desk(tmp_path / "state", agents) as app:
+                run = await app.agents.start(asked("Which?"), by=ANN)
+                async for each in app.agents.follow(run.id):
+                    if each.name == "text":
+                        break
+            (skill / "SKILL.md").write_text(f"{front}Boldly.")
+            async with a_desk(tmp_path / "state", agents) as app:
+                told = await heard(app, run.id)
+                (differs,) = [each.body for each in told if each.name == "agent.version_differs"]
+                assert differs["version"] == began(told)
+                assert differs["now"] != differs["version"]
+
+    asyncio.run(story())
+
+
 def test_secrets_of_an_agent_are_not_kept_and_have_to_be_there_when_it_goes_on(tmp_path: Path) -> None:
     (agent,) = agents_of(tmp_path, file_of("sre", "http://127.0.0.1:9/v1"))
     key = os.urandom(12).hex()

@@ -62,6 +62,8 @@ class Mind:
     """Name of an MCP server in its file -> its name among all."""
     in_force: InForce
     """Tools, policy and settings that the version was made under."""
+    opened_as: str = ""
+    """The version that it would be called by what there is now, where a run came back to it; empty: its own."""
     pins: tuple[str, ...] = ()
     """Of its skills from repositories."""
     workers: Mapping[str, Hired] = field(default_factory=dict)

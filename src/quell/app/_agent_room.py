@@ -229,7 +229,8 @@ class AgentRoom:
         if not self._open.servers and self.servers_of(kept):
             await self.look_at_servers()
         mind = await self._opened(kept, self._in_force(authority), authority)
-        self._open.versions[wanted.version] = replace(mind, version=wanted.version)
+        # Its file is what it was; skills on disk, tools, policy and prices are those of today, and the run says so.
+        self._open.versions[wanted.version] = replace(mind, version=wanted.version, opened_as=mind.version)
         return self._open.versions[wanted.version]
 
     async def settings_of(self, wanted: Wanted) -> AgentSettings:

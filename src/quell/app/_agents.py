@@ -285,6 +285,9 @@ class AgentDesk:
         agent, caller = await self._room.answering(context, wanted, mind)
         ask = wanted.ask
         with telemetry.genai.conversing(session=ask.session, user=ask.user, metadata=ask.metadata):
+            if mind.opened_as not in ("", mind.version):
+                told = {"agent": mind.id, "version": mind.version, "now": mind.opened_as}
+                await context.emit("agent.version_differs", key=f"differs.{mind.opened_as}", **told)
             if not context.state:
                 await context.emit("agent.began", key="began", **_began(wanted, mind))
                 return await agent.begin(context, parted(ask.messages)[0], caller=caller)

@@ -62,6 +62,13 @@ EVENTS: Mapping[str, EventSpec] = {
     # conversations with agents
     "agent.began": _spec("info", "An agent began to answer.", "agent", "model", "window", "session", "version"),
     "chat.warned": _spec("info", "A part of a question was not taken, and its client was told so.", "said"),
+    "agent.version_differs": _spec(
+        "warning",
+        "A run goes on with its agent's file as it was; skills, tools, policy or prices are not those it began with.",
+        "agent",
+        "version",
+        "now",
+    ),
     "agent.model_left": _spec("warning", "A model failed, and the next of its chain is asked.", "model", "error"),
     "agents.reloaded": _spec("info", "The agent files were taken anew.", "agents", "servers_after_restart"),
     "agents.not_reloaded": _spec("error", "The agent files have mistakes: the agents stay as they were.", "error"),
