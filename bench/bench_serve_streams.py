@@ -42,6 +42,7 @@ base_url = "http://127.0.0.1:{port}/v1"
 
 [quell]
 evidence = "{evidence}"
+on_disconnect = "cancel"
 """
 _SETTINGS = """
 agents = "agent.toml"

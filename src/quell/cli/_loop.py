@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from quell.cli._exit import ExitCode
 from quell.cli._signals import TerminatedError, listen_to_signals
@@ -14,12 +15,15 @@ from quell.cli._signals import TerminatedError, listen_to_signals
 _SIGNALS_MAX = 3
 
 
-def run_until_done(work: Callable[[], Awaitable[int]]) -> int:
-    """Return what `work` returns. Raises KeyboardInterrupt or TerminatedError when a signal cancelled it."""
+def run_until_done(work: Callable[[], Awaitable[int]], *, loop: Literal["standard", "quick"] = "standard") -> int:
+    """Return what `work` returns. Raises KeyboardInterrupt or TerminatedError when a signal cancelled it.
+
+    `loop`: the quick one takes longer to load, and half the time for each piece of many streams.
+    """
     came: list[int] = []
 
     async def guarded() -> int:
-        loop = asyncio.get_running_loop()
+        running = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
 
@@ -33,11 +37,12 @@ def run_until_done(work: Callable[[], Awaitable[int]]) -> int:
                 task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
+            running.add_signal_handler(number, stop, number)
         return await work()
 
     try:
-        return asyncio.run(guarded())
+        with asyncio.Runner(loop_factory=_quick_loop if loop == "quick" else None) as runner:
+            return runner.run(guarded())
     except asyncio.CancelledError:
         if not came:
             raise
@@ -45,3 +50,11 @@ def run_until_done(work: Callable[[], Awaitable[int]]) -> int:
     finally:
         # asyncio leaves the defaults behind, and the default of SIGTERM kills without a word.
         listen_to_signals(is_over=bool(came))
+
+
+def _quick_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # there is none for every platform
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -91,7 +91,7 @@ class Session:
             ) as app:
                 return await work(app)
 
-        return run_until_done(use)
+        return run_until_done(use, loop="quick" if role == "serve" else "standard")
 
     def with_office(self, work: Callable[[Office], int | Awaitable[int]]) -> int:
         """Open what people decide with, let `work` use it, close it. It may block: its transactions are short."""
