@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ from quell.domain import (
     BoundExceededError,
     CallWanted,
     ModelError,
+    ModelEvent,
     ModelFault,
     ModelReply,
     ModelRequest,
@@ -182,23 +182,25 @@ async def _once(
     silent_s: float,
 ) -> ModelReply:
     gathering, is_begun = Gathering(), False
-    async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
-        while True:
-            try:
-                async with asyncio.timeout(silent_s or None):
-                    event = await anext(events)
-            except StopAsyncIteration:
-                break
-            except TimeoutError as silence:
-                raise ModelError(f"no stream progress for {silent_s:g} s", fault=ModelFault.TIMEOUT) from silence
-            if not is_begun:
-                is_begun = True
-                asking.first()
-            gathering.take(event)
-            if isinstance(event, TextPiece):
-                saying.text(event.text)
-            elif isinstance(event, ReasoningPiece):
-                saying.reasoning(event.text)
+    loop = asyncio.get_running_loop()
+
+    def hear(event: ModelEvent) -> None:
+        nonlocal is_begun
+        if not is_begun:
+            is_begun = True
+            asking.first()
+        if silent_s:
+            patience.reschedule(loop.time() + silent_s)
+        if isinstance(event, TextPiece):
+            saying.text(event.text)
+        elif isinstance(event, ReasoningPiece):
+            saying.reasoning(event.text)
+
+    try:
+        async with asyncio.timeout(silent_s or None) as patience:
+            await gathering.fill(model, request, deadline_s=deadline_s, also=hear)
+    except TimeoutError as silence:
+        raise ModelError(f"no stream progress for {silent_s:g} s", fault=ModelFault.TIMEOUT) from silence
     saying.end()
     reply = gathering.reply(request=request, counter=model.counter)
     asking.replied(reply)

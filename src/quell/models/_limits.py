@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from quell.domain import ModelError, ModelEvent, ModelFault, ModelRequest, OverloadError, UsageTold
-from quell.models._model import Model
+from quell.models._model import Hear, Model, tell
 from quell.models._ways import Wrapped
 
 _MINUTE_S = 60.0
@@ -175,19 +175,41 @@ class LimitedModel(Wrapped):
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Wait for a place, then ask. Raises as `Model.stream` does."""
+        async with (
+            self._admitted(request, deadline_s=deadline_s) as (left_s, note),
+            aclosing(self._inner.stream(request, deadline_s=left_s)) as events,
+        ):
+            async for event in events:
+                note(event)
+                yield event
+
+    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+        """Wait for a place, then ask, and hand on what comes. Raises as `Model.stream` does."""
+        async with self._admitted(request, deadline_s=deadline_s) as (left_s, note):
+
+            def heard(event: ModelEvent) -> None:
+                note(event)
+                hear(event)
+
+            await tell(self._inner, request, deadline_s=left_s, hear=heard)
+
+    @asynccontextmanager
+    async def _admitted(self, request: ModelRequest, *, deadline_s: float) -> AsyncIterator[tuple[float, Hear]]:
+        """Wait for a place; give what is left of the time, and what is to hear everything that comes."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
         limiter = self._limiter
         taken = self.counter.count(request) + min(request.output_max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
         await limiter.admit(taken, wait_s=deadline_s)
         used: int | None = None
+
+        def note(event: ModelEvent) -> None:
+            nonlocal used
+            if isinstance(event, UsageTold):
+                used = event.usage.input_tokens + event.usage.output_tokens
+
         try:
-            left_s = max(ends_at - loop.time(), 0.001)
-            async with aclosing(self._inner.stream(request, deadline_s=left_s)) as events:
-                async for event in events:
-                    if isinstance(event, UsageTold):
-                        used = event.usage.input_tokens + event.usage.output_tokens
-                    yield event
+            yield max(ends_at - loop.time(), 0.001), note
         except ModelError as error:
             if error.fault is ModelFault.RATE_LIMITED:
                 limiter.hold(error.retry_after_s)

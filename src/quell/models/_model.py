@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from quell.domain import (
     CallPiece,
@@ -23,6 +23,8 @@ from quell.domain import (
 )
 from quell.models._tokens import TokenCounter
 
+Hear: TypeAlias = Callable[[ModelEvent], None]
+"""Hears what a model says; it must not block."""
 
 class Model(Protocol):
     """A model behind whatever provider: asked once, it streams one answer."""
@@ -53,6 +55,24 @@ class Model(Protocol):
 
     async def close(self) -> None:
         """Close what it holds open."""
+
+
+@runtime_checkable
+class Teller(Protocol):
+    """A model that need not wake anybody for each piece: what comes is handed on in the moment in which it comes."""
+
+    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+        """Ask, hand everything that `stream` would yield to `hear`, and return at the end. Raises as `stream` does."""
+
+
+async def tell(model: Model, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+    """Ask a model and hand what comes to `hear`, at once where the model can. Raises as `Model.stream` does."""
+    if isinstance(model, Teller):
+        await model.tell(request, deadline_s=deadline_s, hear=hear)
+        return
+    async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
+        async for event in events:
+            hear(event)
 
 
 @dataclass(slots=True)
@@ -86,6 +106,15 @@ class Gathering:
                 self.usage = event
             case Ended():
                 self.ended = event
+
+    async def fill(self, model: Model, request: ModelRequest, *, deadline_s: float, also: Hear) -> None:
+        """Ask a model, and take all that comes, each thing after `also` was told. Raises as `Model.stream` does."""
+
+        def hear(event: ModelEvent) -> None:
+            also(event)
+            self.take(event)
+
+        await tell(model, request, deadline_s=deadline_s, hear=hear)
 
     def reply(self, *, request: ModelRequest, counter: TokenCounter) -> ModelReply:
         """Return the whole; tokens that nobody told are estimated. Raises ModelError when it has no end."""
@@ -137,7 +166,5 @@ class Gathering:
 async def ask(model: Model, request: ModelRequest, *, deadline_s: float) -> ModelReply:
     """Ask a model and return its whole answer. Raises as `Model.stream` does."""
     gathering = Gathering()
-    async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
-        async for event in events:
-            gathering.take(event)
+    await tell(model, request, deadline_s=deadline_s, hear=gathering.take)
     return gathering.reply(request=request, counter=model.counter)

@@ -19,7 +19,7 @@ from quell.models._builtin import BuiltinModel
 from quell.models._direct import DirectModel
 from quell.models._exchange import Patience
 from quell.models._limits import LimitedModel, Limiter, Limits
-from quell.models._model import Model
+from quell.models._model import Hear, Model, tell
 from quell.models._ollama import OllamaModel
 from quell.models._openai import Endpoint, OpenAIModel
 from quell.models._ways import SchemaCallModel, TextCallModel, Wrapped
@@ -128,6 +128,10 @@ class ChosenModel(Wrapped):
         async with aclosing(self._inner.stream(self.chosen(request), deadline_s=deadline_s)) as events:
             async for event in events:
                 yield event
+
+    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+        """Ask as the settings say, and hand on what comes. Raises as `Model.stream` does."""
+        await tell(self._inner, self.chosen(request), deadline_s=deadline_s, hear=hear)
 
     def chosen(self, request: ModelRequest) -> ModelRequest:
         """Return a request with what the settings say about it."""

@@ -175,6 +175,27 @@ class OpenAIModel:
             async for event in _events(wire, reader):
                 yield event
 
+    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Callable[[ModelEvent], None]) -> None:
+        """Ask, and hand on what comes in the moment in which it comes. Raises as `Model.stream` does."""
+        body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
+        asked = self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
+        async with asked as wire:
+            reader, splitter = _Reader(), EventSplitter()
+
+            def take(piece: bytes) -> None:
+                for data in splitter.feed(piece):
+                    for event in reader.take(data):
+                        hear(event)
+
+            if "json" in wire.head.headers.get("content-type", ""):
+                for event in reader.take(await whole(wire)):
+                    hear(event)
+                return
+            await wire.give(take)
+            take(EventSplitter.END)
+            if not reader.is_done:
+                reader.finish()
+
     async def offered(self, *, timeout_s: float = 10.0) -> tuple[str, ...]:
         """Return the names of the models that the endpoint offers. Raises ModelError."""
         body = await self._exchange.fetched("/models", timeout_s=timeout_s)

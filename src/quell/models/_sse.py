@@ -11,6 +11,8 @@ class EventSplitter:
     """Takes pieces of bytes, gives the data of whole events."""
 
     __slots__ = ("_data", "_rest")
+    END = b"\n\n"
+    """What a server that forgot the last empty line left out."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -36,4 +38,4 @@ class EventSplitter:
 
     def end(self) -> list[bytes]:
         """Return what a server that forgot the last empty line left behind."""
-        return self.feed(b"\n\n")
+        return self.feed(self.END)

@@ -20,7 +20,7 @@ from quell.domain import (
     QuellError,
     TextPiece,
 )
-from quell.models._model import Model
+from quell.models._model import Hear, Model, tell
 from quell.models._text_calls import calls_in
 from quell.models._tokens import TokenCounter
 
@@ -145,14 +145,37 @@ class ChainModel(Wrapped):
                         has_said = True
                         yield event
             except (ModelError, OverloadError) as error:
-                is_shared = isinstance(error, ModelError) and error.fault in _SHARED
-                if isinstance(error, ModelError):
-                    error.place = number
-                if has_said or number + 1 == len(self._models) or is_shared:
+                if self._ends(error, number, has_said=has_said):
                     raise
                 self._on_change(model, error)
             else:
                 return
+
+    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+        """Ask one after the other as `stream` does, and hand on what comes. Raises what the last one raised."""
+        has_said = False
+
+        def heard(event: ModelEvent) -> None:
+            nonlocal has_said
+            has_said = True
+            hear(event)
+
+        for number, model in enumerate(self._models):
+            try:
+                await tell(model, request, deadline_s=deadline_s, hear=heard)
+            except (ModelError, OverloadError) as error:
+                if self._ends(error, number, has_said=has_said):
+                    raise
+                self._on_change(model, error)
+            else:
+                return
+
+    def _ends(self, error: ModelError | OverloadError, number: int, *, has_said: bool) -> bool:
+        """Tell whether nobody else is asked after this."""
+        is_shared = isinstance(error, ModelError) and error.fault in _SHARED
+        if isinstance(error, ModelError):
+            error.place = number
+        return has_said or number + 1 == len(self._models) or is_shared
 
     def after(self, error: ModelError) -> ChainModel:
         """Return what is left to ask when one broke off in the middle: those behind it, or all when it was the last."""

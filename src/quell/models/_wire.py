@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
@@ -78,6 +78,10 @@ class Wire(asyncio.Protocol):
         self._heard_at = 0.0
         self._head_bytes = 0
         self._failure: ModelError | None = None
+        self._take: Callable[[bytes], None] | None = None
+        """What gets the pieces of the answer in the moment in which they come; None: they wait."""
+        self._broken: Exception | None = None
+        """Why it took no more."""
         self.head = Head()
         self.has_head = False
         self.is_complete = False
@@ -108,7 +112,8 @@ class Wire(asyncio.Protocol):
         if self._buffered > _BUFFER_HIGH_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._take is None or self.is_complete or self._broken is not None:
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that nothing more will come."""
@@ -135,9 +140,15 @@ class Wire(asyncio.Protocol):
             self.has_head = True
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the answer until somebody takes it."""
-        self._pieces.append(body)
-        self._buffered += len(body)
+        """Hand on a piece of the answer, or keep it until somebody takes it."""
+        if self._take is None:
+            self._pieces.append(body)
+            self._buffered += len(body)
+            return
+        try:
+            self._take(body)
+        except Exception as error:  # noqa: BLE001 - it is raised where the end of the answer is awaited
+            self._take, self._broken = None, error
 
     def on_message_complete(self) -> None:
         """Note that the answer is whole."""
@@ -175,6 +186,24 @@ class Wire(asyncio.Protocol):
                 return
             self._check()
             await self._wait()
+
+    async def give(self, take: Callable[[bytes], None]) -> None:
+        """Hand the answer to `take` as it comes, and return at its end. Raises as `pieces` does, and what `take` raises."""
+        while self._pieces:
+            take(self._pieces.popleft())
+        self._buffered = 0
+        if self._paused and self._transport is not None and not self.is_lost:
+            self._transport.resume_reading()
+        self._paused = False
+        self._take, self._broken = take, None
+        try:
+            while not self.is_complete:
+                self._check()
+                await self._wait()
+                if self._broken is not None:
+                    raise self._broken
+        finally:
+            self._take = None
 
     def expect_within(self, quiet_max_s: float) -> None:
         """Give the answer up when nothing came for this long from now on."""
