@@ -30,9 +30,7 @@ WRAP_US = 10**STAMP_CHARS
 FIRST_MS = 50
 SENTENCE = 12
 """Every so many tokens a sentence ends: an agent that holds claims against evidence says whole sentences."""
-_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def now_us() -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 _QUEUE_MAX = 10_000
 
@@ -51,8 +51,37 @@ class _Now:
     parts: list[str]
 
 
-Ear: TypeAlias = "asyncio.Queue[object]"
-"""What a listener hears, in its order; who listens may put more into it."""
+class Ear(asyncio.Queue[object]):
+    """What a listener hears, in its order; who listens may put more into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once: Callable[[Piece], bool] | None = None
+        """Takes a piece in the moment in which it is said, while nothing else waits; False: it cannot now."""
+        self._is_awaited = False
+
+    async def next(self) -> object:
+        """Return what was heard next. Raises what `at_once` raised."""
+        self._is_awaited = True
+        try:
+            heard = await self.get()
+        finally:
+            self._is_awaited = False
+        if isinstance(heard, Exception):
+            raise heard
+        return heard
+
+    def hear(self, piece: Piece | Moved) -> None:
+        """Hand on what is said: at once where that is wanted and keeps the order."""
+        if self.at_once is not None and self._is_awaited and self.empty() and isinstance(piece, Piece):
+            try:
+                if self.at_once(piece):
+                    return
+            except Exception as error:  # noqa: BLE001 - who speaks has no part in it: it is raised where one listens
+                self.put_nowait(error)
+                return
+        if self.qsize() < _QUEUE_MAX:
+            self.put_nowait(piece)
 
 
 class Live:
@@ -71,8 +100,7 @@ class Live:
             else:
                 now.parts.append(piece.text)
         for ear in self._ears.get(piece.run, ()):
-            if ear.qsize() < _QUEUE_MAX:
-                ear.put_nowait(piece)
+            ear.hear(piece)
 
     def settle(self, run: str) -> None:
         """Forget what was said of a turn: the journal has it now."""
@@ -86,7 +114,7 @@ class Live:
     @contextmanager
     def listen(self, run: str) -> Iterator[Ear]:
         """Give an ear to what is said from now on."""
-        ear: Ear = asyncio.Queue()
+        ear = Ear()
         self._ears[run].add(ear)
         try:
             yield ear

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
+from functools import partial
+from typing import Protocol, Self
 
 import msgspec
 
@@ -21,6 +22,17 @@ from quell.runs import Runs
 
 _KEPT = ("agent.", "run.")
 _ID_MAX_CHARS = 80
+
+
+class Straight(Protocol):
+    """Takes what is being said in the moment in which it is said; it must not block."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether it can take something now; if not, that is yielded like everything else."""
+
+    def hear(self, heard: Heard) -> None:
+        """Take one thing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,6 +109,14 @@ class Follower:
         place.said(piece.text)
         yield self._heard("text", piece, piece.text)
 
+    def at_once(self, straight: Straight, piece: Piece) -> bool:
+        """Have some more of what is being said heard in this moment; False: it cannot be taken now."""
+        if not straight.is_ready:
+            return False
+        for heard in self.piece(piece):
+            straight.hear(heard)
+        return True
+
     def whole(self, piece: Piece) -> Iterator[Heard]:
         """Hear all that was said of a turn so far, of which a part may be known."""
         place = self.place
@@ -157,10 +177,16 @@ def _turn_of(body: Mapping[str, object]) -> int:
     return turn if isinstance(turn, int) else 0
 
 
-async def followed(runs: Runs, live: Live, run: str, *, after: str) -> AsyncGenerator[Heard, None]:
-    """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none."""
+async def followed(
+    runs: Runs, live: Live, run: str, *, after: str, straight: Straight | None = None
+) -> AsyncGenerator[Heard, None]:
+    """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none.
+
+    What `straight` takes is not yielded; the order is kept, as it gets something only while nothing waits to be yielded.
+    """
     follower = Follower.after(run, after)
     with live.listen(run) as ear:
+        ear.at_once = None if straight is None else partial(follower.at_once, straight)
         if follower.place.seq:
             await _remember(runs, follower)
 
@@ -175,7 +201,7 @@ async def followed(runs: Runs, live: Live, run: str, *, after: str) -> AsyncGene
             ear.put_nowait([said])
         pumping = asyncio.create_task(pump())
         try:
-            while (item := await ear.get()) is not None:
+            while (item := await ear.next()) is not None:
                 for heard in _heard_of(follower, item):
                     yield heard
             await pumping

@@ -15,7 +15,7 @@ import msgspec
 from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app._agent_book import Session
-from quell.app._agent_follow import followed
+from quell.app._agent_follow import Straight, followed
 from quell.app._agent_minds import Mind, default_agent, parted
 from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, load_agents
@@ -154,12 +154,13 @@ class AgentDesk:
             )
         return run
 
-    def follow(self, run: str, *, after: str = "") -> AsyncGenerator[Heard, None]:
+    def follow(self, run: str, *, after: str = "", straight: Straight | None = None) -> AsyncGenerator[Heard, None]:
         """Yield what happened in a run and what is being said, in order, until it has ended.
 
-        `after` is the id of what somebody heard last. Raises UsageError for an id that is none.
+        `after` is the id of what somebody heard last; what `straight` can take in the moment in which it is said is not
+        yielded. Raises UsageError for an id that is none.
         """
-        return followed(self._runs, self._room.live, run, after=after)
+        return followed(self._runs, self._room.live, run, after=after, straight=straight)
 
     async def answer(self, run: str, *, timeout_s: float) -> AgentAnswer | None:
         """Wait for the answer of a run; None when it has not ended by then.

@@ -26,6 +26,7 @@ from quell.models._tokens import TokenCounter
 Hear: TypeAlias = Callable[[ModelEvent], None]
 """Hears what a model says; it must not block."""
 
+
 class Model(Protocol):
     """A model behind whatever provider: asked once, it streams one answer."""
 

@@ -283,7 +283,12 @@ class Pool:
     """The connections to one origin: as many as are in use, and some that wait for the next request."""
 
     def __init__(
-        self, origin: Origin, *, connections_max: int = 2_048, tls: ssl.SSLContext | None = None, connect_s: float = 10.0
+        self,
+        origin: Origin,
+        *,
+        connections_max: int = 2_048,
+        tls: ssl.SSLContext | None = None,
+        connect_s: float = 10.0,
     ) -> None:
         """Hold at most so many connections; who wants one more waits for one to come back."""
         self._origin = origin

@@ -30,7 +30,7 @@ from quell.server._listening import Closing, Ending, Listening, ending_error
 from quell.server._openai_errors import ChatError
 from quell.server._rates import Rates
 from quell.server._scene import Scene
-from quell.server._streaming import Outlet, Streaming
+from quell.server._streaming import Outlet, Straight, Streaming
 from quell.tools import Scratchpad
 
 Take: TypeAlias = Callable[[Heard], Awaitable[None]]
@@ -213,11 +213,18 @@ class Chats:
         return self._app.warden.redactor.text(text)
 
     async def hear(
-        self, begun: Begun, listening: Listening, take: Take, *, receive: Receive, after: str = ""
+        self,
+        begun: Begun,
+        listening: Listening,
+        take: Take,
+        *,
+        receive: Receive,
+        after: str = "",
+        straight: Straight | None = None,
     ) -> Ending:
         """Follow a run for a client; what becomes of the run when it leaves is as the agent or the request wants it."""
         try:
-            following = self._app.agents.follow(begun.run, after=after)
+            following = self._app.agents.follow(begun.run, after=after, straight=straight)
             ending = await listening.hear(following, take, receive=receive)
             if ending not in {"ended", "stopping"} and not begun.goes_on:
                 await self._app.agents.cancel(begun.run)
@@ -298,6 +305,12 @@ class Chats:
             outlet.put(HEARTBEAT)
             await outlet.flush()
 
+        def said(heard: Heard) -> bytes:
+            sent = frames.feed(heard)
+            if heard.name != "text":
+                sent += events.feed(heard, approval=None)
+            return frames.marked(sent, heard.id) if sent else sent
+
         async def take(heard: Heard) -> None:
             sent = frames.feed(heard)
             if heard.name != "text":
@@ -309,7 +322,8 @@ class Chats:
                 outlet.put(frames.marked(sent, heard.id))
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        ending = await self.hear(begun, listening, take, receive=receive, after=telling.after)
+        straight = Straight(outlet, said, on_heard=listening.heard)
+        ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)
         if ending != "left":
             error = None if ending == "ended" else self.ended_by(ending, begun)
             outlet.put(events.end(frames.account) + frames.end(error))

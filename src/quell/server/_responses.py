@@ -22,7 +22,7 @@ from quell.server._listening import Listening
 from quell.server._openai_errors import ChatError
 from quell.server._responses_items import ResponseItems
 from quell.server._responses_request import ResponseWish, goes_on, read_response
-from quell.server._streaming import Outlet, Streaming
+from quell.server._streaming import Outlet, Straight, Streaming
 
 
 class Responses:
@@ -133,7 +133,8 @@ class Responses:
 
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        ending = await self._chats.hear(begun, listening, take, receive=receive)
+        straight = Straight(outlet, partial(items.feed, approval=None), on_heard=listening.heard)
+        ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)
         if ending != "left":
             outlet.put(items.end(None if ending == "ended" else self._chats.ended_by(ending, begun)))
             await outlet.flush()
