@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 _QUEUE_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, gc=False):  # a dataclass takes eight times as long to make
     """Some more of what a model says."""
 
     run: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,14 +25,14 @@ _ID_MAX_CHARS = 80
 
 
 class Straight(Protocol):
-    """Takes what is being said in the moment in which it is said; it must not block."""
+    """Takes text that is being said in the moment in which it is said; it must not block."""
 
     @property
     def is_ready(self) -> bool:
         """Tell whether it can take something now; if not, that is yielded like everything else."""
 
-    def hear(self, heard: Heard) -> None:
-        """Take one thing."""
+    def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
+        """Take some more text of a turn that it has heard the beginning of; `id_of` gives the id to go on after."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +58,10 @@ class _Place:
         seq, *more = map(int, parts)
         turn, chars, digest = more or (-1, 0, 0)
         return cls(seq=seq, turn=turn, chars=chars, digest=digest)
+
+    def written(self) -> str:
+        """Return the id of this place."""
+        return self.id
 
     @property
     def id(self) -> str:
@@ -110,11 +114,13 @@ class Follower:
         yield self._heard("text", piece, piece.text)
 
     def at_once(self, straight: Straight, piece: Piece) -> bool:
-        """Have some more of what is being said heard in this moment; False: it cannot be taken now."""
-        if not straight.is_ready:
+        """Have some more text of a turn heard in this moment; False: it is not that, or it cannot be taken now."""
+        place = self.place
+        is_more = piece.turn == place.turn and piece.attempt == place.attempt and piece.turn > self._ended
+        if not is_more or piece.task or piece.kind != "text" or not straight.is_ready:
             return False
-        for heard in self.piece(piece):
-            straight.hear(heard)
+        place.said(piece.text)
+        straight.say(piece.text, agent=piece.agent, turn=piece.turn, id_of=place.written)
         return True
 
     def whole(self, piece: Piece) -> Iterator[Heard]:

@@ -305,12 +305,6 @@ class Chats:
             outlet.put(HEARTBEAT)
             await outlet.flush()
 
-        def said(heard: Heard) -> bytes:
-            sent = frames.feed(heard)
-            if heard.name != "text":
-                sent += events.feed(heard, approval=None)
-            return frames.marked(sent, heard.id) if sent else sent
-
         async def take(heard: Heard) -> None:
             sent = frames.feed(heard)
             if heard.name != "text":
@@ -322,7 +316,7 @@ class Chats:
                 outlet.put(frames.marked(sent, heard.id))
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, said, on_heard=listening.heard)
+        straight = Straight(outlet, frames.said, on_heard=listening.heard)
         ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)
         if ending != "left":
             error = None if ending == "ended" else self.ended_by(ending, begun)

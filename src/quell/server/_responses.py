@@ -133,7 +133,7 @@ class Responses:
 
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, partial(items.feed, approval=None), on_heard=listening.heard)
+        straight = Straight(outlet, items.said, on_heard=listening.heard)
         ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)
         if ending != "left":
             outlet.put(items.end(None if ending == "ended" else self._chats.ended_by(ending, begun)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from quell.domain import Heard
-
 T = TypeVar("T")
+Write: TypeAlias = Callable[[str, str, int, Callable[[], str]], bytes]
+"""Writes text of an agent's turn as frames; the last gives the id to go on after."""
 
 
 class Streaming(StreamingResponse):
@@ -78,9 +78,9 @@ class Outlet:
 
 
 class Straight:
-    """Writes what is heard to the connection in the moment in which it is said: no task wakes for it."""
+    """Writes text to the connection in the moment in which it is said: no task wakes for it."""
 
-    def __init__(self, outlet: Outlet, write: Callable[[Heard], bytes], *, on_heard: Callable[[], None]) -> None:
+    def __init__(self, outlet: Outlet, write: Write, *, on_heard: Callable[[], None]) -> None:
         self._outlet = outlet
         self._write = write
         self._on_heard = on_heard
@@ -90,10 +90,10 @@ class Straight:
         """Tell whether the connection can take something now."""
         return self._outlet.is_ready
 
-    def hear(self, heard: Heard) -> None:
-        """Write one thing."""
+    def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
+        """Write some text."""
         self._on_heard()
-        self._outlet.now(self._write(heard))
+        self._outlet.now(self._write(text, agent, turn, id_of))
 
 
 @types.coroutine
