@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from quell.config import AuraSettings
 from tests._mcp_bench import ERAS, Era
 from tests._mcp_rogue import rogue
 from tests.doors._agent_tools_bench import server_table
@@ -22,6 +21,8 @@ from tests.doors._chat_bench import calls
 from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import provider
 from tests.doors._wire_bench import CHAT, Wire, a_wire, settings_of
+
+from quell.config import AuraSettings
 
 ROUNDS = 10
 _MORE = '[quell]\nreads = ["hang"]\non_disconnect = "cancel"\nevidence = "off"\n'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bpe_openai
 import msgspec
+from tests.doors.test_agent_context import SERVED, _served
 
 from quell.agent._context import request_of
 from quell.agent._route import offered
@@ -16,7 +17,6 @@ from quell.agent._talk import Role, Talk
 from quell.app._senses_tools import sense_tools
 from quell.domain import Message
 from quell.models._openai import Endpoint, body_of
-from tests.doors.test_agent_context import SERVED, _served
 
 
 def measure() -> dict[str, float]:

@@ -17,9 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.doors._agent_bench import agent_room
+
 from quell.domain import CallWanted
 from quell.models._scripted import Turn, says, wants
-from tests.doors._agent_bench import agent_room
 
 WARM = 5
 ROUNDS = 40

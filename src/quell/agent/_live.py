@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 _QUEUE_MAX = 10_000
+_PARTS_MAX = 64
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):  # a dataclass takes eight times as long to make
@@ -52,36 +53,54 @@ class _Now:
     parts: list[str]
 
 
-class Ear(asyncio.Queue[object]):
-    """What a listener hears, in its order; who listens may put more into it."""
+class Ear:
+    """What a listener hears, in its order; who listens may put more into it. A queue for one, a third as large."""
+
+    __slots__ = ("_heard", "_waiter", "at_once")
 
     def __init__(self) -> None:
-        super().__init__()
+        self._heard: deque[object] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self.at_once: Callable[[Piece], bool] | None = None
         """Takes a piece in the moment in which it is said, while nothing else waits; False: it cannot now."""
-        self._is_awaited = False
 
-    async def next(self) -> object:
+    def qsize(self) -> int:
+        """Return how much waits."""
+        return len(self._heard)
+
+    def get_nowait(self) -> object:
+        """Return what was heard first, and has not been taken."""
+        return self._heard.popleft()
+
+    async def get(self) -> object:
         """Return what was heard next. Raises what `at_once` raised."""
-        self._is_awaited = True
-        try:
-            heard = await self.get()
-        finally:
-            self._is_awaited = False
+        while not self._heard:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        heard = self._heard.popleft()
         if isinstance(heard, Exception):
             raise heard
         return heard
 
+    def put_nowait(self, heard: object) -> None:
+        """Have something heard after all that waits."""
+        self._heard.append(heard)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     def hear(self, piece: Piece | Moved) -> None:
         """Hand on what is said: at once where that is wanted and keeps the order."""
-        if self.at_once is not None and self._is_awaited and self.empty() and isinstance(piece, Piece):
+        if self.at_once is not None and self._waiter is not None and not self._heard and isinstance(piece, Piece):
             try:
                 if self.at_once(piece):
                     return
             except Exception as error:  # noqa: BLE001 - who speaks has no part in it: it is raised where one listens
                 self.put_nowait(error)
                 return
-        if self.qsize() < _QUEUE_MAX:
+        if len(self._heard) < _QUEUE_MAX:
             self.put_nowait(piece)
 
 
@@ -100,6 +119,8 @@ class Live:
                 self._now[piece.run] = _Now(piece.turn, piece.attempt, [piece.text])
             else:
                 now.parts.append(piece.text)
+                if len(now.parts) > _PARTS_MAX:
+                    now.parts = ["".join(now.parts)]
         for ear in self._ears.get(piece.run, ()):
             ear.hear(piece)
 

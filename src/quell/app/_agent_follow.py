@@ -207,7 +207,7 @@ async def followed(
             ear.put_nowait([said])
         pumping = asyncio.create_task(pump())
         try:
-            while (item := await ear.next()) is not None:
+            while (item := await ear.get()) is not None:
                 for heard in _heard_of(follower, item):
                     yield heard
             await pumping

@@ -8,11 +8,22 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 T = TypeVar("T")
 Write: TypeAlias = Callable[[str, str, int, Callable[[], str]], bytes]
 """Writes text of an agent's turn as frames; the last gives the id to go on after."""
+_SEND = "quell.send"
+
+
+def kept_near(app: ASGIApp) -> ASGIApp:
+    """Keep the way to the connection at hand for streams: middleware wraps it once and again."""
+
+    async def near(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_SEND] = send
+        await app(scope, receive, send)
+
+    return near
 
 
 class Streaming(StreamingResponse):
@@ -22,9 +33,11 @@ class Streaming(StreamingResponse):
         super().__init__(iter(()), headers=headers)
         self._write = write
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer: the head, what is written, and the end."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # Now that it has begun, nobody in between has anything to do with what is sent.
+        send = scope.get(_SEND, send)
         await self._write(receive, send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
