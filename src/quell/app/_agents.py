@@ -251,8 +251,13 @@ class AgentDesk:
         ask = wanted.ask
         with telemetry.genai.conversing(session=ask.session, user=ask.user, metadata=ask.metadata):
             if not context.state:
-                await context.emit("agent.began", key="began", **_began(wanted, mind))
-                ended = await agent.begin(context, parted(ask.messages)[0], caller=caller)
+                # Written while the model is being asked: it comes first, as what is written goes out in its order.
+                began = asyncio.create_task(context.emit("agent.began", key="began", **_began(wanted, mind)))
+                await asyncio.sleep(0)
+                try:
+                    ended = await agent.begin(context, parted(ask.messages)[0], caller=caller)
+                finally:
+                    await began
             else:
                 ended = await agent.go_on(context, context.state, caller=caller)
         if isinstance(ended, WaitUntil):
