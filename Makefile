@@ -51,7 +51,7 @@ bench: $(VENV)/.dev
 
 # What the harness costs: streams beside a bare proxy, a turn, the first request, a client that leaves.
 bench-serve: $(VENV)/.dev
-	$(PY) -m bench serve-streams serve-turn serve-prompt serve-disconnect
+	$(PY) -m bench serve-streams serve-turn serve-prompt serve-disconnect ask
 
 prove: $(VENV)/.dev
 	$(PY) -m proofs --full $(PROOF)

@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, step, runs-direct, serve-streams, serve-turn, serve-prompt, serve-disconnect, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, ask, step, runs-direct, serve-streams, serve-turn, serve-prompt, serve-disconnect, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -127,6 +127,16 @@ ROWS = [
         met=lambda r: _number(r, "help_cpu_ms") <= 60 and _number(r, "heavy_modules") == 0,
     ),
     Row(
+        part="ask",
+        figure="`quell ask`, CPU until its first request reaches a model",
+        goal="<= 500 ms",
+        value=lambda r: (
+            f"{_number(r, 'ask_cpu_ms'):.0f} ms CPU, {_number(r, 'ask_wall_ms'):.0f} ms; "
+            + ", ".join(f"{name} {_number(r, f'vs_{name}'):.2f}x" for name in ("openai", "httpx") if f"vs_{name}" in r)
+        ),
+        met=lambda r: _number(r, "ask_cpu_ms") <= 500,
+    ),
+    Row(
         part="step",
         figure="durable step on SQLite vs one fsynced commit",
         goal="reported",
@@ -234,6 +244,7 @@ ROWS = [
 SERVE = ["serve-streams", "serve-turn", "serve-prompt", "serve-disconnect"]
 PARTS = [
     "cli",
+    "ask",
     "step",
     "runs-direct",
     *SERVE,

@@ -82,8 +82,8 @@ class CrewRoom:
     async def ask(self, question: str, *, session: str = "s1", timeout_s: float = 15.0) -> AgentAnswer:
         return await self.answer(await self.start(question, session=session), timeout_s=timeout_s)
 
-    async def start(self, question: str, *, session: str = "s1", tenant: str = "local") -> Run:
-        arguments = {"question": question, "session": session, "tenant": tenant}
+    async def start(self, question: str, *, session: str = "s1", tenant: str = "local", user: str = "owner") -> Run:
+        arguments = {"question": question, "session": session, "tenant": tenant, "user": user}
         return await self.runs.start("crew", subject=question, arguments=arguments)
 
     async def answer(self, run: Run, *, timeout_s: float = 15.0) -> AgentAnswer:
@@ -190,8 +190,8 @@ async def crew_room(
                     **options,  # type: ignore[arg-type]  # options of a crew
                 )
                 caller = caller_of(context)
-                tenant = str(context.arguments["tenant"])
-                caller = replace(caller, principal=replace(caller.principal, tenant=tenant))
+                tenant, user = str(context.arguments["tenant"]), str(context.arguments["user"])
+                caller = replace(caller, principal=replace(caller.principal, tenant=tenant, user=user))
                 if context.state:
                     ended = await crew.go_on(context, context.state, caller=caller)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Provider:
 
 
 @asynccontextmanager
-async def provider(*answers: Answer) -> AsyncIterator[Provider]:
+async def provider(*answers: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[Provider]:
     """Run a server that answers each request with the next answer, and the last one for ever."""
     state = Provider()
     tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +64,7 @@ async def provider(*answers: Answer) -> AsyncIterator[Provider]:
             with suppress(OSError):
                 writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     state.port = server.sockets[0].getsockname()[1]
     try:
         yield state

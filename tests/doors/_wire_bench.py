@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,18 @@ def settings_of(
 
 
 @asynccontextmanager
-async def a_wire(settings: Settings, agents: Sequence[AgentSettings] = ()) -> AsyncIterator[Wire]:
-    """Open an app with agents, serve it, and stop it."""
+async def a_wire(
+    settings: Settings, agents: Sequence[AgentSettings] = (), *, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Wire]:
+    """Open an app with agents, serve it, and stop it; `env` is what it finds beside the canaries."""
     urls: asyncio.Queue[str] = asyncio.Queue()
     async with open_app(
-        settings, role="serve", clock=system_clock, entropy=os.urandom, env=_canaries.ENVIRONMENT, agents=agents
+        settings,
+        role="serve",
+        clock=system_clock,
+        entropy=os.urandom,
+        env={**_canaries.ENVIRONMENT, **(env or {})},
+        agents=agents,
     ) as app:
         serving = asyncio.create_task(serve(app, on_ready=urls.put_nowait))
         try:

@@ -193,6 +193,27 @@ def test_a_task_goes_on_when_its_server_is_started_again(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+def test_of_two_answers_to_one_question_of_an_agent_one_counts(tmp_path: Path) -> None:
+    async def story() -> None:
+        asks = {"index": 0, "id": "x", "function": {"name": "ask_person", "arguments": '{"question": "Which one?"}'}}
+        asking = sse(delta(tool_calls=[asks]), end("tool_calls"), usage(9, 3))
+        async with provider(asking, sse(delta("That one."), end(), usage(9, 3))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with served(tmp_path / "state", agents) as (_, url), client_of(url) as client:
+                events = await sent(client, says("Restart it?"))
+                assert events[-1].status.state == INPUT  # type: ignore[attr-defined]  # a status update
+                task = task_of(events)
+                answers = [sent(client, says(text, task=task)) for text in ("The first.", "The second.")]
+                came = await asyncio.gather(*answers, return_exceptions=True)
+                assert sum(isinstance(each, Exception) for each in came) == 1
+                assert len(model.bodies) == 2
+                found = await client.get_task(GetTaskRequest(id=task))
+                assert found.status.state == COMPLETED
+                assert len(found.history) == 4
+
+    asyncio.run(story())
+
+
 def test_callers_are_told_at_addresses_that_lead_nobody_inside(tmp_path: Path) -> None:
     async def story() -> None:
         async with provider(sse(delta("Well."), end(), usage(9, 3))) as model, _listener() as (port, told):

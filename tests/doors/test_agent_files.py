@@ -231,8 +231,10 @@ _NAME = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=6
 
 
 _SHAPED: Mapping[str, st.SearchStrategy[object]] = {
-    "url": st.just("http://h/x"),
+    "url": st.just("https://h/x"),
     "base_url": st.just("http://h/x"),
+    "ref": st.sampled_from(["main", "refs/tags/v1.2", "a" * 40]),
+    "path": st.sampled_from(["", "skills/sre"]),
     "require_approval": st.sampled_from(["kubectl_*", "{get,list}_?", "[!a-c]x", "\\*"]),
 }
 

@@ -91,18 +91,20 @@ def test_files_are_taken_anew_when_they_change_and_mistakes_change_nothing(tmp_p
 def test_after_a_restart_a_run_goes_on_with_the_version_that_its_file_has_no_more(tmp_path: Path) -> None:
     async def story() -> None:
         slow = sse(*[delta("word. ")] * 2_000, end(), gap_s=0.05)
-        async with provider(slow, says("as it was")) as old, provider(says("new")) as new:
-            agents = agents_of(tmp_path / "agents", file_of("sre", old.url))
+        async with provider(slow, says("as it was")) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
             async with a_desk(tmp_path / "state", agents) as app:
                 run = await app.agents.start(asked("Which?"), by=ANN)
                 async for each in app.agents.follow(run.id):
                     if each.name == "text":
                         break
-            agents = agents_of(tmp_path / "agents", file_of("sre", new.url))
+            text = file_of("sre", model.url).replace("a small shop", "a bank").replace('"played"', '"another"')
+            agents = agents_of(tmp_path / "agents", text)
             async with a_desk(tmp_path / "state", agents) as app:
                 told = await heard(app, run.id)
                 assert text_of(told).replace(" ", "") == "asitwas"
-                assert not new.bodies
+                assert [body["model"] for body in model.bodies] == ["played", "played"]
+                assert "a bank" not in str(model.bodies)
 
     asyncio.run(story())
 

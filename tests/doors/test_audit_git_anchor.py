@@ -15,7 +15,7 @@ from quell.app import Office
 from quell.config import GovernanceSettings, JournalSettings, Settings, load
 from quell.domain import ConfigError, Tampering, WorldError
 from quell.runs import Runs, system_clock
-from quell.tools import GitAnchor
+from quell.tools import Git
 from tests._quell import NOWHERE
 from tests.conftest import FakeClock
 from tests.doors._audit_bench import audited, fill
@@ -29,7 +29,7 @@ def _remote(path: Path) -> str:
 
 def test_checkpoints_are_commits_in_order_on_the_remote(tmp_path: Path, clock: FakeClock) -> None:
     remote = _remote(tmp_path / "remote")
-    anchor = GitAnchor(tmp_path / "own", remote=remote)
+    anchor = Git.Anchor(tmp_path / "own", remote=remote)
     assert anchor.published() == []
     with audited(tmp_path, clock=clock, anchors=(anchor,)) as (audit, database):
         notes = []
@@ -40,21 +40,21 @@ def test_checkpoints_are_commits_in_order_on_the_remote(tmp_path: Path, clock: F
         assert anchor.published() == notes
         report = audit.verify()
         assert (report.is_intact, report.anchored) == (True, 8)
-        assert GitAnchor(tmp_path / "another", remote=remote).published() == notes
+        assert Git.Anchor(tmp_path / "another", remote=remote).published() == notes
     with audited(tmp_path / "new", clock=clock, anchors=(anchor,), seed=9) as (audit, database):
         fill(audit, database, count=9)
         assert Tampering.FORKED in {finding.what for finding in audit.verify().findings}
 
 
 def test_a_repository_without_a_remote_keeps_them_too(tmp_path: Path) -> None:
-    anchor = GitAnchor(tmp_path / "own")
+    anchor = Git.Anchor(tmp_path / "own")
     anchor.publish("one\n1\n\n\u2014 a b\n")
     anchor.publish("two\n2\n\n\u2014 a b\n")
     assert anchor.published() == ["one\n1\n\n\u2014 a b\n", "two\n2\n\n\u2014 a b\n"]
 
 
 def test_a_remote_that_is_away_is_told_and_never_taken_for_empty(tmp_path: Path) -> None:
-    anchor = GitAnchor(tmp_path / "own", remote=str(tmp_path / "away"))
+    anchor = Git.Anchor(tmp_path / "own", remote=str(tmp_path / "away"))
     with pytest.raises(WorldError, match="git"):
         anchor.published()
     with pytest.raises(WorldError):
@@ -66,7 +66,7 @@ def test_a_remote_whose_branch_was_rewritten_by_force_is_told_and_what_stood_the
     tmp_path: Path, clock: FakeClock, way: str
 ) -> None:
     remote = _remote(tmp_path / "remote")
-    anchor = GitAnchor(tmp_path / "own", remote=remote)
+    anchor = Git.Anchor(tmp_path / "own", remote=remote)
     git = ["git", "--git-dir", remote]
     with audited(tmp_path, clock=clock, anchors=(anchor,)) as (audit, database):
         notes = []
@@ -78,14 +78,14 @@ def test_a_remote_whose_branch_was_rewritten_by_force_is_told_and_what_stood_the
         else:
             subprocess.run([*git, "update-ref", "-d", "refs/heads/quell-audit"], check=True)
         if way == "emptied":
-            GitAnchor(tmp_path / "a-strangers", remote=remote).publish("something else\n")
+            Git.Anchor(tmp_path / "a-strangers", remote=remote).publish("something else\n")
         assert set(notes) <= set(anchor.published())
         assert audit.verify().anchored == 8
         fill(audit, database, count=1)
         for _ in range(2):
             with pytest.raises(WorldError, match=r"was not anchored.*rewritten or deleted"):
                 audit.anchor()
-        moved = GitAnchor(tmp_path / "own", remote=_remote(tmp_path / "another"))
+        moved = Git.Anchor(tmp_path / "own", remote=_remote(tmp_path / "another"))
         moved.publish(notes[0])
         assert moved.published() == notes[:1], "another address is another place"
 

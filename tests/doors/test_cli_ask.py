@@ -73,7 +73,10 @@ def test_a_model_that_is_not_there_leaves_stdout_empty(tmp_path: Path) -> None:
     agent_file(tmp_path, "http://127.0.0.1:9/v1")
     told = quell("ask", "anybody?", "--json", cwd=tmp_path)
     assert (told.returncode, told.stdout) == (3, "")
+    assert "`base_url`" in str(error_of(told)["hint"])
     assert "--model builtin" in str(error_of(told)["hint"])
+    plain_told = quell("ask", "anybody?", cwd=tmp_path)
+    assert "Nothing was found out" not in plain_told.stderr
     other = quell("ask", *NOWHERE, "what can you do?", "--model", "builtin", cwd=tmp_path)
     assert other.returncode == 0, other
     assert "without a language model" in other.stdout
@@ -142,3 +145,17 @@ def test_people_who_have_to_decide_are_exit_5_and_the_run_goes_on_when_they_have
     turn = next(each for each in document["tree"]["children"] if each["kind"] == "turn")
     (call,) = turn["children"]
     assert (call["outcome"], call["took_s"] > 0) == ("ok", True)
+
+
+def test_a_key_that_does_not_hold_is_told_with_what_helps_and_what_was_found_until_then_stays(tmp_path: Path) -> None:
+    refusal = plain(401, {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}})
+    with played(refusal, calls("system_overview"), refusal) as model:
+        agent_file(tmp_path, model.url)
+        told = quell("ask", *NOWHERE, "anybody?", cwd=tmp_path)
+        found = quell("ask", *NOWHERE, "anything wrong?", cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (3, "")
+    assert "answered 401" in told.stderr
+    assert "`api_key`" in told.stderr
+    assert (found.returncode, found.stdout) == (3, "")
+    assert "stopped by the model" in found.stderr
+    assert "\\n" not in found.stderr, "lines are lines"

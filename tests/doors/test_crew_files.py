@@ -97,11 +97,11 @@ def test_a_failed_call_is_a_failure_in_the_files_too(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-async def _first(room: CrewRoom, memory: Path, *, session: str = "s1", tenant: str = "local") -> str:
+async def _first(room: CrewRoom, memory: Path, *, session: str = "s1") -> str:
     """Let a run of a session leave an artifact; return its id."""
-    run = await room.start("Remember this.", session=session, tenant=tenant)
+    run = await room.start("Remember this.", session=session)
     assert (await room.answer(run)).stop is Stop.ANSWERED
-    place = memory / session if tenant == "local" else memory / f"@{tenant}" / session
+    place = memory / session
     assert (place / run.id / "artifacts" / "task-1-reader-iter-1-result.txt").is_file()
     return run.id
 
@@ -137,8 +137,13 @@ def test_a_session_knows_its_earlier_runs_and_reads_what_they_left(tmp_path: Pat
     asyncio.run(story())
 
 
-@pytest.mark.parametrize(("session", "tenant"), [("s2", "local"), ("s1", "acme"), ("", "local")])
-def test_nobody_reads_runs_of_another_session_or_tenant(tmp_path: Path, session: str, tenant: str) -> None:
+@pytest.mark.parametrize(
+    ("session", "tenant", "user"),
+    [("s2", "local", "owner"), ("s1", "acme", "owner"), ("", "local", "owner"), ("s1", "local", "bob")],
+)
+def test_nobody_reads_runs_of_another_session_tenant_or_user(
+    tmp_path: Path, session: str, tenant: str, user: str
+) -> None:
     async def story() -> None:
         memory = tmp_path / "memory"
         earlier: list[str] = []
@@ -151,7 +156,7 @@ def test_nobody_reads_runs_of_another_session_or_tenant(tmp_path: Path, session:
         mind = Mind(script=[submits(LONG)])
         async with crew_room(tmp_path, turn, {"reader": mind}, memory=memory, settings=SETTINGS) as room:
             earlier.append(await _first(room, memory))
-            run = await room.start("What was it?", session=session, tenant=tenant)
+            run = await room.start("What was it?", session=session, tenant=tenant, user=user)
             await room.answer(run)
             asked = texts(room.coordinator.asked)
             assert "Earlier runs" not in asked[2]

@@ -223,7 +223,11 @@ def test_telemetry_and_alerts_come_in_on_loopback_as_ever_and_through_a_proxy_wi
         otlp = {**JSON, **passed_on}
         assert (await house.http.get("/health")).status_code == 503, "no store, and no identity asked for"
         assert "parts" in (await house.http.get("/health")).json()
-        assert (await house.http.get("/health", headers=passed_on)).json() == {"kind": "health", "ok": False}
+        assert (await house.http.get("/health", headers=passed_on)).json() == {
+            "kind": "health",
+            "ok": False,
+            "status": "degraded",
+        }
         assert (await house.http.post("/webhooks/alertmanager", json=ALERTS)).status_code == 200
         assert (await house.http.post("/v1/logs", content=b"{}", headers=JSON)).status_code == 503
         for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP", "X-Client-IP", "True-Client-IP"):

@@ -19,6 +19,7 @@ import pytest
 from starlette.routing import Route
 
 from quell.app import App, Vault, Warden
+from quell.app._incident_room import IncidentRoom
 from quell.app._person_calls import PersonCalls
 from quell.config import InvestigationSettings, JournalSettings, ServerSettings, Settings
 from quell.domain import BoundExceededError, ConfigError, ObservedChange, OverloadError, StateHeldError, UsageError
@@ -90,10 +91,9 @@ async def a_house(state_dir: Path, *, server: ServerSettings, receives: bool = T
         warden=Warden(runs, settings, clock=clock, entropy=os.urandom, env={}),
         vault=cast("Vault", Parts(receiver=intake if receives else None)),
         readers=(),
-        desk=desk,
+        room=cast("IncidentRoom", SimpleNamespace(desk=desk)),
         calls=cast("PersonCalls", None),
         version="v1",
-        launch=runs.launch,
     )
     transport = httpx2.ASGITransport(app=asgi(app), raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:7433") as client:

@@ -34,7 +34,7 @@ async def _run(room: Room, program: str, *, session: str = "", **inputs: object)
 
 
 async def _put(room: Room, content: str, *, session: str = "") -> str:
-    owner = PadOwner(session=session or room.run, tenant="local")
+    owner = PadOwner(session=session or room.run, tenant="local", user="ann" if session else "")
     return (await room.authority.scratchpad.put(owner, content)).handle
 
 

@@ -64,6 +64,10 @@ class Held:
     """Citations of results that there are not, which were taken away."""
 
 
+_LOOK_CHARS = 2_000
+"""So much is looked through at each piece."""
+
+
 class Holder:
     """Holds an answer against the evidence while it streams: a sentence, a row or a block at a time, once it is whole."""
 
@@ -74,6 +78,7 @@ class Holder:
         self._given = numbers_of(question)
         self._asked = _names_in(question)
         self._rest = ""
+        self._look_at_chars = 0
         self._cited: dict[str, None] = {}
         self._unverified = self._invented = 0
         self._said: list[str] = []
@@ -87,7 +92,14 @@ class Holder:
     def feed(self, piece: str) -> str:
         """Return what of the answer can be said by now."""
         self._rest += piece
-        return self._judged(is_end=False)
+        if len(self._rest) < self._look_at_chars:
+            return ""
+        said = self._judged(is_end=False)
+        rest_chars = len(self._rest)
+        # What is long and not whole is looked through again once it has grown by a part of itself: looking through all
+        # of it at each piece would stop everything else that this process does.
+        self._look_at_chars = rest_chars + rest_chars // 8 if rest_chars > _LOOK_CHARS else 0
+        return said
 
     def end(self) -> str:
         """Return what is left."""

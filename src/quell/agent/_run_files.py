@@ -1,7 +1,8 @@
 """Files of orchestrated runs, in AURA's layout: written whole or not at all, named by us, and never through a link.
 
 `{memory_dir}/{session}/{run}/` with `manifest.json`, `iteration-N/` and `artifacts/`; `latest` points to the newest run of a
-session. Runs without a session lie in `{memory_dir}` itself; those of a tenant other than the first one below `@tenant`.
+session. Runs without a session lie in `{memory_dir}` itself; those of a caller other than the local owner below
+`@tenant/@user`: a session is named by its client, and what lies in it belongs to whoever asked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from quell import telemetry
-from quell.domain import Principal, RefusedError
+from quell.domain import LocalOwner, Principal, RefusedError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{7,63}", re.ASCII)
@@ -32,15 +33,16 @@ _ARTIFACTS, MANIFEST = "artifacts", "manifest.json"
 _DIRECTORIES_MAX = 1_000
 _ABANDONED = timedelta(days=7)
 """A run without a manifest may still be under way, but not for ever."""
-_FIRST_TENANT = Principal(user="-").tenant
+_OWNER = LocalOwner()
 
 
 class RunFiles:
     """The files of one run, and those of earlier runs of its session as far as they may be read."""
 
-    def __init__(self, root: Path, *, tenant: str, session: str, run: str) -> None:
+    def __init__(self, root: Path, *, by: Principal, session: str, run: str) -> None:
         """Name the places; nothing is made before something is kept."""
-        above = () if tenant == _FIRST_TENANT else (f"@{_named(tenant, _SESSION)}",)
+        is_owner = (by.tenant, by.user) == (_OWNER.tenant, _OWNER.user)
+        above = () if is_owner else (f"@{_named(by.tenant, _SESSION)}", f"@{_named(by.user, _SESSION)}")
         self._root = root
         self._above = (*above, _named(session, _SESSION)) if session else above
         self._is_of_session = bool(session)

@@ -71,7 +71,7 @@ class Shift:
         self._files: RunFiles | None = None
         if means.memory_dir:
             self._files = RunFiles(
-                Path(means.memory_dir), tenant=caller.principal.tenant, session=means.session, run=context.run.id
+                Path(means.memory_dir), by=caller.principal, session=means.session, run=context.run.id
             )
 
     async def work(self) -> Ended:

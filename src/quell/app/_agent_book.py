@@ -72,6 +72,9 @@ class AgentBook:
 
     def keep_run(self, session: str, *, run: str, by: Principal, agent: str, subject: str) -> None:
         """Note that a run belongs to somebody's conversation; twice is once."""
+        with self._database.reading() as connection:
+            if connection.first("SELECT run FROM quell_agent_sessions WHERE run = :run", run=run) is not None:
+                return
         with self._database.writing() as connection:
             connection.run(
                 "INSERT INTO quell_agent_sessions (session, tenant, owner, run, agent, subject, at)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, Self
@@ -22,6 +21,8 @@ from quell.runs import Runs
 
 _KEPT = ("agent.", "run.")
 _ID_MAX_CHARS = 80
+_NUMBER_MAX = 2**63 - 1
+"""What the journal counts up to."""
 
 
 class Straight(Protocol):
@@ -51,11 +52,13 @@ class _Place:
         """Read an id. Raises UsageError when it is none of ours."""
         parts = written.split(".") if written else ["0"]
         is_ours = len(written) <= _ID_MAX_CHARS and len(parts) in (1, 4)
-        if not is_ours or not all(part.isascii() and part.isdecimal() for part in parts):
+        is_ours = is_ours and all(part.isascii() and part.isdecimal() for part in parts)
+        numbers = [int(part) for part in parts] if is_ours else []
+        if not numbers or max(numbers) > _NUMBER_MAX:
             raise UsageError(
                 f"not the id of an event: {written[:40]!r}", hint="give the id of the last one, as it came"
             )
-        seq, *more = map(int, parts)
+        seq, *more = numbers
         turn, chars, digest = more or (-1, 0, 0)
         return cls(seq=seq, turn=turn, chars=chars, digest=digest)
 
@@ -183,24 +186,34 @@ def _turn_of(body: Mapping[str, object]) -> int:
     return turn if isinstance(turn, int) else 0
 
 
-async def followed(
+def followed(
     runs: Runs, live: Live, run: str, *, after: str, straight: Straight | None = None
 ) -> AsyncGenerator[Heard, None]:
     """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none.
 
     What `straight` takes is not yielded; the order is kept, as it gets something only while nothing waits to be yielded.
     """
-    follower = Follower.after(run, after)
+    # Before anything is heard: who begins a stream learns of a wrong id while it can still say so.
+    return _followed(runs, live, Follower.after(run, after), straight)
+
+
+async def _followed(
+    runs: Runs, live: Live, follower: Follower, straight: Straight | None
+) -> AsyncGenerator[Heard, None]:
+    run = follower.run
     with live.listen(run) as ear:
         ear.at_once = None if straight is None else partial(follower.at_once, straight)
         if follower.place.seq:
             await _remember(runs, follower)
 
         async def pump() -> None:
-            async for event in runs.follow(run=run, after=follower.place.seq):
-                if event.name.startswith(_KEPT):
-                    ear.put_nowait(event)
-            ear.put_nowait(None)
+            try:
+                async for event in runs.follow(run=run, after=follower.place.seq):
+                    if event.name.startswith(_KEPT):
+                        ear.put_nowait(event)
+            finally:
+                # A journal that is away ends it as well: who listens would wait for nothing.
+                ear.put_nowait(None)
 
         # What was said before this ear was there, as far as the journal has not got it yet.
         if (said := live.said(run)) is not None:
@@ -213,8 +226,7 @@ async def followed(
             await pumping
         finally:
             pumping.cancel()
-            with suppress(asyncio.CancelledError):
-                await pumping
+            await asyncio.wait({pumping})
 
 
 async def _remember(runs: Runs, follower: Follower) -> None:

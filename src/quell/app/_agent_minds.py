@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from quell.agent import Role, WorkerSpec
 from quell.app._agent_servers import spill_of
 from quell.app._in_force import InForce
-from quell.config import AgentSettings, AgentTable, LlmSettings, Secret, SkillSettings
+from quell.config import AgentSettings, AgentTable, LlmSettings, ScratchpadSettings, Secret, SkillSettings
 from quell.domain import ChatAsk, Clock, Message
 from quell.memory import Skills
 from quell.models import ChainModel, Limits, Model, open_model
@@ -20,6 +19,7 @@ from quell.models import ChainModel, Limits, Model, open_model
 DEFAULT_NAME = "quell"
 _SKILL_TOKENS_MAX = 1_500
 _VERSION_DIGITS = 16
+_MARGIN_MAX = 0.95
 _PREAMBLE = (
     "You help engineers who run a production system. Find out what is true with your tools before you say it, be short, "
     "and say what you do not know."
@@ -62,6 +62,8 @@ class Mind:
     """Name of an MCP server in its file -> its name among all."""
     in_force: InForce
     """Tools, policy and settings that the version was made under."""
+    pins: tuple[str, ...] = ()
+    """Of its skills from repositories."""
     workers: Mapping[str, Hired] = field(default_factory=dict)
     """By name, what a worker has of its own."""
 
@@ -92,9 +94,11 @@ def open_mind(
     limits: Limits,
     on_change: Callable[[Model, Exception], None],
     price_of: Callable[[str, str], object],
+    skills_of: Callable[[SkillSettings], Skills],
+    pins: tuple[str, ...] = (),
 ) -> Mind:
     """Open what an agent needs; nothing is asked yet. Raises ConfigError when a part of it cannot be."""
-    skills = _skills(settings.agent.skills)
+    skills = skills_of(settings.agent.skills)
 
     def opened(llm: LlmSettings) -> Model:
         return open_model(llm, clock=clock, env=env, limits=limits)
@@ -106,7 +110,7 @@ def open_mind(
     workers = {
         name: Hired(
             model=opened(worker.llm) if worker.llm is not None else small,
-            skills=skills if worker.skills is None else _skills(worker.skills),
+            skills=skills if worker.skills is None else skills_of(worker.skills),
         )
         for name, worker in settings.orchestration.worker.items()
     }
@@ -122,12 +126,9 @@ def open_mind(
         skills=skills,
         servers=servers,
         in_force=in_force,
+        pins=pins,
         workers=workers,
     )
-
-
-def _skills(settings: SkillSettings) -> Skills:
-    return Skills.load([Path(each.source) for each in settings.local])
 
 
 def version_of_agent(
@@ -157,6 +158,7 @@ def role_of(mind: Mind, ask: ChatAsk, *, tools: Sequence[str], instructions: str
         nudge_last=agent.nudge_last_turn,
         nudge_remaining=agent.nudge_turns_remaining,
         evidence=table.evidence,
+        window_margin=_margin(agent.scratchpad),
         client_tools=ask.client_tools if agent.enable_client_tools else (),
         schemas=_schemas(mind),
     )
@@ -189,6 +191,7 @@ def worker_of(mind: Mind, name: str, *, tools: Sequence[str]) -> WorkerSpec:
         nudge_last=agent.nudge_last_turn,
         nudge_remaining=agent.nudge_turns_remaining,
         evidence=table.evidence,
+        window_margin=_margin(pad),
         schemas=_schemas(mind),
     )
     return WorkerSpec(
@@ -198,6 +201,15 @@ def worker_of(mind: Mind, name: str, *, tools: Sequence[str]) -> WorkerSpec:
         stores=worker.vector_stores,
         skills=hired.skills.catalogue(tokens_max=_SKILL_TOKENS_MAX, count=hired.model.counter.count_text),
         spill=spill_of(mind.settings, mind.servers, worker=worker),
+    )
+
+
+def _margin(pad: ScratchpadSettings) -> float:
+    """Return the share of the window that stays free, as AURA bounds it; without a scratchpad the usual one."""
+    return (
+        min(max(pad.context_safety_margin, 0.0), _MARGIN_MAX)
+        if pad.enabled
+        else ScratchpadSettings().context_safety_margin
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from quell import telemetry
 from quell.agent import Agent, BudgetAccounts, Crew, Live, Role
 from quell.app._agent_book import AgentBook
-from quell.app._agent_minds import Mind, open_mind, parted, role_of, worker_of
+from quell.app._agent_minds import Mind, default_agent, open_mind, parted, role_of, worker_of
 from quell.app._agent_servers import ask_first_of, offered, people_s_of, spill_of
 from quell.app._ask_people import ask_people_hand
 from quell.app._file_tools import file_hands
 from quell.app._first_pins import pin_first
 from quell.app._in_force import InForce, in_force
 from quell.app._memory import DOCUMENTS, open_store, search_hand, skill_hands
+from quell.app._skill_book import git_sources
 from quell.config import AgentSettings
 from quell.domain import (
     CallRequest,
@@ -47,6 +49,8 @@ _CALL_S = 300.0
 _LOOK_S = 10.0
 _AGAIN_S = 30.0
 _FRESH_S = 30.0
+_HELD_MAX = 10_000
+"""Requests whose headers are kept: of runs that go on elsewhere nobody here learns that they ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +188,10 @@ class AgentRoom:
 
     def servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
         """Return the MCP servers of an agent: those of its file, or of the deployment when it names none."""
-        everyone = {name: name for name in self._warden.settings.mcp.servers}
-        return self._servers.get(agent.id, {}) if agent.mcp.servers else everyone
+        if not self._servers:
+            # No agent file: what the settings have is the deployment's own.
+            return {name: name for name in self._warden.settings.mcp.servers}
+        return self._servers.get(agent.id, {})
 
     # -- themselves ---------------------------------------------------------------------------------------------------
 
@@ -197,9 +203,10 @@ class AgentRoom:
         async with self._opening:
             now = self._in_force(authority)
             known = self._open.minds.get(agent.id)
-            if known is not None and known.settings is agent and known.in_force == now:
+            pins = await _skill_pins(agent, authority)
+            if known is not None and known.settings is agent and (known.in_force, known.pins) == (now, pins):
                 return known
-            mind = await self._opened(agent, now, authority)
+            mind = await self._opened(agent, now, authority, pins=pins)
             self._open.minds[agent.id] = self._open.versions[mind.version] = mind
         book = await self.book()
         await asyncio.to_thread(book.keep_version, mind.version, agent)
@@ -225,6 +232,19 @@ class AgentRoom:
         self._open.versions[wanted.version] = replace(mind, version=wanted.version)
         return self._open.versions[wanted.version]
 
+    async def settings_of(self, wanted: Wanted) -> AgentSettings:
+        """Return what the agent of a run was; of one that cannot be opened any more, what there is under its name."""
+        known = self._open.versions.get(wanted.version)
+        if known is not None:
+            return known.settings
+        now = next((agent for agent in self.agents if agent.id == wanted.agent), None)
+        book = await self.book()
+        kept = None
+        with suppress(ConfigError):
+            kept = await asyncio.to_thread(book.version, wanted.version, now=now)
+        plain = default_agent()
+        return kept or now or replace(plain, agent=replace(plain.agent, name=wanted.agent))
+
     def _in_force(self, authority: Authority) -> InForce:
         """Return what decides now; worked out anew only when pins or policies changed."""
         turn = (authority.registry.turn, authority.guard.policy.digest)
@@ -232,7 +252,9 @@ class AgentRoom:
             self._decided = turn, in_force(authority)
         return self._decided[1]
 
-    async def _opened(self, agent: AgentSettings, now: InForce, authority: Authority) -> Mind:
+    async def _opened(
+        self, agent: AgentSettings, now: InForce, authority: Authority, *, pins: tuple[str, ...] = ()
+    ) -> Mind:
         return await asyncio.to_thread(
             open_mind,
             agent,
@@ -243,6 +265,8 @@ class AgentRoom:
             limits=self._limits,
             on_change=_told_change,
             price_of=authority.guard.budgets.find_price,
+            skills_of=authority.skills.load,
+            pins=pins,
         )
 
     # -- for one run --------------------------------------------------------------------------------------------------
@@ -295,6 +319,12 @@ class AgentRoom:
         )
         return crew, tuple(name for names in tools.values() for name in names)
 
+    def hold(self, ticket: str, headers: Mapping[str, str]) -> None:
+        """Keep the headers of a request; those of the oldest are forgotten when there are too many."""
+        self.headers[ticket] = dict(headers)
+        if len(self.headers) > _HELD_MAX:
+            del self.headers[next(iter(self.headers))]
+
     def headers_of(self, run: str) -> Mapping[str, str]:
         """Return the headers of the request that began a run, as long as it goes on here."""
         return self.headers.get(self._tickets.get(run, ""), {})
@@ -333,6 +363,11 @@ class AgentRoom:
     def directory_of(self, agent: AgentSettings) -> Path | None:
         """Return where the runs of an agent keep their files; None when they keep none."""
         return Path(os.path.abspath(agent.runs_dir)) if agent.runs_dir else None  # noqa: PTH100 - links stay as written
+
+
+async def _skill_pins(agent: AgentSettings, authority: Authority) -> tuple[str, ...]:
+    """Return the pins of an agent's skills; a journal is only asked for one that has any."""
+    return await asyncio.to_thread(authority.skills.pins_of, agent) if git_sources(agent) else ()
 
 
 def _told_change(model: Model, error: Exception) -> None:

@@ -28,13 +28,14 @@ _FOREIGN = re.compile(r"[^a-z0-9]+")
 def merged(settings: Settings, agents: Sequence[AgentSettings]) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
     """Return settings that have the servers of agent files too, and per agent: name in its file -> name there.
 
-    The same server under the same name is there once. What several files say of who pins and what reads, counts only as
+    An agent whose file names none has those of the deployment, never those of another agent's file. The same server
+    under the same name is there once. What several files say of who pins and what reads, counts only as
     far as all of them say it; where the deployment itself names the server, its word alone counts.
     """
     servers = dict(settings.mcp.servers)
     names: dict[str, dict[str, str]] = {}
     for agent in agents:
-        own = names.setdefault(agent.id, {})
+        own = names.setdefault(agent.id, {} if agent.mcp.servers else {name: name for name in settings.mcp.servers})
         for name, server in agent.mcp.servers.items():
             wanted = _settings_of(name, server, agent, state_dir=settings.state_dir)
             own[name] = taken = _name_for(name, wanted, agent=agent.id, servers=servers)
@@ -130,7 +131,7 @@ def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]
         (
             _LIBRARY,
             *(f"{_STORE}{name}" for name in stores),
-            *(_SKILL_TOOLS if skills.local else ()),
+            *(_SKILL_TOOLS if skills.local or skills.git else ()),
             *(FILE_TOOLS if agent.tools.filesystem else ()),
             *((ASK_PEOPLE,) if agent.hitl is not None else ()),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ import msgspec
 from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app._agent_book import Session
-from quell.app._agent_follow import Straight, followed
+from quell.app._agent_follow import Follower, Straight, followed
 from quell.app._agent_minds import Mind, default_agent, parted
 from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, load_agents
@@ -47,6 +48,7 @@ Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
 _SUBJECT_CHARS = 200
 _NAMED_MAX = 10
 _TICKET_BYTES = 16
+_SESSION = re.compile(r"[\x21-\x7e]{1,200}")
 _ENDED = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 
 
@@ -112,6 +114,10 @@ class AgentDesk:
         """Return the tools that come with agents."""
         return self._room.hands()
 
+    def servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
+        """Return the MCP servers of an agent by their names in its file, and what each is called among all."""
+        return self._room.servers_of(agent)
+
     async def servers(self, agent: AgentSettings) -> tuple[ServerState, ...]:
         """Return how the MCP servers of an agent are, under the names of its file; it asks those that were not there."""
         return await self._room.servers(agent)
@@ -137,21 +143,18 @@ class AgentDesk:
         mind = await self._room.mind(agent)
         ticket = self._entropy(_TICKET_BYTES).hex()
         if headers:
-            self._room.headers[ticket] = dict(headers)
+            self._room.hold(ticket, headers)
         wanted = Wanted(ask=ask, by=by, agent=agent.id, version=mind.version, ticket=ticket)
-        place = f"chat:{by.tenant}:{by.user}:{key}" if key else None
+        # As a list: any of them may hold what would stand between them.
+        place = msgspec.json.encode([KIND, by.tenant, by.user, key]).decode() if key else None
         try:
             run = await self._runs.start(KIND, subject=_subject(ask), arguments=msgspec.to_builtins(wanted), key=place)
+            if key:
+                await self._same(run, wanted)
         except BaseException:
             self._room.headers.pop(ticket, None)
             raise
-        if key:
-            await self._same(run, wanted)
-        if ask.session:
-            book = await self._room.book()
-            await asyncio.to_thread(
-                book.keep_run, ask.session, run=run.id, by=by, agent=agent.id, subject=_subject(ask)
-            )
+        await self._kept(run.id, wanted)
         return run
 
     def follow(self, run: str, *, after: str = "", straight: Straight | None = None) -> AsyncGenerator[Heard, None]:
@@ -161,6 +164,11 @@ class AgentDesk:
         yielded. Raises UsageError for an id that is none.
         """
         return followed(self._runs, self._room.live, run, after=after, straight=straight)
+
+    @staticmethod
+    def check_place(after: str) -> None:
+        """Raise UsageError for what is not the id of something that was heard."""
+        Follower.after("", after)
 
     async def answer(self, run: str, *, timeout_s: float) -> AgentAnswer | None:
         """Wait for the answer of a run; None when it has not ended by then.
@@ -182,6 +190,8 @@ class AgentDesk:
             await self._runs.cancel(run)
         except RefusedError:
             return
+        with suppress(QuellError):
+            self._room.ended(run, await self.wanted(run))
 
     async def sessions(self, *, by: Principal, sessions_max: int = 50) -> Sequence[Session]:
         """Return somebody's conversations, that of the newest question first."""
@@ -189,7 +199,11 @@ class AgentDesk:
         return await asyncio.to_thread(book.sessions, by=by, sessions_max=sessions_max)
 
     async def conversation(self, session: str, *, by: Principal) -> tuple[Message, ...]:
-        """Return what was said in somebody's conversation, up to its newest answer; empty when there was none."""
+        """Return what was said in somebody's conversation, up to its newest answer; empty when there was none.
+
+        Raises UsageError for what cannot be the id of one.
+        """
+        _check_session(session)
         book = await self._room.book()
         for run in await asyncio.to_thread(book.runs_of, session, by=by):
             try:
@@ -235,7 +249,14 @@ class AgentDesk:
     async def wanted(self, run: str) -> Wanted:
         """Return what a run was asked, and by whom. Raises UsageError when it is no run of an agent."""
         found = await self._runs.arguments(run)
-        return msgspec.convert(found, type=Wanted)
+        try:
+            return msgspec.convert(found, type=Wanted)
+        except msgspec.ValidationError:
+            raise UsageError(f"{run[:100]!r} is no run of an agent", hint="`quell run list` tells what it is") from None
+
+    async def agent_of(self, wanted: Wanted) -> AgentSettings:
+        """Return the agent that a run began with, also when no file has it any more."""
+        return await self._room.settings_of(wanted)
 
     async def close(self) -> None:
         """Close the models and the stores."""
@@ -246,6 +267,21 @@ class AgentDesk:
     async def _work(self, context: RunContext) -> Next:
         """Go on with a run until it is answered, or waits for people."""
         wanted = msgspec.convert(context.arguments, type=Wanted)
+        try:
+            ended = await self._answered(context, wanted)
+        except Exception:
+            self._room.ended(context.run.id, wanted)
+            raise
+        finally:
+            # Whoever broke off in the middle of a turn said something that no journal will have.
+            self._room.live.settle(context.run.id)
+        if isinstance(ended, WaitUntil):
+            return ended
+        await self._kept(context.run.id, wanted)
+        self._room.ended(context.run.id, wanted)
+        return Done(result=msgspec.to_builtins(ended))
+
+    async def _answered(self, context: RunContext, wanted: Wanted) -> AgentAnswer | WaitUntil:
         mind = await self._room.mind_of(wanted)
         agent, caller = await self._room.answering(context, wanted, mind)
         ask = wanted.ask
@@ -255,20 +291,45 @@ class AgentDesk:
                 began = asyncio.create_task(context.emit("agent.began", key="began", **_began(wanted, mind)))
                 await asyncio.sleep(0)
                 try:
-                    ended = await agent.begin(context, parted(ask.messages)[0], caller=caller)
+                    return await agent.begin(context, parted(ask.messages)[0], caller=caller)
                 finally:
                     await began
-            else:
-                ended = await agent.go_on(context, context.state, caller=caller)
-        if isinstance(ended, WaitUntil):
-            return ended
-        self._room.ended(context.run.id, wanted)
-        return Done(result=msgspec.to_builtins(ended))
+            return await agent.go_on(context, context.state, caller=caller)
+
+    async def _kept(self, run: str, wanted: Wanted) -> None:
+        """Note whose conversation a run belongs to: when it begins, and once it is answered, should that have failed."""
+        ask = wanted.ask
+        if not ask.session:
+            return
+        with suppress(QuellError):  # a journal that blinks costs no run and no answer
+            book = await self._room.book()
+            await asyncio.to_thread(
+                book.keep_run, ask.session, run=run, by=wanted.by, agent=wanted.agent, subject=_subject(ask)
+            )
 
     def _clean(self, ask: ChatAsk) -> ChatAsk:
         """Take secrets of ours out of what is asked, before anything of it is kept or sent."""
         clean = self._warden.redactor.text
-        return replace(ask, messages=tuple(replace(each, text=clean(each.text)) for each in ask.messages))
+        messages = [
+            replace(
+                each,
+                text=clean(each.text),
+                calls=tuple(replace(call, arguments=clean(call.arguments)) for call in each.calls),
+            )
+            for each in ask.messages
+        ]
+        tools = [
+            replace(each, description=clean(each.description), parameters=clean(each.parameters))
+            for each in ask.client_tools
+        ]
+        return replace(
+            ask,
+            messages=tuple(messages),
+            client_tools=tuple(tools),
+            user=clean(ask.user),
+            metadata={clean(key): clean(value) for key, value in ask.metadata.items()},
+            answer_schema=clean(ask.answer_schema),
+        )
 
     async def _same(self, run: Run, wanted: Wanted) -> None:
         """Refuse a key that stands for another question."""
@@ -290,7 +351,16 @@ def _stamp_of(path: Path) -> Stamp:
     return tuple(stamps)
 
 
+def _check_session(session: str) -> None:
+    # It stands in headers, in traces and in rows: what a line or a row ends with has no place in it.
+    if session and not _SESSION.fullmatch(session):
+        raise UsageError(
+            "the session id must be 1 to 200 visible characters of ASCII", hint="leave it out, and one is made"
+        )
+
+
 def _check(ask: ChatAsk, agent: AgentSettings) -> None:
+    _check_session(ask.session)
     if ask.answer_schema and agent.orchestration.enabled:
         raise UsageError(
             f"{agent.id!r} has workers, and answers of workers have no schema",
@@ -305,7 +375,7 @@ def _check(ask: ChatAsk, agent: AgentSettings) -> None:
 
 def _subject(ask: ChatAsk) -> str:
     asked: Message = [message for message in ask.messages if message.role != "system"][-1]
-    return " ".join(asked.text.split())[:_SUBJECT_CHARS] or asked.role
+    return " ".join(asked.text.replace("\0", " ").split())[:_SUBJECT_CHARS] or asked.role
 
 
 def _digest(ask: ChatAsk) -> str:

@@ -6,10 +6,9 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,7 @@ from quell import __version__, telemetry
 from quell.app._agent_caps import capped
 from quell.app._agent_routes import routes_of, with_secrets_of
 from quell.app._agent_servers import merged
+from quell.app._incident_room import IncidentRoom
 from quell.app._office import redactor_of
 from quell.app._person_calls import PersonCalls
 from quell.app._sources import CleanReader
@@ -31,10 +31,7 @@ from quell.domain import (
     QuellError,
     StateHeldError,
     StoreError,
-    Tool,
-    Window,
 )
-from quell.incidents import Curve, CurveAsk, Desk
 from quell.runs import Runs
 from quell.signals import Reader
 from quell.telemetry import Telemetry, open_telemetry
@@ -43,8 +40,8 @@ if TYPE_CHECKING:
     from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
     from quell.audit import Redactor
+    from quell.incidents import Desk
     from quell.signals import Detector, PrometheusReader, Receiver, Store
-    from quell.tools import LocalHand
 
 _CLOSE_TIMEOUT_S = 10.0
 _TEND_INTERVAL_S = 2.0
@@ -69,22 +66,34 @@ class App:
     warden: Warden
     vault: Vault
     readers: tuple[Reader, ...]
-    desk: Desk
+    room: IncidentRoom
     version: str
     calls: PersonCalls
     """Takes tool calls that people make by hand."""
-    launch: Callable[[], Awaitable[None]]
-    """Let this process execute runs; twice is once."""
     desk_of_agents: AgentDesk | None = None
     """None: it was opened without agents."""
     untaken: list[Alert] = field(default_factory=list)
     """What the detector saw and the journal could not take yet: the detector says everything once."""
+
+    async def launch(self, *, way: Literal["queue", "direct"] = "queue") -> None:
+        """Let this process execute runs, with `direct` only those that somebody waits for; twice is once."""
+        await self.runs.launch(way=way)
 
     @property
     def agents(self) -> AgentDesk:
         """Who answers questions; only where the app was opened with agents."""
         assert self.desk_of_agents is not None, "open the app with agents"
         return self.desk_of_agents
+
+    @property
+    def desk(self) -> Desk:
+        """Who keeps incidents: open in a server, and in a command without agents; others `open_desk` first."""
+        assert self.room.desk is not None, "open the desk first"
+        return self.room.desk
+
+    async def open_desk(self) -> Desk:
+        """Open the desk of incidents, if it is not. Raises JournalError."""
+        return await self.room.open()
 
     @property
     def store(self) -> Store | None:
@@ -200,15 +209,10 @@ async def open_app(
         talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
-        launch = _once(runs.launch)
-        ready = launch if role == "command" else None
-        desk = await asyncio.to_thread(
-            _desk_of, settings, vault, readers, runs=runs, clock=clock, entropy=entropy, ready=ready, redactor=redactor
-        )
-        warden.builtin = _senses_of(
-            warden, settings, desk=desk, runs=runs, readers=readers, clock=clock, agents=talking
-        )
-        warden.inventory = desk.inventory
+        room = _room_of(vault, readers, settings=settings, warden=warden, role=role, clock=clock, entropy=entropy)
+        warden.builtin = lambda: [*room.hands(), *(talking.hands() if talking is not None else ())]
+        if role == "serve" or talking is None:
+            await room.open()
         app = App(
             settings=settings,
             role=role,
@@ -219,41 +223,38 @@ async def open_app(
             warden=warden,
             vault=vault,
             readers=readers,
-            desk=desk,
+            room=room,
             version=version_of(settings),
             desk_of_agents=talking,
             calls=PersonCalls(warden),
-            launch=launch,
         )
         await _start(app)
         yield app
 
 
-def _desk_of(
-    settings: Settings,
+def _room_of(
     vault: Vault,
     readers: Sequence[Reader],
     *,
-    runs: Runs,
+    settings: Settings,
+    warden: Warden,
+    role: Role,
     clock: Clock,
     entropy: Entropy,
-    ready: Callable[[], Awaitable[None]] | None,
-    redactor: Redactor,
-) -> Desk:
-    """Open the desk of incidents; it blocks."""
-    desk = Desk(
-        runs=runs,
+) -> IncidentRoom:
+    """Return where incidents are, not opened yet; who asks for them there opens it."""
+    room = IncidentRoom(
+        settings,
+        runs=warden.runs,
+        warden=warden,
+        open_reader=vault.open_reader,
         readers=readers,
-        settings=settings.investigation,
         clock=clock,
         entropy=entropy,
-        curves=_curves_of(vault),
-        begins_at=_extent_of(vault),
-        ready=ready,
-        clean=redactor.text,
+        ready=warden.runs.launch if role == "command" else None,
     )
-    vault.firing = desk.firing
-    return desk
+    vault.firing, warden.inventory = room.firing, room.inventory
+    return room
 
 
 def _with_agents(
@@ -286,34 +287,6 @@ def _agents_of(
     warden.routes, warden.headers_of = routes_of(warden.settings, agents), desk.headers_of
     stack.push_async_callback(_closed, "agents", desk.close)
     return desk
-
-
-def _senses_of(
-    warden: Warden,
-    settings: Settings,
-    *,
-    desk: Desk,
-    runs: Runs,
-    readers: Sequence[Reader],
-    clock: Clock,
-    agents: AgentDesk | None,
-) -> Callable[[], Iterable[tuple[Tool, LocalHand]]]:
-    """Return what makes the senses when the authority is opened: they see with the desk and the readers."""
-
-    def hands() -> Iterable[tuple[Tool, LocalHand]]:
-        from quell.app._senses import Senses, desired_of  # noqa: PLC0415 - a command that decides nothing needs none
-
-        senses = Senses(
-            desk=desk,
-            runs=runs,
-            readers=readers,
-            settings=settings.investigation,
-            clock=clock,
-            desired=desired_of(lambda: warden.authority, environment=settings.governance.environment),
-        )
-        return [*senses.hands(), *(agents.hands() if agents is not None else ())]
-
-    return hands
 
 
 def _end_after_runs(stack: AsyncExitStack, warden: Warden, vault: Vault) -> None:
@@ -371,20 +344,6 @@ def _readers(settings: Settings, vault: Vault, stack: AsyncExitStack) -> tuple[R
     return (StoreReader(vault), *prometheus)
 
 
-def _once(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """Return what does `work` the first time it is asked, and nothing after that."""
-    turn = asyncio.Lock()
-    done: list[bool] = []
-
-    async def once() -> None:
-        async with turn:
-            if not done:
-                await work()
-                done.append(True)
-
-    return once
-
-
 def _tell_own_store(app: App) -> None:
     """Have Quell's own spans, metrics and logs stored, from the moment that the store is open.
 
@@ -421,29 +380,6 @@ async def _start(app: App) -> None:
     except QuellError as error:
         telemetry.event("app.part_failed", part="store", error=f"{error} {error.hint}".strip())
     await app.launch()
-
-
-def _curves_of(vault: Vault) -> Callable[[CurveAsk], Awaitable[tuple[Curve, ...]]]:
-    """Return what draws the charts' curves from the store's rollups."""
-
-    async def curves(ask: CurveAsk) -> tuple[Curve, ...]:
-        reader = await vault.open_reader()
-        drawn = await reader.series(
-            services=ask.services, edges=ask.edges, metrics=ask.metrics, window=ask.window, timeout_s=_SERIES_TIMEOUT_S
-        )
-        return tuple(Curve(subject=one.subject, measure=one.measure, unit=one.unit, points=one.points) for one in drawn)
-
-    return curves
-
-
-def _extent_of(vault: Vault) -> Callable[[Window], Awaitable[datetime | None]]:
-    """Return what tells since when there is telemetry."""
-
-    async def begins_at(window: Window) -> datetime | None:
-        reader = await vault.open_reader()
-        return await reader.begins_at(window, timeout_s=_SERIES_TIMEOUT_S)
-
-    return begins_at
 
 
 async def _loop(part: str, work: Callable[[], Awaitable[None]], *, interval_s: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from quell.app._office import Office
+from quell.app._skill_book import SkillBook
 from quell.app._toolset import Toolset, policy_sources
 from quell.audit import Audit, Redactor
 from quell.config import Settings
@@ -32,6 +33,8 @@ class Authority:
     toolset: Toolset
     redactor: Redactor
     toolbox: Toolbox
+    skills: SkillBook
+    """Which skills of repositories were accepted."""
     texts: list[PolicySource]
     """The policies as they were read; a change of pins judges them anew for the tools that there are then."""
 
@@ -107,6 +110,7 @@ async def open_authority(
         toolset=toolset,
         redactor=office.redactor,
         toolbox=toolbox,
+        skills=await asyncio.to_thread(office.skill_book),
         texts=sources,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from quell import telemetry
@@ -189,6 +190,9 @@ class Herald:
             way="webhook",
             signature=answer.signature,
         )
+        with suppress(QuellError):
+            # Who waits looks by itself too, only later.
+            await self._authority.runs.wake(approval.terms.run)
 
     def _refuse(self, approval: Approval, error: RefusedError) -> None:
         """Keep the account of an answer that is worth nothing: somebody may be trying."""

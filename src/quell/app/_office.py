@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from quell.app._key_file import key_of
 from quell.audit import Audit, Redactor
@@ -36,6 +36,9 @@ from quell.domain import (
 )
 from quell.governance import Approvals, Autonomy, Budgets, Identities, Switches
 from quell.runs import Connection, Ledger, Runs
+
+if TYPE_CHECKING:
+    from quell.app._skill_book import SkillBook
 
 _MICRO = 1_000_000
 _MINUTE_MS = 60_000
@@ -178,6 +181,20 @@ class Office:
             fetch=_nobody_answers,
         )
 
+    def skill_book(self) -> SkillBook:
+        """Return which skills of repositories were accepted on this journal."""
+        # Who decides waits for no skills to load where none are looked at.
+        from quell.app._skill_book import SkillBook  # noqa: PLC0415
+
+        return SkillBook(
+            self.runs.database,
+            state_dir=self.settings.state_dir,
+            signer=self.signer,
+            audit=self.audit,
+            clock=self.clock,
+            env=self.env,
+        )
+
     @contextmanager
     def changing(self, by: Principal, *, verb: str, about: str) -> Iterator[Connection]:
         """Give the transaction in which a person changes something; what is refused there is on record too."""
@@ -227,10 +244,10 @@ def anchors_of(settings: GovernanceSettings) -> Sequence[AuditAnchor]:
         anchors.append(Audit.file_anchor(Path(settings.anchor_file)))
     if settings.anchor_git:
         # Who decides waits for no tools to load where no git is wanted.
-        from quell.tools import GitAnchor  # noqa: PLC0415
+        from quell.tools import Git  # noqa: PLC0415
 
         anchors.append(
-            GitAnchor(Path(settings.anchor_git), remote=settings.anchor_git_remote, branch=settings.anchor_git_branch)
+            Git.Anchor(Path(settings.anchor_git), remote=settings.anchor_git_remote, branch=settings.anchor_git_branch)
         )
     return anchors
 

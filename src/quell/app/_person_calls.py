@@ -45,7 +45,7 @@ class PersonCalls:
     def __init__(self, warden: Warden) -> None:
         """Name the work; nothing is opened before somebody calls."""
         self._warden = warden
-        warden.runs.register(KIND, self._work)
+        warden.runs.register(KIND, self._work, way="direct")
 
     async def start(self, tool: str, *, arguments: str, by: Principal) -> Run:
         """Begin a call; the run goes on whatever becomes of who called. Raises JournalError."""

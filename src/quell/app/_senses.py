@@ -277,10 +277,8 @@ class Senses:
             if case.finding is not None:
                 head = f"This was investigated already, in {joined.id}, last at {moment(joined.updated_at)}"
                 return case_sensed(case, head=[head], service=service)
-            joined = None
-        if joined is not None and joined.run is not None:
-            run = joined.run
-        else:
+        run = await self._run_of(joined)
+        if not run:
             words = question or (
                 f"What is going on with {service or wanted}?" if service or wanted else "Is anything wrong?"
             )
@@ -289,6 +287,13 @@ class Senses:
             )
             run = (await self.desk.investigate(asked)).id
         return await self._concluded(run, service=service, ends_at=ends_at)
+
+    async def _run_of(self, joined: Incident | None) -> str:
+        """Return the run of an incident that is being looked into; whoever opened one may have ended before it began."""
+        if joined is None or joined.stage not in {Stage.DETECTED, Stage.INVESTIGATING}:
+            return ""
+        begun = await self.desk.begun(joined.id)
+        return begun.id if begun is not None else ""
 
     def _joinable(self, opened: Sequence[Incident], service: str, question: str) -> Incident | None:
         """Return the open incident that this is about: one that is being looked into, or whose finding is fresh."""

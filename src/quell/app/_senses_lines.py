@@ -62,17 +62,26 @@ def counted(number: int, word: str) -> str:
 
 def gap_lines(gaps: Sequence[Gap]) -> tuple[str, ...]:
     """Say what could not be learned; the same reason once, with everything that it hides."""
-    hidden: dict[tuple[str, str, str], list[str]] = {}
-    for gap in gaps:
-        if gap.reason != "unsupported":
-            hidden.setdefault((gap.source, gap.reason, gap.detail), []).append(gap.question.value.replace("_", " "))
-    said = [
-        plain(f"{source} did not tell {', '.join(questions)} ({reason}): {detail}", chars_max=240)
-        for (source, reason, detail), questions in hidden.items()
-    ]
+    told = [gap for gap in gaps if gap.reason != "unsupported"]
+    said = _gap_lines(told)
+    if len(said) > _GAPS_MAX:
+        # A source that has nothing at all says so of each signal in other words: once is enough.
+        said = _gap_lines(
+            [replace(gap, detail="nothing of that time") if gap.reason == "empty" else gap for gap in told]
+        )
     if len(said) > _GAPS_MAX:
         return (*said[:_GAPS_MAX], f"And {counted(len(said) - _GAPS_MAX, 'further gap')}.")
-    return tuple(said)
+    return said
+
+
+def _gap_lines(gaps: Sequence[Gap]) -> tuple[str, ...]:
+    hidden: dict[tuple[str, str, str], list[str]] = {}
+    for gap in gaps:
+        hidden.setdefault((gap.source, gap.reason, gap.detail), []).append(gap.question.value.replace("_", " "))
+    return tuple(
+        plain(f"{source} did not tell {', '.join(questions)} ({reason}): {detail}", chars_max=240)
+        for (source, reason, detail), questions in hidden.items()
+    )
 
 
 def incident_line(incident: Incident, *, number: int = 0) -> str:

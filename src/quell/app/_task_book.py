@@ -103,13 +103,15 @@ class TaskBook:
             TaskHook(task=row.task, id=row.hook, settings=row.settings, told=row.told, tries=row.tries) for row in rows
         ]
 
-    def due_hooks(self, *, rows_max: int) -> Sequence[TaskHook]:
-        """Return who may have to be told something now."""
+    def due_hooks(self, *, rows_max: int, after: tuple[str, str] = ("", "")) -> Sequence[TaskHook]:
+        """Return who may have to be told something now, in the order of tasks; `after` is the last of an earlier look."""
         with self._database.reading() as connection:
             rows = connection.all(
                 "SELECT task, hook, settings, told, tries FROM quell_task_hooks WHERE due_at <= :now"
-                " ORDER BY due_at, task LIMIT :most",
+                " AND (task > :task OR (task = :task AND hook > :hook)) ORDER BY task, hook LIMIT :most",
                 now=self._clock().isoformat(),
+                task=after[0],
+                hook=after[1],
                 most=rows_max,
             )
         return [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quell.cli._exit import DeadlineError, ExitCode
-from quell.cli._output import note, put_document, put_text
+from quell.cli._output import note, note_lines, put_document, put_text
 from quell.cli._progress import Progress, progress
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
@@ -32,6 +32,13 @@ _STDIN_PATIENCE_S = 2.0
 _CANCEL_S = 5.0
 _LIMITS = frozenset({"spent", "calls", "time"})
 """Stops of an agent that are limits of ours; the others leave a partial answer."""
+
+_CURES = {
+    "auth": "put a key that holds where `api_key` of the agent file reads it, such as the environment or .env",
+    "unreachable": "start what answers at `base_url` of the agent file, or correct it",
+    "overloaded": "ask again in a while, or name a `fallback` in the agent file",
+}
+"""What helps against a model that does not answer, by the kind of its fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +130,9 @@ async def _asked(door: ChatDoor, session: Session, wanted: _Wanted) -> int:
         else:
             book.unanswered(talk)
     if failure is not None:
-        if reply.text and not session.is_json:
-            note(reply.text)
+        if reply.text and reply.calls and not session.is_json:
+            # What was found out until then; without a call there is nothing.
+            note_lines(reply.text)
         raise failure
     if session.is_json:
         put_document("answer", is_ok=code == ExitCode.DONE, **_as_json(reply, wanted))
@@ -231,7 +239,8 @@ def _judged(reply: Reply) -> tuple[int, QuellError | None]:
         )
     stop, fault = reply.stop, str(reply.body.get("fault") or "")
     if stop == "model":
-        hint = "`quell doctor` checks the set-up; `--model builtin` needs no model"
+        cure = _CURES.get(fault.partition(":")[0], "the agent file says which model is asked, and where")
+        hint = f"{cure}; `--model builtin` needs no model"
         return ExitCode.UNREACHABLE, WorldError(f"the model did not answer: {fault}", hint=hint)
     if stop in _LIMITS:
         told = BoundExceededError(f"the run {reply.run}", limit=0)

@@ -111,13 +111,13 @@ class Embedded:
     async def begin(self, ask: ChatAsk) -> str:
         """Begin to answer in this process."""
         by = await self.person()
-        await self._app.launch()
+        await self._app.launch(way="direct")
         return (await self._app.agents.start(ask, by=by)).id
 
     async def attend(self, run: str) -> str:
         """Go on with a run that was begun before, and return its whole id. Raises UsageError when there is none."""
         found = await self._app.runs.get(run)
-        await self._app.launch()
+        await self._app.launch(way="direct")
         if found.status is RunStatus.WAITING:
             # Whoever decided by the command line woke nobody: it would look by itself, but later.
             await self._app.runs.wake(found.id)

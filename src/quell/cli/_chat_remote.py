@@ -43,16 +43,7 @@ class Remote:
         told = await self._client.ask("GET", "/v1/models")
         listed = told.get("data")
         rows = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-        # Whether one takes client tools it does not say: it leaves them out of the request then.
-        return [
-            Card(
-                id=str(each.get("id", "")),
-                description=str(each.get("description") or ""),
-                model=str(each.get("model") or ""),
-                takes_client_tools=True,
-            )
-            for each in rows
-        ]
+        return [_card(each) for each in rows]
 
     async def begin(self, ask: ChatAsk) -> str:
         """Begin a stream; the run's id is told by a `quell serve`, and made of the answer's elsewhere."""
@@ -71,7 +62,7 @@ class Remote:
             asked_after = {"Last-Event-ID": after} if after else {}
             stream = await self._client.stream("GET", f"/v1/chat/completions/{run}", headers=asked_after)
             ask = ChatAsk(messages=())
-        reading = _Reading(run=run, ours=frozenset(spec.name for spec in ask.client_tools))
+        reading = _Reading(run=run, agent=ask.agent, ours=frozenset(spec.name for spec in ask.client_tools))
         async with aclosing(stream.frames) as frames:
             async for frame in frames:
                 if frame.body == "[DONE]":
@@ -143,6 +134,8 @@ class _Reading:
     """What of a stream was read so far."""
 
     run: str
+    agent: str
+    """The one that was asked; empty: the default of the server, which does not say its name."""
     ours: frozenset[str]
     """Tools that are carried out here."""
     is_over: bool = False
@@ -169,7 +162,7 @@ class _Reading:
         found: list[tuple[str, dict[str, object]]] = []
         if not self._began:
             self._began = True
-            found.append(("agent.began", {"agent": "", "model": str(body.get("model", ""))}))
+            found.append(("agent.began", {"agent": self.agent, "model": str(body.get("model", ""))}))
         self._usage = body.get("usage") or self._usage
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -329,6 +322,18 @@ def _message(message: Message) -> dict[str, object]:
             for call in message.calls
         ]
     return told
+
+
+def _card(told: Mapping[str, object]) -> Card:
+    more = told.get("quell")
+    ours = more if isinstance(more, dict) else {}
+    return Card(
+        id=str(told.get("id", "")),
+        description=str(told.get("description") or ""),
+        model=str(ours.get("model") or ""),
+        # One that does not say leaves them out of the request, if it takes none.
+        takes_client_tools=ours.get("takes_client_tools") is not False,
+    )
 
 
 def _asked(told: Mapping[str, object], *, text: str) -> Asked:

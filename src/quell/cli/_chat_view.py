@@ -121,8 +121,8 @@ def _beginning(name: str, body: Mapping[str, object], reply: Reply) -> Stage | N
     tool = str(body.get("tool", ""))
     match name:
         case "agent.began":
-            tail = f"{body.get('model', '')} {reply.run}".strip()
-            return Stage(colour="cyan", word="began", name=str(body.get("agent", "")), tail=tail)
+            tail = f"{_model_text(str(body.get('model', '')))} {reply.run}".strip()
+            return Stage(colour="cyan", word="began", name=str(body.get("agent") or "agent"), tail=tail)
         case "agent.call_asked" | "agent.call_started":
             return Stage(colour="cyan", word="calls", name=tool, tail="", is_passing=True)
         case "agent.progress":
@@ -132,6 +132,11 @@ def _beginning(name: str, body: Mapping[str, object], reply: Reply) -> Stage | N
             tail = f"approval {body.get('approval', '')}, until {str(body.get('expires_at', ''))[:19]}Z"
             return Stage(colour="yellow", word="waits", name="people", tail=tail)
     return None
+
+
+def _model_text(model: str) -> str:
+    """Return a model as people name it: the one that is built in has no provider."""
+    return "builtin" if model == "builtin/builtin" else model
 
 
 def _call_stage(body: Mapping[str, object], reply: Reply) -> Stage:

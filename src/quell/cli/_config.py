@@ -37,9 +37,9 @@ def check(session: Session) -> int:
             return ExitCode.BAD
         for problem in problems:
             put_text(_finding(problem))
-        put_text(str(error))
+        put_text(str(error) + "".join(f"\n{line}" for line in error.hint.split("; ") if line.startswith("export ")))
         return ExitCode.BAD
-    version, files = version_of(loaded.settings), [str(file) for file in loaded.files]
+    version, files = version_of(loaded.settings), list(dict.fromkeys(map(str, (*loaded.files, *loaded.agent_files))))
     agents = [agent.id for agent in loaded.agents]
     if session.is_json:
         put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=loaded.warnings)

@@ -108,11 +108,11 @@ async def _anchors(office: Office) -> list[Check]:
 def _git_anchor(office: Office) -> Check:
     """Read back what the anchor in git holds: a remote that is away is told before a checkpoint is due."""
     from quell.domain import WorldError
-    from quell.tools import GitAnchor
+    from quell.tools import Git
 
     wanted = office.settings.governance
     repository, branch = Path(wanted.anchor_git), wanted.anchor_git_branch
-    anchor = GitAnchor(repository, remote=wanted.anchor_git_remote, branch=branch, timeout_s=_SERVER_S)
+    anchor = Git.Anchor(repository, remote=wanted.anchor_git_remote, branch=branch, timeout_s=_SERVER_S)
     try:
         count = len(anchor.published())
     except WorldError as error:

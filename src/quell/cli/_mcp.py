@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import click
@@ -30,8 +31,14 @@ def mcp_command(session: Session) -> int:
         from quell.server import serve_mcp
 
         by = await person_in(app, session)
-        await app.launch()
-        await serve_mcp(app, by=by)
+        await app.open_desk()
+        await app.launch(way="direct")
+        # No client waits for the queue: it comes up while the first words are exchanged.
+        queue = asyncio.ensure_future(app.launch())
+        try:
+            await serve_mcp(app, by=by)
+        finally:
+            await queue
         return ExitCode.DONE
 
     try:

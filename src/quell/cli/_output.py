@@ -77,6 +77,12 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def note_lines(text: str) -> None:
+    """Write what has several lines to stderr, as it is."""
+    for line in text.splitlines():
+        note(line)
+
+
 def note_cut(shown: str, *, more: str) -> None:
     """Say that a listing was cut, and how to get the rest."""
     note(f"showing {shown}; there are more: {more}")

@@ -66,6 +66,9 @@ COMMANDS: Mapping[str, Entry] = {
     "memory": Entry(
         module="quell.cli._memory", section="Decide", text="Take in documents, list, search and forget them."
     ),
+    "skill": Entry(
+        module="quell.cli._skill", section="Decide", text="List the skills of agents; pin those of repositories."
+    ),
     "key": Entry(module="quell.cli._key", section="Decide", text="Make, list and revoke API keys."),
     "budget": Entry(module="quell.cli._budget", section="Look", text="Show what a run has spent, and its caps."),
     "audit": Entry(module="quell.cli._audit", section="Look", text="List, verify, sign and export the audit log."),

@@ -129,6 +129,7 @@ def resume_run(session: Session, run_id: str) -> int:
     async def use(app: App) -> int:
         run = await app.runs.get(run_id)
         last = await last_event(app, run=run.id)
+        await app.open_desk()
         await app.launch()
         run = await app.runs.resume(run.id)
         session.note = f"{run.id} is journalled; `quell run show {run.id}` tells where it stands"
@@ -136,7 +137,7 @@ def resume_run(session: Session, run_id: str) -> int:
             note(f"{event.at:%H:%M:%S} {event.name}")
         return _put_end(await app.runs.get(run.id), session)
 
-    return session.with_app(use)
+    return session.with_app(use, agents="open")
 
 
 @run_command.command("cancel", cls=QuellCommand)

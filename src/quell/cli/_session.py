@@ -35,10 +35,12 @@ class Session:
             from quell.cli._dotenv import read_dotenv
             from quell.config import load
 
-            where = self.config or self.env.get("QUELL_CONFIG")
-            for name, value in read_dotenv(Path(where).parent if where else Path()).items():
-                self.env.setdefault(name, value)
-            self._loaded = load(self.config, env=self.env, overrides=self.overrides)
+            # A `.env` may stand beside the configuration and where we were started; it may name the configuration too.
+            for directory in dict.fromkeys(((self.config or Path()).parent, Path())):
+                for name, value in read_dotenv(directory).items():
+                    self.env.setdefault(name, value)
+            auras = self.env.get("CONFIG_PATH", "")
+            self._loaded = load(self.config or (Path(auras) if auras else None), env=self.env, overrides=self.overrides)
         return self._loaded
 
     def settings(self) -> Settings:

@@ -58,7 +58,10 @@ def list_tools(session: Session, *, server: str) -> int:
         if not tools and server:
             note_none(f"pinned tool of {server}", office.settings)
         for name in bare:
-            note(f"nothing of {name} is pinned: `quell tool diff {name}` shows what it offers")
+            when = ""
+            if office.settings.mcp.servers[name].pin == "first_use":
+                when = " yet: what it offers is when an agent is first asked"
+            note(f"nothing of {name} is pinned{when}; `quell tool diff {name}` shows what it offers")
         return ExitCode.DONE
 
     return session.with_toolset(use)

@@ -42,7 +42,7 @@ def call_tool(session: Session, name: str, *, arguments: str, wait: bool) -> int
         from quell.cli._chat_door import person_in
 
         by = await person_in(app, session)
-        await app.launch()
+        await app.launch(way="direct")
         run = await app.calls.start(name, arguments=wanted, by=by)
         session.note = f"`quell run show {run.id}` tells where it stands"
         parked: dict[str, object] = {}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from quell.app import Office, Toolset
     from quell.domain import Offer, ToolPin
 
+_NAMED_MAX = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
@@ -30,6 +32,8 @@ class _Checked:
     gone: tuple[str, ...] = ()
     unknown: int = 0
     """Tools on offer that nobody pinned."""
+    effects: tuple[str, ...] = ()
+    """Tools on offer that are not known to read: people are asked about each call of them."""
     reason: str = ""
     hint: str = ""
 
@@ -90,7 +94,14 @@ async def _checked(office: Office, toolset: Toolset, name: str) -> _Checked:
         changed=tuple(tool for _, tool, verdict, _ in found if verdict == "changed"),
         gone=tuple(tool for _, tool, verdict, _ in found if verdict == "gone"),
         unknown=sum(verdict == "unknown" for _, _, verdict, _ in found),
+        effects=await _effects(toolset, name),
     )
+
+
+async def _effects(toolset: Toolset, name: str) -> tuple[str, ...]:
+    """Return what is on offer and, as far as is said of it, does not only read."""
+    offers = await toolset.servers.offers(name)
+    return tuple(sorted(each.original for each in offers if toolset.terms_of(each).tool_class.is_effect))
 
 
 def _unserved(office: Office, toolset: Toolset) -> list[_Checked]:
@@ -117,6 +128,11 @@ def _remark(checked: _Checked, office: Office) -> None:
     for word, tools in (("changed", checked.changed), ("gone", checked.gone)):
         if tools:
             note(f"{checked.server}: {word}: {', '.join(map(visible, tools))}; `quell tool diff {checked.server}`")
+    if checked.unknown and office.settings.mcp.servers[checked.server].pin == "first_use":
+        note(f"{checked.server}: what it offers is pinned when an agent is first asked")
+    if checked.effects:
+        names = ", ".join(map(visible, checked.effects[:_NAMED_MAX])) + (", …" if checked.effects[_NAMED_MAX:] else "")
+        note(f"{checked.server}: people are asked about each call of {names}; `reads` names tools that only read")
 
 
 async def compared(office: Office, toolset: Toolset, server: str) -> list[tuple[str, str, str, str]]:

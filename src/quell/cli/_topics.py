@@ -11,6 +11,7 @@ from quell.cli._session import Session
 
 ENVIRONMENT: dict[str, str] = {
     "QUELL_CONFIG": "project file instead of ./quell.toml; --config wins",
+    "CONFIG_PATH": "AURA's name for it: a file or a directory of agents; with it HOST, PORT and DEFAULT_AGENT count too",
     "QUELL_SECTION__KEY": "any setting, such as QUELL_SERVER__PORT=0; QUELL_STATE_DIR; above files, below flags; also in ./.env",
     "QUELL_API_KEY": "who decides at the command line; without it the owner of the state directory",
     "OPENAI_API_KEY": "key of a provider, for `init` and `--model`; likewise ANTHROPIC_, GEMINI_ and OPENROUTER_API_KEY",

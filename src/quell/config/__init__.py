@@ -9,8 +9,10 @@ from quell.config._agent_settings import AgentSettings as AgentSettings
 from quell.config._agent_settings import AgentTable as AgentTable
 from quell.config._agent_settings import ArtifactSettings as ArtifactSettings
 from quell.config._agent_settings import EmbeddingSettings as EmbeddingSettings
+from quell.config._agent_settings import GitSkills as GitSkills
 from quell.config._agent_settings import LlmSettings as LlmSettings
 from quell.config._agent_settings import OrchestrationSettings as OrchestrationSettings
+from quell.config._agent_settings import ScratchpadSettings as ScratchpadSettings
 from quell.config._agent_settings import SkillSettings as SkillSettings
 from quell.config._agent_settings import TimeoutSettings as TimeoutSettings
 from quell.config._agent_settings import VectorStoreSettings as VectorStoreSettings

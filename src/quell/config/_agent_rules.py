@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from quell.config._agent_settings import (
     AgentSettings,
     EmbeddingSettings,
+    GitSkills,
     HitlRoute,
     LlmSettings,
     ScratchpadSettings,
@@ -20,6 +22,9 @@ _KEYED = ("openai", "anthropic", "gemini", "openrouter")
 _RESERVED_HEADERS = frozenset(
     {"content-type", "accept", "mcp-session-id", "host", "content-length", "transfer-encoding"}
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_GIT_URL = re.compile(r"(https|ssh)://[^\s/?#]+/[^\s?#]+|file:///[^\s?#]+|[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[^\s?#]+")
+_GIT_NAME = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9_][A-Za-z0-9._/+@-]*(?<![./])")
 _ROUTE_TIMEOUTS: Mapping[str, int] = {"conversational": 60, "webhook": 300}
 
 
@@ -40,6 +45,7 @@ def rules(agent: AgentSettings, file: TomlFile) -> Iterator[Problem]:
         *_people(agent.hitl.route if agent.hitl else None),
         *_patterns(agent),
         *_confinements(agent),
+        *_skills(agent),
     ]
     for each in found:
         yield problem(*each)
@@ -60,10 +66,8 @@ def lint(agent: AgentSettings, file: TomlFile) -> Iterator[Problem]:
         if waits >= per_call:
             told.append(("hitl.route.timeout_secs", "is longer than a task may take", "raise per_call_timeout_secs"))
     told += _unasked(agent)
-    if agent.agent.context:
-        told.append(("agent.context", "is read and never used, as in AURA", "say it in system_prompt"))
-    if agent.tools.custom_tools:
-        told.append(("tools.custom_tools", "is read and never used, as in AURA", ""))
+    told += _unused(agent)
+    told += _moving(agent)
     for index, store in enumerate(agent.vector_stores):
         if store.type == "in_memory":
             hint = "`quell memory ingest DIR` fills it; in AURA it is always empty"
@@ -242,6 +246,45 @@ def _confinements(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
         for key in ("connect_timeout_s", "call_timeout_s"):
             if not getattr(bounds, key) > 0:
                 yield f"{path}.{key}", "must be more than 0", ""
+
+
+def _unused(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    if agent.agent.context:
+        yield "agent.context", "is read and never used, as in AURA", "say it in system_prompt"
+    if agent.tools.custom_tools:
+        yield "tools.custom_tools", "is read and never used, as in AURA", ""
+    if agent.hitl is not None and agent.hitl.route is not None and agent.hitl.route.tool_headers_from_response:
+        hint = "headers of a server are `headers` and `headers_from_request` of it"
+        yield "hitl.route.tool_headers_from_response", "is read and not used", hint
+
+
+def _git_skills(agent: AgentSettings) -> Iterator[tuple[str, GitSkills]]:
+    for index, source in enumerate(agent.agent.skills.git):
+        yield f"agent.skills.git.{index}", source
+    for name, worker in agent.orchestration.worker.items():
+        for index, source in enumerate(worker.skills.git if worker.skills is not None else ()):
+            yield f"orchestration.worker.{name}.skills.git.{index}", source
+
+
+def _skills(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    for path, source in _git_skills(agent):
+        if not _GIT_URL.fullmatch(source.url) or source.url.startswith("-"):
+            yield f"{path}.url", "must be an address of https, ssh or file", "such as https://git.example.com/skills"
+        elif "@" in source.url.partition("://")[2].partition("/")[0] and not source.url.startswith("ssh:"):
+            yield f"{path}.url", "must not hold credentials", "git's own credential store has them"
+        if not _COMMIT.fullmatch(source.ref) and not _GIT_NAME.fullmatch(source.ref):
+            yield f"{path}.ref", "is no commit id and no name", "40 digits of a commit, a branch or a tag"
+        parts = source.path.split("/") if source.path else []
+        if any(part in {"", ".", ".."} or part.lower() == ".git" for part in parts) or not source.path.isprintable():
+            yield f"{path}.path", "must be a directory in the repository", "such as skills/sre, without ./ and ../"
+
+
+def _moving(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:
+    """Yield the names of commits that can come to mean something else: what a person pinned is used."""
+    for path, source in _git_skills(agent):
+        if not _COMMIT.fullmatch(source.ref):
+            hint = "`quell skill list` tells which commit is pinned; `quell skill pin` pins what it means now"
+            yield f"{path}.ref", "is a name that can move: only the commit that a person pinned is loaded", hint
 
 
 def _unasked(agent: AgentSettings) -> Iterator[tuple[str, str, str]]:

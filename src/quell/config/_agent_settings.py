@@ -46,6 +46,10 @@ class LlmSettings:
     """Merged into the body of every request; wins over all above."""
     constrained_calls: bool = False
     """Hold a weak model to a JSON schema with one branch for each tool."""
+    proxy: Secret = field(default_factory=lambda: Secret(""))
+    """Proxy on the way to it, or `none`; empty: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. Never for this machine itself."""
+    prompt_cache: Literal["auto", "always", "off"] = "auto"
+    """`auto`: tell providers that know it which part of a prompt stays the same; `always`: what is compatible with OpenAI too."""
     first_token_timeout_s: float = 90.0
     """Longest silence before the first word."""
     inactivity_timeout_s: float = 60.0
@@ -83,12 +87,32 @@ class SkillSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GitSkills:
+    """Skills in a git repository, of one commit; AURA has directories only."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    url: str
+    """Address of the repository: https, ssh, or file for a directory of this machine; it holds no credentials."""
+    ref: str
+    """A full commit id, which is pinned by itself; or a branch or tag: the commit that a person pinned is used."""
+    path: str = ""
+    """Directory in the repository; empty: its root."""
+
+    @property
+    def named(self) -> str:
+        """Name it on one line."""
+        return " ".join(filter(None, (self.url, self.ref, self.path)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SkillSettings:
     """Where skills lie."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     local: tuple[SkillSource, ...] = ()
+    git: tuple[GitSkills, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
@@ -11,6 +13,9 @@ from quell.config._settings import Secret
 from quell.domain import ConfigError
 
 _MARK = "\0secret:"
+_PLACE = re.compile(r"\([0-9a-f]{12}\)")
+_WHITHER = ("provider", "base_url", "url", "command")
+"""Fields that say who is shown the secrets beside them: one of another place is another secret."""
 
 
 def kept_agent(settings: AgentSettings) -> str:
@@ -31,7 +36,7 @@ def agent_kept(text: str, *, now: AgentSettings | None) -> AgentSettings:
     tree = _filled(json.loads(text), secrets, missing)
     if missing:
         raise ConfigError(
-            f"the agent of this run had secrets that its file has no more: {', '.join(missing)}",
+            f"the agent of this run had secrets that its file has no more, or has for another place: {', '.join(missing)}",
             hint="put them back until the run has ended, or cancel it",
         )
     try:
@@ -46,6 +51,7 @@ def _plain(value: object, path: str) -> object:
     if isinstance(value, Secret):
         return f"{_MARK}{path}" if value.reveal() else ""
     if is_dataclass(value) and not isinstance(value, type):
+        path = _placed(value, path)
         return {each.name: _plain(getattr(value, each.name), f"{path}.{each.name}") for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
@@ -58,6 +64,7 @@ def _secrets(value: object, path: str) -> list[tuple[str, str]]:
     if isinstance(value, Secret):
         return [(path, value.reveal())]
     if is_dataclass(value) and not isinstance(value, type):
+        path = _placed(value, path)
         pairs = [(each.name, getattr(value, each.name)) for each in fields(value)]
     elif isinstance(value, Mapping):
         pairs = [(str(key), item) for key, item in value.items()]
@@ -68,11 +75,17 @@ def _secrets(value: object, path: str) -> list[tuple[str, str]]:
     return [found for name, item in pairs for found in _secrets(item, f"{path}.{name}")]
 
 
+def _placed(value: object, path: str) -> str:
+    """Return a path with the place that the secrets below it are for."""
+    whither = [str(found) for name in _WHITHER if (found := getattr(value, name, None))]
+    return f"{path}({hashlib.sha256(' '.join(whither).encode()).hexdigest()[:12]})" if whither else path
+
+
 def _filled(value: object, secrets: Mapping[str, str], missing: list[str]) -> object:
     if isinstance(value, str) and value.startswith(_MARK):
         path = value.removeprefix(_MARK)
         if not secrets.get(path):
-            missing.append(path.removeprefix("."))
+            missing.append(_PLACE.sub("", path).removeprefix("."))
         return secrets.get(path, "")
     if isinstance(value, dict):
         return {key: _filled(item, secrets, missing) for key, item in value.items()}

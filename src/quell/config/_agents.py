@@ -42,6 +42,8 @@ _OWN_LLM = {
     "constrained_calls",
     "first_token_timeout_s",
     "inactivity_timeout_s",
+    "prompt_cache",
+    "proxy",
     "requests_per_minute",
     "tokens_per_minute",
 }

@@ -32,6 +32,8 @@ class Loaded:
     """Files that were read, the weakest first."""
     agents: tuple[AgentSettings, ...] = ()
     """The agents of the agent files."""
+    agent_files: tuple[Path, ...] = ()
+    """Files that these were read from, in their order."""
     warnings: tuple[Problem, ...] = ()
     """What is odd about the agent files and no mistake."""
 
@@ -66,8 +68,8 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
     if path is not None and path.is_dir():
         # AURA's way: the configuration is a directory of agents.
         path, overrides = None, {"agents": str(path), **(overrides or {})}
-    files = [read_toml(file, env=env) for file in _files(path, env)]
-    files = [_without_agent(file) for file in files]
+    written = [read_toml(file, env=env) for file in _files(path, env)]
+    files = [_without_agent(file) for file in written]
     problems = [problem for file in files for problem in file.problems]
     layers = [_Layer(tree=file.tree, origins={}, fallback=f"file:{file.name}", file=file) for file in files]
     for layer, found in (_layer_of_env(env), _layer_of_flags(overrides or {})):
@@ -83,9 +85,13 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
 
     settings, found = check_tree(merged, where=where, is_whole=all(file.is_whole for file in files))
     problems.extend(found)
+    problems.extend(_untold(written, agents="" if settings is None else settings.agents))
     if problems or settings is None:
         raise _refusal(problems, files)
+    if settings.agents:
+        settings = replace(settings, agents=str(_at_home(Path(settings.agents), env)))
     agents = _agents_of(settings, env=env)
+    _check_default(settings.default_agent, agents, source=where("default_agent"))
     paths = [*keys(), *(leaf for leaf, _ in leaves(merged))]
     origins = {key: _origin_of(key, winners) for key in dict.fromkeys(paths) if not _is_pattern(key)}
     return Loaded(
@@ -93,6 +99,7 @@ def load(path: Path | None, *, env: Mapping[str, str], overrides: Mapping[str, s
         origins=MappingProxyType(origins),
         files=tuple(Path(file.name) for file in files),
         agents=agents.agents,
+        agent_files=agents.files,
         warnings=agents.warnings,
     )
 
@@ -101,7 +108,24 @@ def _agents_of(settings: Settings, *, env: Mapping[str, str]) -> AgentFiles:
     """Read the agents that the settings name. Raises ConfigError with every mistake of theirs."""
     if not settings.agents:
         return AgentFiles(agents=(), files=(), warnings=())
-    return load_agents(_at_home(Path(settings.agents), env), env=env)
+    return load_agents(Path(settings.agents), env=env)
+
+
+def _untold(files: list[TomlFile], *, agents: str) -> Iterator[Problem]:
+    """Yield what is wrong with files that have an agent, and that nobody reads as the file of their agent."""
+    shared = own_tables()
+    for file in files:
+        if "agent" in file.tree and file.name != agents:
+            yield from (each for each in file.problems if each.path.partition(".")[0] not in shared)
+
+
+def _check_default(wanted: str, files: AgentFiles, *, source: str) -> None:
+    """Refuse a default agent that is none of the agents. Raises ConfigError."""
+    ids = [agent.id for agent in files.agents]
+    if wanted and ids and wanted not in ids:
+        hint = f"one of: {', '.join(ids)}"
+        problem = Problem(path="default_agent", reason=f"there is no agent {wanted!r}", hint=hint, source=source)
+        raise ConfigError("the configuration has one mistake", hint=hint, problems=(problem,))
 
 
 def _without_agent(file: TomlFile) -> TomlFile:
@@ -198,15 +222,25 @@ _AURAS: Mapping[str, str] = {
     "STREAMING_TIMEOUT_SECS": "server.aura.streaming_timeout_s",
     "STREAM_INACTIVITY_TIMEOUT_SECS": "server.aura.stream_inactivity_timeout_s",
     "SHUTDOWN_TIMEOUT_SECS": "server.aura.shutdown_timeout_s",
+    "AURA_ENABLE_A2A": "server.a2a",
+    "AURA_SERVER_URL": "server.a2a_url",
 }
 """Variables that AURA's server reads, and the keys that they set here; our own variables of these keys win."""
+_AURAS_PLACE = "CONFIG_PATH"
+_WITH_PLACE: Mapping[str, str] = {
+    "HOST": "server.host",
+    "PORT": "server.port",
+    "DEFAULT_AGENT": "default_agent",
+}
+"""Those whose names others use too, such as shells: they count where AURA's own place of the configuration is named."""
 _YES, _NO = frozenset({"1", "true", "t", "yes", "y", "on"}), frozenset({"0", "false", "f", "no", "n", "off"})
 
 
 def _auras(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Return what AURA's variables say, with its words for true and false as ours."""
     named: dict[str, tuple[str, str]] = {}
-    for name, path in _AURAS.items():
+    read = {**_AURAS, **(_WITH_PLACE if env.get(_AURAS_PLACE) else {})}
+    for name, path in read.items():
         text = env.get(name, "").strip()
         if not text:
             continue

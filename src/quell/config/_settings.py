@@ -118,6 +118,8 @@ class ServerSettings:
     """Telemetry requests handled at once; more are answered 429 with Retry-After."""
     a2a: bool = False
     """Whether other agents are answered by the A2A protocol (needs quell[a2a])."""
+    a2a_url: str = ""
+    """Where other agents reach this server, for its card, such as that of a proxy in front; empty: where it listens."""
     a2a_push_inside: tuple[str, ...] = ()
     """`host:port` of private addresses that may be told of tasks; all others have to be public and https."""
     chats_max: int = 2_000

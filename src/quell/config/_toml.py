@@ -51,7 +51,9 @@ def read_toml(path: Path, *, env: Mapping[str, str]) -> TomlFile:
             return _unreadable(name, "the file is larger than 1 MB", "a quell.toml is a few hundred lines")
         return parse_toml(raw.decode("utf-8-sig"), name=name, env=env)
     except FileNotFoundError:
-        return _unreadable(name, "there is no such file", "give --config the path of a quell.toml, or leave it out")
+        return _unreadable(
+            name, "there is no such file", "--config takes a quell.toml, or a file or a directory of agents"
+        )
     except UnicodeDecodeError as error:
         return _unreadable(name, f"not UTF-8 at byte {error.start}", "save the file as UTF-8")
     except OSError as error:

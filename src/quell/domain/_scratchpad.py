@@ -15,6 +15,8 @@ class PadOwner:
 
     session: str
     tenant: str = "local"
+    user: str = ""
+    """Clients name their sessions as they like: the same name of somebody else is another session. Empty: of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

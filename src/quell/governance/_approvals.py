@@ -505,7 +505,8 @@ class Approvals:
         check_person(by, what="decide about approvals", scope="approval.decide")
         if _plan.person(by.user) in {_plan.person(subject) for subject in terms.barred}:
             who = "who asked for it" if _plan.person(by.user) == _plan.person(terms.requester) else "who edited it"
-            raise RefusedError(f"{by.user} is {who} and may not decide about it", hint="ask somebody else")
+            hint = "ask somebody else: `quell key new NAME --role approver` makes a key for them"
+            raise RefusedError(f"{by.user} is {who} and may not decide about it", hint=hint)
         if set(by.roles).isdisjoint(terms.approver_roles):
             raise RefusedError(
                 f"{by.user} has none of the roles that may decide", hint=f"roles: {', '.join(terms.approver_roles)}"

@@ -148,6 +148,16 @@ class Desk:
         await self._flush()
         return await self._begin(await asyncio.to_thread(self._book.get_page, incident), since_s=request.since_s)
 
+    async def begun(self, prefix: str) -> Run | None:
+        """Return the run of an incident, begun now if whoever opened it ended before; None when it waits for none.
+
+        Raises UsageError when there is no such incident.
+        """
+        page = await self._page(prefix)
+        if page.incident.stage is Stage.DETECTED:
+            return await self._begin(page, since_s=None)
+        return await self._runs.get(page.incident.run) if page.incident.run else None
+
     def _cleaned(self, alert: Alert) -> Alert:
         """Return an alert without secrets in its words; its service is a name, and its fingerprint stays."""
         labels = tuple((key, value if value == alert.service else self._clean(value)) for key, value in alert.labels)

@@ -40,6 +40,7 @@ from quell.domain import (
 )
 from quell.models._direct_kept import Kept
 from quell.models._exchange import Hear, Patience
+from quell.models._proxy import Proxy, proxy_for
 
 _CONNECTIONS_MAX = 256
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -63,11 +64,13 @@ class Way:
     """Say in the provider's settings what is merged into its body."""
     is_merged: bool = False
     """Whether it is merged on the way out instead."""
+    is_cached: bool = True
+    """Whether the part of a prompt that stays the same is marked for the provider's cache."""
 
     @asynccontextmanager
     async def asked(self, request: ModelRequest, *, kept: Kept) -> AsyncIterator[Answer]:
         """Send a request, and give the answer as it comes."""
-        wanted = settings_of(request) | (self.place(request.extra) if request.extra else {})
+        wanted = settings_of(request) | {"cache": self.is_cached} | (self.place(request.extra) if request.extra else {})
         taken = {key: value for key, value in wanted.items() if key not in self.carrier.unsupported_settings}
         stream = model_request_stream(
             self.carrier,
@@ -160,21 +163,25 @@ class Answer:
 def way_of(settings: LlmSettings, *, env: Mapping[str, str], patience: Patience, hear: Hear | None) -> Way:
     """Open the way to a model. Raises what the SDKs raise for settings that they cannot use."""
     if settings.provider == "bedrock":
-        return _bedrock(settings, env=env, patience=patience)
-    if settings.provider == "gemini":
-        return _gemini(settings, patience=patience, hear=hear)
-    return _anthropic(settings, patience=patience, hear=hear)
+        way = _bedrock(settings, env=env, patience=patience)
+    elif settings.provider == "gemini":
+        way = _gemini(settings, env=env, patience=patience, hear=hear)
+    else:
+        way = _anthropic(settings, env=env, patience=patience, hear=hear)
+    way.is_cached = settings.prompt_cache != "off"
+    return way
 
 
-def _anthropic(settings: LlmSettings, *, patience: Patience, hear: Hear | None) -> Way:
+def _anthropic(settings: LlmSettings, *, env: Mapping[str, str], patience: Patience, hear: Hear | None) -> Way:
     from anthropic import AsyncAnthropic  # noqa: PLC0415 - an extra
     from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415 - an extra
     from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415 - an extra
 
-    client = _client(patience, hear=hear)
+    url = settings.base_url or "https://api.anthropic.com"
+    client = _client(patience, hear=hear, via=proxy_for(url, env=env, wish=settings.proxy.reveal()))
     sdk = AsyncAnthropic(
         api_key=settings.api_key.reveal(),
-        base_url=(settings.base_url or "https://api.anthropic.com").rstrip("/").removesuffix("/v1"),
+        base_url=url.rstrip("/").removesuffix("/v1"),
         max_retries=0,
         http_client=client,
     )
@@ -182,11 +189,12 @@ def _anthropic(settings: LlmSettings, *, patience: Patience, hear: Hear | None) 
     return Way(carrier=carrier, shut=client.aclose, place=lambda extra: {"extra_body": dict(extra)})
 
 
-def _gemini(settings: LlmSettings, *, patience: Patience, hear: Hear | None) -> Way:
+def _gemini(settings: LlmSettings, *, env: Mapping[str, str], patience: Patience, hear: Hear | None) -> Way:
     from pydantic_ai.models.google import GoogleModel  # noqa: PLC0415 - an extra
     from pydantic_ai.providers.google import GoogleProvider  # noqa: PLC0415 - an extra
 
-    client = _client(patience, hear=hear)
+    url = settings.base_url or "https://generativelanguage.googleapis.com"
+    client = _client(patience, hear=hear, via=proxy_for(url, env=env, wish=settings.proxy.reveal()))
     provider = GoogleProvider(
         api_key=settings.api_key.reveal(), http_client=client, base_url=settings.base_url.rstrip("/") or None
     )
@@ -225,10 +233,14 @@ def bedrock_client(
     # Keys of the environment come first, as in AWS's own order, unless a profile is named; then files, then the machine.
     found = {"profile_name": settings.profile} if settings.profile else keys if keys["aws_access_key_id"] else {}
     session = boto3.Session(region_name=settings.region, **found)
+    url = settings.base_url or f"https://{service}.{settings.region}.amazonaws.com"
+    via = proxy_for(url, env=env, wish=settings.proxy.reveal())
     return session.client(
         service,
         endpoint_url=settings.base_url or None,
         config=Config(
+            # An empty table keeps the SDK from asking the environment by rules of its own.
+            proxies={} if via is None else {"http": via.proven_url, "https": via.proven_url},
             connect_timeout=connect_s,
             read_timeout=read_s,
             retries={"total_max_attempts": 1},
@@ -261,29 +273,30 @@ def merged(body: Mapping[str, object], more: Mapping[str, object]) -> dict[str, 
     return found
 
 
-def _client(patience: Patience, *, hear: Hear | None) -> httpx2.AsyncClient:
+def _client(patience: Patience, *, hear: Hear | None, via: Proxy | None) -> httpx2.AsyncClient:
     wait_s = max(patience.first_s, patience.quiet_s)
+    proxy = None if via is None else httpx2.Proxy(via.url, auth=(via.user, via.password) if via.user else None)
 
     async def heard(response: httpx2.Response) -> None:
         if hear is not None:
             hear(response.headers)
 
     return httpx2.AsyncClient(
-        transport=_Merging(limits=httpx2.Limits(max_connections=_CONNECTIONS_MAX)),
+        # With a transport of its own it does not ask the environment for proxies: the rules are the same everywhere.
+        transport=_Merging(limits=httpx2.Limits(max_connections=_CONNECTIONS_MAX), proxy=proxy),
         timeout=httpx2.Timeout(wait_s, connect=patience.connect_s),
         event_hooks={"response": [heard]},
     )
 
 
 def settings_of(request: ModelRequest) -> dict[str, object]:
-    """Return how a request is to be answered; the stable part of a prompt is marked for the provider's cache."""
+    """Return how a request is to be answered."""
     said_so: dict[str, object] = {
         "max_tokens": request.output_max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "seed": request.seed,
         "stop_sequences": list(request.stop) or None,
-        "cache": True,
     }
     if request.effort:
         said_so["thinking"] = False if request.effort == "none" else request.effort

@@ -14,6 +14,7 @@ from quell.domain import Clock, ConfigError, ModelError, ModelFault
 from quell.models._direct import needs
 from quell.models._direct_faults import fault_of
 from quell.models._exchange import Exchange, whole
+from quell.models._proxy import proxy_for
 
 _BATCH = 64
 """Texts of one request: providers take more, and a large request that fails costs more."""
@@ -42,7 +43,7 @@ def open_embedder(
     if settings.provider == "bedrock":
         needs("bedrock")
         return _Bedrock(settings, clock=clock, env=env, timeout_s=timeout_s)
-    return _OpenAI(settings, clock=clock, timeout_s=timeout_s)
+    return _OpenAI(settings, clock=clock, env=env, timeout_s=timeout_s)
 
 
 class _Vector(msgspec.Struct):
@@ -57,12 +58,13 @@ class _Vectors(msgspec.Struct):
 class _OpenAI:
     """A model behind POST /embeddings."""
 
-    def __init__(self, settings: EmbeddingSettings, *, clock: Clock, timeout_s: float) -> None:
+    def __init__(self, settings: EmbeddingSettings, *, clock: Clock, env: Mapping[str, str], timeout_s: float) -> None:
         key = settings.api_key.reveal()
         self._model = settings.model
         self._timeout_s = timeout_s
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._exchange = Exchange(settings.base_url or _OPENAI, headers=headers, clock=clock)
+        url = settings.base_url or _OPENAI
+        self._exchange = Exchange(url, headers=headers, clock=clock, via=proxy_for(url, env=env))
 
     async def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
         vectors: list[Sequence[float]] = []

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 from quell.domain import Clock, ModelError, ModelFault
 from quell.models._faults import fault_of_answer
+from quell.models._proxy import Proxy
+from quell.models._tunnel import require_let_through
 from quell.models._wire import Origin, Pool, Wire, request_bytes
 
 _ERROR_MAX_BYTES = 64 * 1024
+_PROXY_WANTS_PROOF = 407
 _WHOLE_MAX_BYTES = 32 * 1024 * 1024
 
 Hear = Callable[[Mapping[str, str]], None]
@@ -43,8 +46,9 @@ class Exchange:
         pool: Pool | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         hear: Hear | None = None,
+        via: Proxy | None = None,
     ) -> None:
-        """Reach a server. Raises ConfigError for an address that is none."""
+        """Reach a server, by a proxy where one is named. Raises ConfigError for an address that is none."""
         self._origin = Origin.of(url)
         self._headers = dict(headers)
         self._clock = clock
@@ -53,6 +57,7 @@ class Exchange:
         self._pool = pool
         self._tls = tls
         self._hear = hear
+        self._via = via
 
     @asynccontextmanager
     async def asked(self, path: str, body: bytes, *, accept: str, deadline_s: float) -> AsyncIterator[Wire]:
@@ -69,6 +74,7 @@ class Exchange:
         timer = loop.call_at(ends_at, _cut, wire, deadline_s)
         try:
             head = wire.head
+            self._require_let_through(head.status)
             if self._hear is not None:
                 self._hear(head.headers)
             if head.status != 200:
@@ -82,7 +88,7 @@ class Exchange:
 
     async def fetched(self, path: str, *, timeout_s: float) -> bytes:
         """Return what a path holds. Raises as `asked` does."""
-        request = request_bytes(self._origin, path, headers=self._headers, body=b"", method="GET")
+        request = request_bytes(self._origin, path, headers=self._headers, body=b"", method="GET", via=self._via)
         wire, _ = await self._held().take(wait_s=timeout_s)
         timer = asyncio.get_running_loop().call_later(timeout_s, _cut, wire, timeout_s)
         try:
@@ -91,6 +97,7 @@ class Exchange:
         finally:
             timer.cancel()
             self._give_back(wire)
+        self._require_let_through(head.status)
         if head.status != 200:
             raise fault_of_answer(head.status, headers=head.headers, body=body, now=self._clock())
         return body
@@ -109,7 +116,7 @@ class Exchange:
             "Content-Type": "application/json",
             **self._headers,
         }
-        request = request_bytes(self._origin, path, headers=headers, body=body)
+        request = request_bytes(self._origin, path, headers=headers, body=body, via=self._via)
         while True:
             left_s = max(ends_at - loop.time(), 0.001)
             wire, was_used = await self._held().take(wait_s=min(left_s, patience.first_s))
@@ -125,10 +132,15 @@ class Exchange:
             else:
                 return wire
 
+    def _require_let_through(self, status: int) -> None:
+        """Tell the word of a proxy that carries us in the clear from that of the server: only a proxy says 407."""
+        if self._via is not None and status == _PROXY_WANTS_PROOF:
+            require_let_through(status, via=self._via)
+
     def _held(self) -> Pool:
         if self._pool is None:
             tls = self._tls() if self._origin.is_tls else None
-            self._pool = Pool(self._origin, tls=tls, connect_s=self._patience.connect_s)
+            self._pool = Pool(self._origin, tls=tls, connect_s=self._patience.connect_s, via=self._via)
         return self._pool
 
     def _give_back(self, wire: Wire) -> None:

@@ -13,6 +13,7 @@ from quell.domain import Clock, ModelError, ModelFault
 from quell.models._direct import needs
 from quell.models._direct_faults import fault_of
 from quell.models._exchange import Exchange, Patience
+from quell.models._proxy import Proxy, proxy_for
 
 _T = TypeVar("_T")
 
@@ -41,12 +42,16 @@ async def listed(settings: LlmSettings, *, clock: Clock, env: Mapping[str, str],
         return await asyncio.to_thread(_bedrock, settings, env=env, timeout_s=timeout_s, clock=clock)
     if settings.provider == "anthropic":
         url = (settings.base_url or "https://api.anthropic.com").rstrip("/").removesuffix("/v1")
+        via = proxy_for(url, env=env, wish=settings.proxy.reveal())
         headers = {"x-api-key": settings.api_key.reveal(), "anthropic-version": "2023-06-01"}
-        body = await _fetched(url, "/v1/models?limit=1000", headers=headers, clock=clock, timeout_s=timeout_s)
+        body = await _fetched(url, "/v1/models?limit=1000", headers=headers, clock=clock, timeout_s=timeout_s, via=via)
         return tuple(sorted(each.id for each in _read(body, _Claudes).data))
     url = settings.base_url.rstrip("/") or "https://generativelanguage.googleapis.com"
+    via = proxy_for(url, env=env, wish=settings.proxy.reveal())
     headers = {"x-goog-api-key": settings.api_key.reveal()}
-    body = await _fetched(url, "/v1beta/models?pageSize=1000", headers=headers, clock=clock, timeout_s=timeout_s)
+    body = await _fetched(
+        url, "/v1beta/models?pageSize=1000", headers=headers, clock=clock, timeout_s=timeout_s, via=via
+    )
     found = _read(body, _Geminis).models
     return tuple(
         sorted(
@@ -55,8 +60,10 @@ async def listed(settings: LlmSettings, *, clock: Clock, env: Mapping[str, str],
     )
 
 
-async def _fetched(url: str, path: str, *, headers: Mapping[str, str], clock: Clock, timeout_s: float) -> bytes:
-    exchange = Exchange(url, headers=headers, clock=clock, patience=Patience(connect_s=timeout_s))
+async def _fetched(
+    url: str, path: str, *, headers: Mapping[str, str], clock: Clock, timeout_s: float, via: Proxy | None
+) -> bytes:
+    exchange = Exchange(url, headers=headers, clock=clock, patience=Patience(connect_s=timeout_s), via=via)
     try:
         return await exchange.fetched(path, timeout_s=timeout_s)
     finally:

@@ -27,6 +27,7 @@ from quell.domain import (
 )
 from quell.models._exchange import Exchange, Patience
 from quell.models._faults import fault_in_stream
+from quell.models._proxy import Proxy
 from quell.models._tokens import TokenCounter
 from quell.models._wire import Wire
 
@@ -92,9 +93,10 @@ class OllamaModel:
         window: int | None = None,
         patience: Patience | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+        via: Proxy | None = None,
     ) -> None:
         """Reach a model. Raises ConfigError for an address that is none."""
-        self._exchange = Exchange(base_url, headers=headers, clock=clock, patience=patience, tls=tls)
+        self._exchange = Exchange(base_url, headers=headers, clock=clock, patience=patience, tls=tls, via=via)
         self._name = name
         self._window = window
         self._counter = TokenCounter.for_model(name)

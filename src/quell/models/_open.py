@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Literal
 from urllib.parse import urlsplit
 
 from quell.config import LlmSettings
@@ -22,6 +23,7 @@ from quell.models._limits import LimitedModel, Limiter, Limits
 from quell.models._model import Hear, Model, tell
 from quell.models._ollama import OllamaModel
 from quell.models._openai import Endpoint, OpenAIModel
+from quell.models._proxy import proxy_for
 from quell.models._ways import SchemaCallModel, TextCallModel, Wrapped
 
 _ADDRESSES: Mapping[str, str] = MappingProxyType(
@@ -80,7 +82,7 @@ async def list_models(
         async with asyncio.timeout(timeout_s):
             if settings.provider in {"anthropic", "bedrock", "gemini"}:
                 return await listed(settings, clock=clock, env=env, timeout_s=timeout_s)
-            model = _own(settings, clock=clock, patience=_patience(settings), limiter=None)
+            model = _own(settings, clock=clock, env=env, patience=_patience(settings), limiter=None)
             try:
                 return await model.offered(timeout_s=timeout_s)
             finally:
@@ -102,7 +104,17 @@ def endpoint_of(settings: LlmSettings) -> Endpoint:
         headers={"Authorization": f"Bearer {key}"} if key else {},
         output_cap="max_completion_tokens" if is_openai else "max_tokens",
         extra={"usage": {"include": True}} if settings.provider == "openrouter" else {},
+        cache=_cache_of(settings, is_openai=is_openai),
     )
+
+
+def _cache_of(settings: LlmSettings, *, is_openai: bool) -> Literal["untold", "key", "marks"]:
+    """Say how a server is told what of a prompt stays the same; most refuse a key that they do not know."""
+    if settings.prompt_cache == "off":
+        return "untold"
+    if settings.provider == "openrouter" and settings.model.startswith("anthropic/"):
+        return "marks"
+    return "key" if is_openai or (settings.provider == "openai" and settings.prompt_cache == "always") else "untold"
 
 
 def payee_of(settings: LlmSettings) -> str:
@@ -156,13 +168,14 @@ def _reached(settings: LlmSettings, *, clock: Clock, env: Mapping[str, str], lim
             patience=patience,
             hear=lambda headers: limiter.hear(headers, now=clock()),
         )
-    return _own(settings, clock=clock, patience=patience, limiter=limiter)
+    return _own(settings, clock=clock, env=env, patience=patience, limiter=limiter)
 
 
 def _own(
-    settings: LlmSettings, *, clock: Clock, patience: Patience, limiter: Limiter | None
+    settings: LlmSettings, *, clock: Clock, env: Mapping[str, str], patience: Patience, limiter: Limiter | None
 ) -> OpenAIModel | OllamaModel:
     """Return a model whose protocol we speak."""
+    via = proxy_for(settings.base_url or _ADDRESSES[settings.provider], env=env, wish=settings.proxy.reveal())
     if settings.provider == "ollama":
         url = settings.base_url or _ADDRESSES["ollama"]
         key = settings.api_key.reveal()
@@ -174,6 +187,7 @@ def _own(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 window=settings.context_window,
                 patience=patience,
+                via=via,
             )
     return OpenAIModel(
         endpoint_of(settings),
@@ -182,6 +196,7 @@ def _own(
         window=settings.context_window,
         patience=patience,
         hear=None if limiter is None else lambda headers: limiter.hear(headers, now=clock()),
+        via=via,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,6 +29,7 @@ from quell.domain import (
 )
 from quell.models._exchange import Exchange, Hear, Patience, whole
 from quell.models._faults import fault_in_stream
+from quell.models._proxy import Proxy
 from quell.models._sse import EventSplitter
 from quell.models._tokens import TokenCounter
 from quell.models._wire import Pool, Wire
@@ -58,6 +60,8 @@ class Endpoint:
     """How it calls the most tokens of an answer."""
     extra: Mapping[str, object] = field(default_factory=dict)
     """What goes into the body of every request, unless the request says otherwise."""
+    cache: Literal["untold", "key", "marks"] = "untold"
+    """How it is told what stays the same: by a `prompt_cache_key`, or by marks in the messages as Anthropic has them."""
 
 
 class _CallFunction(msgspec.Struct):
@@ -88,6 +92,7 @@ class _Choice(msgspec.Struct):
 
 class _InputDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _OutputDetails(msgspec.Struct):
@@ -97,6 +102,7 @@ class _OutputDetails(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
 
@@ -108,6 +114,8 @@ class _Chunk(msgspec.Struct):
     error: object = None
 
 
+_BEGINNING_CHARS = 1_024
+_CACHE_KEY_DIGITS = 32
 _DECODER = msgspec.json.Decoder(_Chunk)
 _ENCODER = msgspec.json.Encoder()
 
@@ -127,6 +135,7 @@ class OpenAIModel:
         counter: TokenCounter | None = None,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         hear: Hear | None = None,
+        via: Proxy | None = None,
     ) -> None:
         """Reach a model. Raises ConfigError for an address that is none."""
         self._endpoint = endpoint
@@ -138,6 +147,7 @@ class OpenAIModel:
             pool=pool,
             tls=tls,
             hear=hear,
+            via=via,
         )
         self._name = name
         self._window = window
@@ -313,14 +323,17 @@ class _Reader:
 
 
 def _told(usage: _Usage) -> UsageTold:
-    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
+    told = usage.prompt_tokens_details or _InputDetails()
+    cached = usage.prompt_cache_hit_tokens if told.cached_tokens is None else told.cached_tokens
     thought = usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None
     total = max(usage.prompt_tokens or 0, 0)
+    read = min(max(cached or 0, 0), total)
     return UsageTold(
         usage=TokenUsage(
             input_tokens=total,
             output_tokens=max(usage.completion_tokens or 0, 0),
-            cached_tokens=min(max(cached or 0, 0), total),
+            cached_tokens=read,
+            written_tokens=min(max(told.cache_write_tokens or 0, 0), total - read),
         ),
         reasoning_tokens=max(thought or 0, 0),
     )
@@ -376,7 +389,36 @@ def body_of(request: ModelRequest, *, name: str, endpoint: Endpoint) -> dict[str
         "reasoning_effort": request.effort or None,
     }
     body |= {key: value for key, value in said.items() if value is not None}
+    if endpoint.cache == "key":
+        body["prompt_cache_key"] = _cache_key(request)
+    elif endpoint.cache == "marks":
+        body["messages"] = _marked(request.messages)
     return body | dict(request.extra)
+
+
+def _cache_key(request: ModelRequest) -> str:
+    """Name a conversation by what it begins with, which its later turns repeat: they are led to the same cache."""
+    first = next((each.text for each in request.messages if each.role == "user"), "")
+    told = next((each.text for each in request.messages if each.role == "system"), "")
+    names = [tool.name for tool in request.tools]
+    return sha256(_ENCODER.encode([told[:_BEGINNING_CHARS], names, first])).hexdigest()[:_CACHE_KEY_DIGITS]
+
+
+def _marked(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Return messages with the end of what stays marked: the instructions, with the tools before them, and the last words.
+
+    Results of tools are left as they are: there a list of parts is not taken everywhere.
+    """
+    system = next((at for at, each in enumerate(messages) if each.role == "system" and each.text), None)
+    last = next(
+        (at for at in reversed(range(len(messages))) if messages[at].role != "tool" and messages[at].text), None
+    )
+    told = [_message(each) for each in messages]
+    for at in {system, last} - {None}:
+        assert at is not None, "only places are left"
+        text = {"type": "text", "text": messages[at].text, "cache_control": {"type": "ephemeral"}}
+        told[at] |= {"content": [text]}
+    return told
 
 
 def _message(message: Message) -> dict[str, object]:

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import httptools
 
 from quell.domain import ConfigError, ModelError, ModelFault, OverloadError
+from quell.models._proxy import Proxy
+from quell.models._tunnel import tunnelled
 
 _BUFFER_HIGH_BYTES = 256 * 1024
 _BUFFER_LOW_BYTES = 64 * 1024
@@ -289,9 +291,11 @@ class Pool:
         connections_max: int = 2_048,
         tls: ssl.SSLContext | None = None,
         connect_s: float = 10.0,
+        via: Proxy | None = None,
     ) -> None:
         """Hold at most so many connections; who wants one more waits for one to come back."""
         self._origin = origin
+        self._via = via
         self._tls = tls
         self._connect_s = connect_s
         self._free = asyncio.Semaphore(connections_max)
@@ -342,30 +346,52 @@ class Pool:
         await asyncio.sleep(0)
 
     async def _connected(self, timeout_s: float) -> Wire:
-        origin, loop = self._origin, asyncio.get_running_loop()
-        name = origin.host if origin.is_tls else None
-        context = (self._tls or True) if origin.is_tls else None
+        origin, via = self._origin, self._via
+        named = origin.named if via is None else f"{origin.named} (by the proxy {via.named})"
         try:
             async with asyncio.timeout(timeout_s):
-                _, wire = await loop.create_connection(
-                    Wire, origin.host, origin.port, ssl=context, server_hostname=name
-                )
+                return await self._joined()
         except TimeoutError:
-            told = f"{origin.named} did not take a connection within {timeout_s:g} s"
+            told = f"{named} did not take a connection within {timeout_s:g} s"
             raise ModelError(told, fault=ModelFault.UNREACHABLE) from None
         except ssl.SSLError as error:
-            told = f"{origin.named}: no trusted connection: {error.reason or error}"
+            told = f"{named}: no trusted connection: {error.reason or error}"
             raise ModelError(told, fault=ModelFault.UNREACHABLE, hint="check the certificate and the time") from error
         except OSError as error:
-            told = f"{origin.named} cannot be reached: {error.strerror or error}"
+            told = f"{named} cannot be reached: {error.strerror or error}"
             raise ModelError(told, fault=ModelFault.UNREACHABLE, hint="check base_url and that it runs") from error
+
+    async def _joined(self) -> Wire:
+        """Open a connection; what goes out in the clear is given to a proxy as it is, without a tunnel."""
+        origin, via, loop = self._origin, self._via, asyncio.get_running_loop()
+        if via is not None and origin.is_tls:
+            wire = Wire()
+            tls = self._tls or ssl.create_default_context()
+            await tunnelled(via, host=origin.host, port=origin.port, protocol=wire, tls=tls)
+            return wire
+        host, port, is_tls = (
+            (origin.host, origin.port, origin.is_tls) if via is None else (via.host, via.port, via.is_tls)
+        )
+        context = (self._tls or True) if is_tls else None
+        _, wire = await loop.create_connection(Wire, host, port, ssl=context, server_hostname=host if is_tls else None)
         return wire
 
 
-def request_bytes(origin: Origin, path: str, *, headers: Mapping[str, str], body: bytes, method: str = "POST") -> bytes:
+def request_bytes(
+    origin: Origin,
+    path: str,
+    *,
+    headers: Mapping[str, str],
+    body: bytes,
+    method: str = "POST",
+    via: Proxy | None = None,
+) -> bytes:
     """Write a request as it goes out. Raises ConfigError for a header that would end its line early."""
-    lines = [f"{method} {origin.prefix}{path} HTTP/1.1", f"Host: {origin.named}"]
-    for name, value in headers.items():
+    is_told = via is not None and not origin.is_tls
+    # A proxy that carries it in the clear is told the whole address, and who we are, with each request.
+    where = f"http://{origin.named}" if is_told else ""
+    lines = [f"{method} {where}{origin.prefix}{path} HTTP/1.1", f"Host: {origin.named}"]
+    for name, value in {**headers, **(via.headers if via is not None and is_told else {})}.items():
         if "\r" in value or "\n" in value or "\0" in value or not name.isascii():
             raise ConfigError(f"the header {name!r} cannot be sent", hint="it holds a line end; is the key complete?")
         lines.append(f"{name}: {value}")

@@ -68,7 +68,6 @@ class Executor:
         call: Call,
         write: Call,
         bells: Bells,
-        dispatcher: Dispatcher | None,
         clean: Callable[[str], str],
     ) -> None:
         self._journal = journal
@@ -77,13 +76,13 @@ class Executor:
         self._clock = clock
         self._works = works
         self._lanes = lanes
-        self._queued = sorted(works.keys() - lanes.keys())
         self._call = call
         self._write = write
         self._bells = bells
-        self._dispatcher = dispatcher
+        self._dispatcher: Dispatcher | None = None
         self._clean = clean
         self._lease: Lease | None = None
+        self._slot_turn = asyncio.Lock()
         self._active: dict[str, _Active] = {}
         self._orphans: set[tuple[str, int]] = set()
         self._chains: set[asyncio.Task[None]] = set()
@@ -94,14 +93,41 @@ class Executor:
         self._tasks: list[asyncio.Task[None]] = []
         self._context = contextvars.copy_context()
 
-    async def launch(self) -> None:
-        """Take a slot, bring DBOS up under it, and begin to recover. Raises StateHeldError when the slot is held."""
+    async def launch(self, dispatcher: Dispatcher | None) -> None:
+        """Take a slot, bring DBOS up under it, and begin to recover. Raises StateHeldError when the slot is held.
+
+        Without a dispatcher only what goes the direct way is executed.
+        """
+        self._dispatcher = dispatcher
         try:
             await whole(self._take_slot())
         except BaseException:
             await self._give_slot_back()
             raise
         self._tasks = [asyncio.create_task(loop()) for loop in (self._renew_forever, self._sweep_forever, self._watch)]
+
+    @property
+    def _queued(self) -> list[str]:
+        return sorted(self._works.keys() - self._lanes.keys())
+
+    @property
+    def has_queues(self) -> bool:
+        """Whether what goes by queue is executed here too."""
+        return self._dispatcher is not None
+
+    async def open_queues(self, dispatcher: Dispatcher) -> None:
+        """Bring DBOS up under the lease that is held, to execute what goes by queue too.
+
+        Raises JournalError when it does not come up; what goes the direct way is executed as before.
+        """
+        await whole(self._open_queues(dispatcher))
+        self._sweep_now.set()
+
+    async def _open_queues(self, dispatcher: Dispatcher) -> None:
+        async with self._slot_turn:
+            if self._lease is not None:  # else it comes up with the next one
+                await in_thread(dispatcher.launch, token=self._lease.token, kinds=self._queued)
+            self._dispatcher = dispatcher
 
     async def close(self) -> None:
         """Interrupt what runs here, stop DBOS and give the slot back; others may go on with it at once."""
@@ -111,24 +137,29 @@ class Executor:
         await self._give_slot_back()
 
     async def _take_slot(self) -> None:
-        lease = await self._call(self._leases.take, self._settings.executor)
-        try:
-            if self._dispatcher is not None:
-                await in_thread(self._dispatcher.launch, token=lease.token, kinds=self._queued)
-        except BaseException:
-            with suppress(JournalError):
-                await self._call(self._leases.release, lease)
-            raise
-        self._lease = lease
+        async with self._slot_turn:
+            lease = await self._call(self._leases.take, self._settings.executor)
+            try:
+                if self._dispatcher is not None:
+                    await in_thread(self._dispatcher.launch, token=lease.token, kinds=self._queued)
+            except BaseException:
+                with suppress(JournalError):
+                    await self._call(self._leases.release, lease)
+                raise
+            self._lease = lease
 
     async def _give_slot_back(self) -> None:
         lease, self._lease = self._lease, None  # from here on nothing begins
         await self._interrupt_all()
-        if self._dispatcher is not None:
-            await in_thread(self._dispatcher.close)
+        await self._close_queues()
         if lease is not None:
             with suppress(JournalError):
                 await self._call(self._leases.release, lease)
+
+    async def _close_queues(self) -> None:
+        async with self._slot_turn:
+            if self._dispatcher is not None:
+                await in_thread(self._dispatcher.close)
 
     def is_here(self, run: str) -> bool:
         """Whether this process executes a run."""
@@ -141,7 +172,8 @@ class Executor:
         if kind in self._lanes:
             self._offer(run, kind=kind, dispatch=dispatch)
             return
-        assert self._dispatcher is not None, "a kind without a lane has a queue"
+        if self._dispatcher is None:
+            return  # whoever executes what goes by queue finds it
         try:
             async with asyncio.timeout(_ENQUEUE_TIMEOUT_S):
                 await in_thread(self._dispatcher.enqueue, run, kind=kind, dispatch=dispatch)
@@ -388,8 +420,7 @@ class Executor:
         """Another process has taken this slot: stop everything, then come back under a new token."""
         self._lease = None
         await self._fence("another process has taken the executor slot")
-        if self._dispatcher is not None:
-            await whole(in_thread(self._dispatcher.close))
+        await whole(self._close_queues())
         while self._lease is None:
             try:
                 await whole(self._take_slot())

@@ -297,8 +297,9 @@ class Journal:
         return {"kind": begun.run.kind, "elapsed_ms": round(max(0.0, elapsed_s) * 1000)}
 
     def step_started(self, begun: Begun, name: str) -> None:
-        """Tell that a step begins. Nothing rests on it, so it costs no flush."""
+        """Tell that a step begins, of a run that is held: nothing follows its end. Nothing rests on it, so it costs no flush."""
         with self._writing(durability="written") as connection:
+            self._held(connection, begun)
             self._tell_start(connection, begun, name)
 
     def _tell_start(self, connection: Connection, begun: Begun, name: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ from quell.runs._scribe import Scribe
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from quell.runs._dispatch import Dispatcher
     from quell.runs._executor import Executor
 
 P = ParamSpec("P")
@@ -68,6 +70,7 @@ class Runs:
         self._bells = Bells(is_here=self._is_here, news=self._news)
         self._scribe = Scribe(database)
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="quell-journal")
+        self._launching = asyncio.Lock()
         self._executor: Executor | None = None
 
     @classmethod
@@ -123,7 +126,7 @@ class Runs:
     def register(
         self, kind: str, work: Work, *, way: Literal["queue", "direct"] = "queue", at_once_max: int = _AT_ONCE_MAX
     ) -> None:
-        """Name the work of a kind of run; before `launch`.
+        """Name the work of a kind of run; before a `launch` that executes it.
 
         Args:
             kind: names it.
@@ -132,33 +135,38 @@ class Runs:
                 The `direct` way begins a run in the process that starts it, at once.
             at_once_max: how many direct ones this process executes at once; the others begin as these end, in order.
         """
-        assert self._executor is None, "register before launch"
+        executor = self._executor
+        assert executor is None or (way == "queue" and not executor.has_queues), "register before launch"
         assert kind not in self._works, f"two works are called {kind!r}"
         assert at_once_max >= 1, "at least one at once"
         self._works[kind] = work
         if way == "direct":
             self._lanes[kind] = Lane(at_once_max=at_once_max)
 
-    async def launch(self) -> None:
+    async def launch(self, *, way: Literal["queue", "direct"] = "queue") -> None:
         """Take a slot and execute runs of the registered kinds from now on, those of dead processes too.
+
+        The `direct` way leaves those that go by queue to others, and costs a tenth: a command in which somebody waits
+        for an answer begins so. By `queue` all kinds are executed; that may come later, too.
 
         Raises:
             StateHeldError: the configured slot is held by a live process.
             JournalError: the database cannot be used.
         """
-        assert self._executor is None, "launch once"
-        # Loaded here: looking at runs needs neither dbos nor the half second that loading it takes.
+        async with self._launching:
+            if self._executor is None:
+                await self._begin_executing(way=way)
+            elif way == "queue" and self._has_queues and not self._executor.has_queues:
+                await self._executor.open_queues(await self._dispatcher(self._executor))
+
+    @property
+    def _has_queues(self) -> bool:
+        return bool(self._works.keys() - self._lanes.keys())
+
+    async def _begin_executing(self, *, way: Literal["queue", "direct"]) -> None:
+        # Loaded here: looking at runs needs nothing of what executing them does.
         from quell.runs._executor import Executor  # noqa: PLC0415
 
-        async def execute(run: str, dispatch: int) -> None:
-            await executor.execute(run, dispatch)
-
-        dispatcher = None
-        if self._works.keys() - self._lanes.keys():
-            from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
-
-            loop = asyncio.get_running_loop()
-            dispatcher = Dispatcher(self.engine, where=self._database.where, execute=execute, loop=loop)
         executor = Executor(
             journal=self._journal,
             leases=Leases(self._database, lease_s=self._settings.lease_s, entropy=self._entropy),
@@ -170,10 +178,19 @@ class Runs:
             write=self._scribe.write,
             bells=self._bells,
             clean=self._clean,
-            dispatcher=dispatcher,
         )
-        await executor.launch()
+        dispatcher = await self._dispatcher(executor) if way == "queue" and self._has_queues else None
+        await executor.launch(dispatcher)
         self._executor = executor
+
+    async def _dispatcher(self, executor: Executor) -> Dispatcher:
+        # Loaded here: what is executed directly needs neither dbos nor the half second that loading it takes. Off the
+        # loop: runs may be executed already.
+        await asyncio.to_thread(import_module, "quell.runs._dispatch")
+        from quell.runs._dispatch import Dispatcher  # noqa: PLC0415
+
+        loop = asyncio.get_running_loop()
+        return Dispatcher(self.engine, where=self._database.where, execute=executor.execute, loop=loop)
 
     async def start(self, kind: str, *, subject: str, arguments: JsonObject, key: str | None = None) -> Run:
         """Start a run, or return the one that this key started before, whatever became of it."""

@@ -28,24 +28,27 @@ from quell.app import App, TaskBook
 from quell.server._a2a_handler import TaskHandler
 from quell.server._a2a_push import Pusher, Screen
 from quell.server._a2a_tasks import Tasks
+from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response, json_response
 from quell.server._identity import READERS, Access, Gate
+from quell.server._listening import Closing
 
 ACCESS = Access(verb="a2a", roles=READERS, belongs_to="tenant")
 RPC, REST = "/a2a/v1/rpc", "/a2a/v1"
 _GRACE_S = 4.0
+_BODY_MAX_MB = 4.0
 
 
 class A2A:
     """The routes of the protocol, and who is told of tasks."""
 
-    def __init__(self, app: App, *, gate: Gate, url: str = "") -> None:
+    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, closing: Closing, url: str = "") -> None:
         """Speak for the agents of an app; `url` is where this server is reached from outside, when it is not asked itself."""
         self._app = app
         self._url = url
         settings = app.settings
         screen = Screen(inside=frozenset(settings.server.a2a_push_inside))
-        tasks = Tasks(app, TaskBook(app.runs.database, clock=app.clock))
+        tasks = Tasks(app, TaskBook(app.runs.database, clock=app.clock), closing=closing)
         handler, builder = TaskHandler(tasks, screen=screen), _Builder()
         self.pusher = Pusher(tasks, screen=screen, clock=app.clock)
         guarded = [
@@ -56,7 +59,7 @@ class A2A:
         ]
         for route in guarded:
             if isinstance(route, Route):
-                route.app = _Guarded(route.app, app=app, gate=gate)
+                route.app = _Guarded(route.app, app=app, gate=gate, bodies=bodies, closing=closing)
         # Mounts are the same once more under a tenant's name: who calls tells its tenant, and nothing else does.
         self.routes = [
             Route("/.well-known/agent-card.json", self._card),
@@ -72,15 +75,19 @@ class A2A:
 class _Guarded:
     """Lets a request through to the protocol once it is known who calls."""
 
-    def __init__(self, inner: ASGIApp, *, app: App, gate: Gate) -> None:
+    def __init__(self, inner: ASGIApp, *, app: App, gate: Gate, bodies: Bodies, closing: Closing) -> None:
         self._inner = inner
+        self._bodies = bodies
+        self._closing = closing
         self._app = app
         self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
+            self._closing.admit()
             principal = await self._gate.principal(request, ACCESS)
+            receive = await self._bodies.taken(request, body_max_mb=_BODY_MAX_MB)
         except WireError as error:
             await error_response(error, clean=self._app.warden.redactor.text)(scope, receive, send)
             return

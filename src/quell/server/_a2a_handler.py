@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 
@@ -42,6 +43,9 @@ from quell.server._a2a_tasks import Tasks
 
 _PAGE, _PAGE_MAX = 50, 100
 _HOOKS_MAX = 10
+_SHOWN = re.compile(r"[\x20-\x7e]{0,4096}")
+_NEWEST = 2**62
+"""More than any number of a task."""
 
 
 class TaskHandler(RequestHandler):
@@ -81,34 +85,34 @@ class TaskHandler(RequestHandler):
     @validate_request_params
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
         """List the caller's tasks, the newest first."""
+        if params.page_size < 0:
+            raise InvalidParamsError(message="a page has one task at least")
         size = min(params.page_size or _PAGE, _PAGE_MAX)
-        if params.page_token and not params.page_token.isdecimal():
-            raise InvalidParamsError(message="that is no page token of ours")
-        before = int(params.page_token) if params.page_token else 2**62
+        before, token = _page_of(params.page_token), ""
         found: list[Task] = []
-        last: AgentTask | None = None
-        more = False
-        # Whether a task is in a state is only known of each: pages are filled until they are full.
-        while len(found) < size:
-            rows = await asyncio.to_thread(
-                self._tasks.book.listed,
-                by=_caller(context),
-                context=params.context_id,
-                before=before,
-                rows_max=size + 1,
-            )
-            more = len(rows) > size
-            for row in rows[:size]:
-                last, before = row, row.number
-                task = await self._tasks.whole(
-                    row, history=_history_of(params) or 0, artifacts=params.include_artifacts
-                )
-                if params.status in (TaskState.TASK_STATE_UNSPECIFIED, task.status.state) and _is_after(task, params):
-                    found.append(task)
-            if not more:
-                break
-        token = str(last.number) if more and last is not None else ""
+        last = before
+        async with aclosing(self._matching(params, by=_caller(context), before=before)) as matching:
+            async for row, task in matching:
+                if len(found) == size:
+                    token = str(last)
+                    break
+                found.append(task)
+                last = row.number
         return ListTasksResponse(tasks=found, next_page_token=token, page_size=size, total_size=len(found))
+
+    async def _matching(
+        self, params: ListTasksRequest, *, by: Principal, before: int
+    ) -> AsyncGenerator[tuple[AgentTask, Task], None]:
+        """Yield the tasks of a list, the newest first: whether one is in a state is only known of each."""
+        history = _history_of(params) or 0
+        while rows := await asyncio.to_thread(
+            self._tasks.book.listed, by=by, context=params.context_id, before=before, rows_max=_PAGE_MAX
+        ):
+            for row in rows:
+                before = row.number
+                task = await self._tasks.whole(row, history=history, artifacts=params.include_artifacts)
+                if params.status in (TaskState.TASK_STATE_UNSPECIFIED, task.status.state) and _is_after(task, params):
+                    yield row, task
 
     @validate_request_params
     async def on_cancel_task(self, params: CancelTaskRequest, context: ServerCallContext) -> Task | None:
@@ -180,7 +184,7 @@ class TaskHandler(RequestHandler):
         hook = None
         if params.configuration.HasField("task_push_notification_config"):
             hook = params.configuration.task_push_notification_config
-            await self._screened(hook.url)
+            await self._screened(hook)
         told = MessageToDict(params.metadata)
         metadata = {str(key): str(value) for key, value in told.items()}
         row = await self._tasks.send(params.message, by=_caller(context), agent=agent, metadata=metadata)
@@ -190,7 +194,7 @@ class TaskHandler(RequestHandler):
         return row
 
     async def _hooked(self, wanted: TaskPushNotificationConfig, row: AgentTask) -> TaskPushNotificationConfig:
-        await self._screened(wanted.url)
+        await self._screened(wanted)
         known = await asyncio.to_thread(self._tasks.book.hooks, row.task)
         kept = TaskPushNotificationConfig()
         kept.CopyFrom(wanted)
@@ -201,15 +205,27 @@ class TaskHandler(RequestHandler):
         await asyncio.to_thread(self._tasks.book.put_hook, row.task, kept.id, settings=json.dumps(MessageToDict(kept)))
         return kept
 
-    async def _screened(self, url: str) -> None:
-        if why := await self._screen.refused(url):
+    async def _screened(self, wanted: TaskPushNotificationConfig) -> None:
+        if why := await self._screen.refused(wanted.url):
             raise InvalidParamsError(message=f"this address is not told of tasks: {why}")
+        shown = wanted.authentication
+        if not all(map(_SHOWN.fullmatch, (wanted.token, shown.scheme, shown.credentials))):
+            raise InvalidParamsError(message="a token and credentials are up to 4,096 visible characters of ASCII")
 
 
 def _caller(context: ServerCallContext) -> Principal:
     principal = context.state["principal"]
     assert isinstance(principal, Principal), "its route is guarded"
     return principal
+
+
+def _page_of(token: str) -> int:
+    """Return where a page begins. Raises InvalidParamsError for a token that is none of ours."""
+    if not token:
+        return _NEWEST
+    if not (token.isascii() and token.isdecimal() and len(token) <= len(str(_NEWEST)) and int(token) <= _NEWEST):
+        raise InvalidParamsError(message="that is no page token of ours")
+    return int(token)
 
 
 def _history_of(params: object) -> int | None:

@@ -20,7 +20,10 @@ from quell.domain import Clock, TaskHook, WorldError
 from quell.server._a2a_tasks import Tasks
 from quell.tools import post_webhook
 
-_AT_ONCE = 20
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_INSIDE = tuple(map(ipaddress.ip_network, ("::/96", "64:ff9b:1::/48", "fec0::/10")))
+"""Forms that carry an address of the older kind or belong to a site, and count as global all the same."""
+_AT_ONCE, _LOOKED_AT = 20, 200
 _TIMEOUT_S = 10.0
 _TRIES_MAX = 8
 _PAUSE_FIRST_S = 2.0
@@ -55,7 +58,7 @@ class Screen:
             return ""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):
             return "its name cannot be resolved"
         if not all(_is_public(str(each[4][0])) for each in found):
             return "it leads to a private or local network"
@@ -64,8 +67,15 @@ class Screen:
 
 def _is_public(written: str) -> bool:
     address = ipaddress.ip_address(written.split("%", maxsplit=1)[0])
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return mapped.is_global and not mapped.is_multicast
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in network for network in _INSIDE):
+            return False
+        if address in _NAT64:
+            # It is an address of the older kind in other words (RFC 6052), as one of 6to4 is (RFC 3056).
+            return _is_public(str(ipaddress.IPv4Address(address.packed[-4:])))
+        if (older := address.ipv4_mapped or address.sixtofour) is not None:
+            return _is_public(str(older))
+    return address.is_global and not address.is_multicast
 
 
 class Pusher:
@@ -76,6 +86,7 @@ class Pusher:
         self._tasks = tasks
         self._screen = screen
         self._clock = clock
+        self._after = ("", "")
 
     @property
     def _book(self) -> TaskBook:
@@ -83,9 +94,16 @@ class Pusher:
 
     async def look(self) -> None:
         """Tell everybody whose task stands otherwise than they know."""
-        hooks = await asyncio.to_thread(self._book.due_hooks, rows_max=_AT_ONCE * 10)
+        hooks = await asyncio.to_thread(self._book.due_hooks, rows_max=_LOOKED_AT, after=self._after)
+        # Most tasks stand as they are known to: the next look begins where this one ended, and every one has its turn.
+        self._after = (hooks[-1].task, hooks[-1].id) if len(hooks) == _LOOKED_AT else ("", "")
         gate = asyncio.Semaphore(_AT_ONCE)
-        await asyncio.gather(*(self._tell(hook, gate) for hook in hooks))
+        ended = await asyncio.gather(*(self._tell(hook, gate) for hook in hooks), return_exceptions=True)
+        for hook, error in zip(hooks, ended, strict=True):
+            if isinstance(error, Exception):
+                # What is wrong with one keeps nobody else from being told.
+                told = f"{type(error).__name__}: {error}"
+                telemetry.event("a2a.push_failed", task=hook.task, tries=hook.tries, error=told)
 
     async def _tell(self, hook: TaskHook, gate: asyncio.Semaphore) -> None:
         try:
@@ -127,6 +145,8 @@ async def _posted(url: str, settings: Mapping[str, object], body: bytes) -> str:
         await post_webhook(url, headers=_headers(settings), body=body, timeout_s=_TIMEOUT_S)
     except WorldError as error:
         return str(error)
+    except ValueError as error:
+        return f"its settings cannot be sent: {type(error).__name__}"
     return ""
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime
 
 from a2a.server.events.event_queue import Event
@@ -40,6 +41,7 @@ from quell.domain import (
 )
 from quell.domain import Message as Said
 from quell.governance import Approvals
+from quell.server._listening import Closing
 
 _ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
 _STILL = _ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
@@ -59,9 +61,10 @@ _LAST_HEARD = frozenset({"run.finished", "run.failed", "run.cancelled"})
 class Tasks:
     """Begins, reads, follows and ends the tasks of callers."""
 
-    def __init__(self, app: App, book: TaskBook) -> None:
+    def __init__(self, app: App, book: TaskBook, *, closing: Closing) -> None:
         """Take the app whose agents these are, and the book that tells which runs a task is."""
         self._app = app
+        self._closing = closing
         self.book = book
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -77,30 +80,34 @@ class Tasks:
             row = await self.find(message.task_id, by=by)
             state = (await self.status(row)).state
             if decision := _decision_of(message):
-                await self._decide(decision, by=by)
+                await self._decide(decision, row, by=by)
                 return row
             if state != TaskState.TASK_STATE_INPUT_REQUIRED or await self._waiting(row.run):
                 told = "it has ended" if state in _ENDED else "it is at work, or waits for a decision of people"
                 raise UnsupportedOperationError(message=f"task {row.task} takes no message now: {told}")
-            return await self._begin(text, task=row.task, context=row.context, by=by, agent=agent, metadata=metadata)
+            # One answer to what the run before asked: of two that come at once, one begins.
+            ask = ChatAsk(messages=(), agent=agent, session=row.context, metadata=metadata)
+            return await self._begin(text, ask, task=row.task, by=by, key=f"a2a:{row.task}:{row.number}")
         context = message.context_id or f"ctx_{self._app.entropy(12).hex()}"
-        return await self._begin(text, task="", context=context, by=by, agent=agent, metadata=metadata)
+        ask = ChatAsk(messages=(), agent=agent, session=context, metadata=metadata)
+        return await self._begin(text, ask, task="", by=by, key="")
 
-    async def _begin(
-        self, text: str, *, task: str, context: str, by: Principal, agent: str, metadata: Mapping[str, str]
-    ) -> AgentTask:
-        desk = self._app.agents
-        before = await desk.conversation(context, by=by)
-        ask = ChatAsk(messages=(*before, Said(role="user", text=text)), agent=agent, session=context, metadata=metadata)
+    async def _begin(self, text: str, ask: ChatAsk, *, task: str, by: Principal, key: str) -> AgentTask:
+        desk, context = self._app.agents, ask.session
         try:
-            run = await desk.start(ask, by=by)
+            said = (*await desk.conversation(context, by=by), Said(role="user", text=text))
+            run = await desk.start(replace(ask, messages=said), by=by, key=key)
         except (RefusedError, UsageError) as error:
             raise InvalidParamsError(message=f"{error}; {error.hint}" if error.hint else str(error)) from error
         task = task or run.id
         await asyncio.to_thread(self.book.add, task, run=run.id, context=context, by=by)
         return await self.find(task, by=by)
 
-    async def _decide(self, decision: Mapping[str, str], *, by: Principal) -> None:
+    async def _decide(self, decision: Mapping[str, str], row: AgentTask, *, by: Principal) -> None:
+        if decision["approval"] not in {each.id for each in await self._waiting(row.run)}:
+            raise InvalidParamsError(message=f"task {row.task} does not wait for this approval")
+        if decision["decision"] not in {"approve", "reject"}:
+            raise InvalidParamsError(message="a decision is approve or reject")
         try:
             await self._app.warden.vote(
                 decision["approval"],
@@ -193,7 +200,8 @@ class Tasks:
             yield task
         if task.status.state in _ENDED:
             return
-        async with aclosing(self._app.agents.follow(row.run)) as heard:
+        # A server that stops ends it between two events: whoever listened subscribes again.
+        async with aclosing(self._closing.until(self._app.agents.follow(row.run))) as heard:
             async for each in heard:
                 for event in await self._events(each, row):
                     yield event

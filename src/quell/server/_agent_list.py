@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quell.app import App, merged
+from quell.app import App
 from quell.config import AgentSettings, McpServerSettings
 from quell.domain import Recovery, ServerStatus, Tool, ToolClass
 from quell.server._errors import json_response
@@ -32,12 +32,9 @@ class AgentList:
         if detail and detail not in _DETAILS:
             said = f"there is no detail {detail[:40]!r}: it is one of {', '.join(_DETAILS)}"
             raise ChatError(400, said, reason="invalid_value", param="detail")
-        tools = await self._tools() if detail else ()
-        agents = [
-            self._agent(agent, detail=detail, tools=tools)
-            for agent in self._app.agents.agents()
-            if not agent.agent.hidden
-        ]
+        shown = [agent for agent in self._app.agents.agents() if not agent.agent.hidden]
+        tools = await self._tools(shown) if detail else ()
+        agents = [self._agent(agent, detail=detail, tools=tools) for agent in shown]
         default = self._app.settings.default_agent
         return json_response(({"default_agent": default} if default else {}) | {"agents": agents})
 
@@ -48,16 +45,18 @@ class AgentList:
             return []
         authority = await self._app.open_authority()
         known = {status.name: status for status in authority.servers.status()}
-        return [_state(name, known[there]) for name, there in servers.items() if there in known]
+        transports = {name: each.transport for name, each in self._app.settings.mcp.servers.items()}
+        return [_state(name, known[there], transports[there]) for name, there in servers.items() if there in known]
 
-    async def _tools(self) -> Sequence[Tool]:
+    async def _tools(self, agents: Sequence[AgentSettings]) -> Sequence[Tool]:
+        """Return the tools that are there, once every server of these agents was asked; one that is down has none."""
+        for agent in agents:
+            await self._app.agents.servers(agent)
         return tuple((await self._app.open_authority()).toolbox.catalog())
 
     def _servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
         """Return the servers of an agent by their names in its file, and what each is called among all."""
-        if not agent.mcp.servers:
-            return {name: name for name in self._app.settings.mcp.servers}
-        return merged(self._app.settings, self._app.agents.agents())[1].get(agent.id, {})
+        return self._app.agents.servers_of(agent)
 
     def _agent(self, agent: AgentSettings, *, detail: str, tools: Sequence[Tool]) -> dict[str, object]:
         told: dict[str, object] = {"id": agent.id}
@@ -118,10 +117,10 @@ def _whole(tool: Tool) -> dict[str, object]:
     return told
 
 
-def _state(name: str, status: ServerStatus) -> dict[str, object]:
+def _state(name: str, status: ServerStatus, transport: str) -> dict[str, object]:
     told: dict[str, object] = {
         "server_name": name,
-        "transport": status.transport,
+        "transport": transport,
         "status": _STATES.get(status.state, "not_attempted"),
         "tools_count": status.tools,
     }

@@ -49,7 +49,7 @@ class Api:
         if not ping["ok"]:
             parts["journal"] = ping["error"]
         is_well = parts["journal"] == parts["store"] == "ok"
-        body: dict[str, object] = {"kind": "health", "ok": is_well, "status": "healthy" if ping["ok"] else "degraded"}
+        body: dict[str, object] = {"kind": "health", "ok": is_well, "status": "healthy" if is_well else "degraded"}
         if is_from_here(request):
             body |= {"version": __version__, "workflow_version": self._app.version, "parts": parts}
             backend = "postgres" if self._app.settings.journal.url else "sqlite"

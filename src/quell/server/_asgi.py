@@ -48,7 +48,8 @@ def asgi(app: App) -> Starlette:
     streams, gate = Streams(app), Gate(app)
     closing = Closing(listening_max=settings.chats_max)
     reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
-    face, others = _mcp_face(app, gate), _a2a_face(app, gate)
+    face = McpFace(app, gate=gate, bodies=bodies, closing=closing) if app.desk_of_agents is not None else None
+    others = _a2a_face(app, gate, bodies=bodies, closing=closing)
     talking: list[BaseRoute] = [Route("/mcp", face)] if face is not None else []
     talking += others.routes if others is not None else []
     starlette = Starlette(
@@ -70,12 +71,7 @@ def asgi(app: App) -> Starlette:
     return starlette
 
 
-def _mcp_face(app: App, gate: Gate) -> McpFace | None:
-    """Return what speaks MCP, where there are agents."""
-    return McpFace(app, gate=gate) if app.desk_of_agents is not None else None
-
-
-def _a2a_face(app: App, gate: Gate) -> A2A | None:
+def _a2a_face(app: App, gate: Gate, *, bodies: Bodies, closing: Closing) -> A2A | None:
     """Return what speaks A2A, where it is wanted. Raises ConfigError when what it needs is not installed."""
     if app.desk_of_agents is None or not app.settings.server.a2a:
         return None
@@ -85,7 +81,7 @@ def _a2a_face(app: App, gate: Gate) -> A2A | None:
         raise ConfigError(
             "server.a2a needs packages that are not installed", hint="pip install 'quell[a2a]'"
         ) from error
-    return A2A(app, gate=gate)
+    return A2A(app, gate=gate, bodies=bodies, closing=closing, url=app.settings.server.a2a_url.rstrip("/"))
 
 
 def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:

@@ -19,7 +19,6 @@ from quell.server._wire_text import Clean, cut_bytes, event_frame
 
 _BYTES_PER_TOKEN = 4
 """About, in English and JSON."""
-_ASKS_FOR_APPROVAL = "request_approval"
 APPROVAL_EVENTS = frozenset({"agent.call_parked", "agent.call_ended"})
 """What may be about a request for approval, which is then looked up before."""
 
@@ -112,7 +111,9 @@ class AuraEvents:
         return event_frame(f"aura.{name}", payload | self._scene.tail(body))
 
     def _began(self, body: Mapping[str, object]) -> bytes:
-        told: dict[str, object] = {"model": body.get("model", "")}
+        # As the chunks of the stream name it: whose price list it is on is another matter.
+        llm = self._scene.agent.agent.llm
+        told: dict[str, object] = {"model": f"{llm.provider}/{llm.model or llm.provider}"}
         if body.get("window"):
             told["model_context_limit"] = body["window"]
         return event_frame("aura.session_info", told | self._scene.session_tail())
@@ -172,7 +173,8 @@ class AuraEvents:
         if self._settings.tool_result_mode == "aura" and success:
             told["result"] = cut_bytes(result_of(body), self._settings.tool_result_max_length)
         if not success:
-            said = str(body.get("detail") or body.get("content") or body["kind"])
+            # The kind of failure first, then what the tool itself said.
+            said = ": ".join(str(body[key]) for key in ("detail", "content") if body.get(key)) or str(body["kind"])
             told["error"] = cut_bytes(said, self._settings.tool_result_max_length)
         return self._event("tool_complete", body, **head, **told)
 
@@ -218,7 +220,7 @@ class AuraEvents:
             self._parked[approval.id] = str(body["call"])
             tools = approval.terms.calls
             head = {"decision_id": decision, "tool_name": tools[0].call.tool}
-            more = {"origin": self._origin(approval), "scope": scope}
+            more = {"origin": approval.terms.origin(), "scope": scope}
             arguments = _arguments(tools[0].call.arguments)
             pending = {**head, "arguments": arguments, **more, "expires_at": approval.terms.expires_at}
             return event_frame("aura.approval_requested", {**head, **more}) + event_frame(
@@ -231,11 +233,6 @@ class AuraEvents:
         took_ms = round((settled - approval.terms.requested_at).total_seconds() * 1000)
         told = {"decision_id": decision, "outcome": _outcome(approval, took_ms), "duration_ms": took_ms, "scope": scope}
         return event_frame("aura.approval_completed", told)
-
-    def _origin(self, approval: Approval) -> dict[str, object]:
-        if approval.terms.calls[0].call.tool == _ASKS_FOR_APPROVAL:
-            return {"kind": "agent_requested", "reason": approval.terms.explanation, "agent_name": approval.terms.agent}
-        return {"kind": "config_gate", "matched_pattern": ", ".join(approval.terms.policies)}
 
     def _scope(self, body: Mapping[str, object]) -> dict[str, object]:
         scene = self._scene

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive
 
 from quell.server._errors import RETRY_AFTER_S, WireError
 
@@ -43,6 +44,15 @@ class Bodies:
         except ClientDisconnect as error:
             raise WireError(400, "UsageError", "the request ended before its body did") from error
         return b"".join(pieces)
+
+    async def taken(self, request: Request, *, body_max_mb: float) -> Receive:
+        """Read a body, and return what hands it to somebody else's endpoint. Raises as `read` does."""
+        left = [await self.read(request, body_max_mb=body_max_mb)]
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await request.receive()
+
+        return receive
 
     def hurry(self) -> None:
         """Give what is being read a last moment: the server stops, and whoever sends shall learn to send it again."""

@@ -25,9 +25,9 @@ from quell.server._body import Bodies
 from quell.server._chat_reply import Account, completion, run_of
 from quell.server._chat_request import SESSION_KEY, ChatWish, fitted, read_chat, session_of, unknown_model
 from quell.server._chat_stream import HEARTBEAT, ChatFrames, Framing
-from quell.server._errors import json_response
+from quell.server._errors import WireError, json_response
 from quell.server._listening import Closing, Ending, Listening, ending_error
-from quell.server._openai_errors import ChatError
+from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
 from quell.server._streaming import Outlet, Straight, Streaming
@@ -112,6 +112,7 @@ class Chats:
         by = caller_of(request)
         begun = await self.found(request.path_params["id"], by=by)
         after = request.headers.get("last-event-id") or request.query_params.get("after", "")
+        self._app.agents.check_place(after)
         listening = self.listening()
         try:
             return self._stream(request, begun, listening, usage="last chunk", after=after, with_ids=True)
@@ -179,12 +180,13 @@ class Chats:
         try:
             wanted = await self._app.agents.wanted(run)
             found = await self._app.runs.get(run)
-        except (QuellError, ValueError) as error:
+        except QuellError as error:
             raise _unknown_run(run) from error
         if found.id != run or (wanted.by.tenant, wanted.by.user) != (by.tenant, by.user):
             raise _unknown_run(run)
         created = int(found.created_at.timestamp())
-        agent = self.agent(wanted.agent)
+        # Its file may be gone by now, or name another: the run is what it was.
+        agent = await self._app.agents.agent_of(wanted)
         return Begun(run=run, ask=wanted.ask, agent=agent, tenant=by.tenant, created=created, trace=_trace())
 
     async def answer(self, run: str) -> AgentAnswer | None:
@@ -317,9 +319,14 @@ class Chats:
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
         straight = Straight(outlet, frames.said, on_heard=listening.heard)
-        ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)
+        error: WireError | None = None
+        try:
+            ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)
+        except QuellError as broken:
+            # The head is out: only a frame can say that the journal is away.
+            ending, error = "ended", chat_error_of(broken)
         if ending != "left":
-            error = None if ending == "ended" else self.ended_by(ending, begun)
+            error = error or (None if ending == "ended" else self.ended_by(ending, begun))
             outlet.put(events.end(frames.account) + frames.end(error))
             await outlet.flush()
 

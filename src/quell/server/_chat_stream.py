@@ -13,7 +13,8 @@ import msgspec
 
 from quell.domain import Heard
 from quell.server._chat_reply import Account, call_object, chat_id_of, usage_object, wire_id
-from quell.server._openai_errors import ChatError, openai_frame
+from quell.server._errors import WireError
+from quell.server._openai_errors import openai_frame
 from quell.server._wire_text import Clean, cut_bytes, json_text
 
 DONE = b"data: [DONE]\n\n"
@@ -151,7 +152,7 @@ class ChatFrames:
         """Return frames with the id after which a stream goes on, where that was asked for."""
         return frames[:-1] + b"id: " + identifier.encode() + b"\n\n" if self._framing.with_ids else frames
 
-    def end(self, error: ChatError | None = None) -> bytes:
+    def end(self, error: WireError | None = None) -> bytes:
         """Return the last frames: the end of the answer, or why there is none."""
         error = error or self.account.failure
         if error is not None:

@@ -149,7 +149,26 @@ class Closing:
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_closing = False
-        self._is_closed = False
+        self.closed = asyncio.Event()
+        """Set when whoever still listens is to end."""
+
+    async def until(self, following: AsyncGenerator[Heard, None]) -> AsyncGenerator[Heard, None]:
+        """Yield what is heard until it ends, or the server does."""
+        closing = asyncio.create_task(self.closed.wait())
+        step: asyncio.Future[Heard | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(anext(following, None))
+                await asyncio.wait({step, closing}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done() or (heard := step.result()) is None:
+                    return
+                yield heard
+        finally:
+            closing.cancel()
+            if step is not None and not step.done():
+                step.cancel()
+                await asyncio.wait({step})
+            await following.aclose()
 
     def admit(self) -> None:
         """Let a request in. Raises ChatError 503 while the server stops."""
@@ -158,7 +177,7 @@ class Closing:
 
     def enter(self, listening: Listening) -> None:
         """Count one more. Raises ChatError 429 when there are too many, and 503 when it is too late."""
-        if self._is_closed:
+        if self.closed.is_set():
             raise _stopping()
         if len(self._open) >= self._listening_max:
             said = "too many questions are answered at once"
@@ -179,7 +198,7 @@ class Closing:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout=timeout_s)
         finally:
-            self._is_closed = True
+            self.closed.set()
             for listening in list(self._open):
                 listening.stop("stopping")
 

@@ -11,11 +11,13 @@ from starlette.types import Receive, Scope, Send
 
 from quell.app import App
 from quell.domain import Principal
+from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response
 from quell.server._identity import READERS, Access, Gate
+from quell.server._listening import Closing
 
 ACCESS = Access(verb="mcp", roles=READERS, belongs_to="tenant")
-_BODY_MAX_BYTES = 1024 * 1024
+_BODY_MAX_MB = 1.0
 _SESSIONS_MAX = 1_000
 _IDLE_S = 900.0
 
@@ -23,8 +25,10 @@ _IDLE_S = 900.0
 class McpFace:
     """Speaks MCP over HTTP. The protocol's library is loaded when the first client comes."""
 
-    def __init__(self, app: App, *, gate: Gate) -> None:
+    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, closing: Closing) -> None:
         self._app = app
+        self._bodies = bodies
+        self._closing = closing
         self._gate = gate
         self._opening = asyncio.Lock()
         self._manager: Any = None
@@ -35,12 +39,19 @@ class McpFace:
         """Answer one HTTP request, for whom the gate lets through."""
         request = Request(scope, receive)
         try:
+            self._closing.admit()
             principal = await self._gate.principal(request, ACCESS)
+            receive = await self._bodies.taken(request, body_max_mb=_BODY_MAX_MB)
         except WireError as error:
             await error_response(error, clean=self._app.warden.redactor.text)(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = principal
         manager = await self._opened()
+        if principal is not None:
+            from quell.server._mcp_speech import user_of  # noqa: PLC0415 - loaded by now
+
+            # The library gives a session to nobody but the user who began it.
+            scope["user"] = user_of(principal)
         await manager.handle_request(scope, receive, send)
 
     async def close(self) -> None:
@@ -59,9 +70,8 @@ class McpFace:
                 from quell.server._mcp_speech import mcp_server  # noqa: PLC0415 - half a second to load
 
                 manager = StreamableHTTPSessionManager(
-                    mcp_server(self._app),
+                    mcp_server(self._app, closing=self._closing),
                     session_idle_timeout=_IDLE_S,
-                    max_request_body_size=_BODY_MAX_BYTES,
                     max_sessions=_SESSIONS_MAX,
                 )
                 is_up = asyncio.Event()

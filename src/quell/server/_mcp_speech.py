@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcp.server import Server, ServerRequestContext
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
@@ -27,6 +29,7 @@ from quell import __version__
 from quell.app import App
 from quell.domain import Principal, QuellError, UsageError
 from quell.incidents import render
+from quell.server._listening import Closing
 from quell.server._mcp_tools import Handy, Offered
 
 _INSTRUCTIONS = (
@@ -37,9 +40,9 @@ _RESOURCES_MAX = 50
 _INCIDENT, _RUN = "quell://incidents/", "quell://runs/"
 
 
-def mcp_server(app: App, *, by: Principal | None = None) -> Server[Any]:
-    """Return the server; `by` is who is at the other end where no request tells."""
-    speech = _Speech(app, by=by)
+def mcp_server(app: App, *, by: Principal | None = None, closing: Closing | None = None) -> Server[Any]:
+    """Return the server; `by` is who is at the other end where no request tells, `closing` knows when we stop."""
+    speech = _Speech(app, by=by, closing=closing)
     return Server(
         "quell",
         version=__version__,
@@ -55,13 +58,19 @@ def mcp_server(app: App, *, by: Principal | None = None) -> Server[Any]:
     )
 
 
+def user_of(principal: Principal) -> AuthenticatedUser:
+    """Return a caller as the library knows one; no token is told to it."""
+    told = AccessToken(token="", client_id=principal.tenant, scopes=[], subject=principal.user)
+    return AuthenticatedUser(told)
+
+
 class _Speech:
     """Answers each kind of request."""
 
-    def __init__(self, app: App, *, by: Principal | None) -> None:
+    def __init__(self, app: App, *, by: Principal | None, closing: Closing | None) -> None:
         self._app = app
         self._by = by
-        self._handy = Handy(app)
+        self._handy = Handy(app, is_stopping=lambda: closing is not None and closing.is_closing)
         self._shown = _Shown(app)
 
     async def list_tools(
@@ -155,7 +164,7 @@ class _Shown:
         if uri.startswith(_RUN):
             run = (await self._app.runs.get(uri.removeprefix(_RUN))).id
             wanted = await self._app.agents.wanted(run)
-            if wanted.by.tenant == by.tenant:
+            if (wanted.by.tenant, wanted.by.user) == (by.tenant, by.user):
                 answer = await self._app.agents.answer(run, timeout_s=0)
                 asked = wanted.ask.messages[-1].text
                 return f"# {asked}\n\n{answer.text if answer is not None else '(it goes on)'}\n"

@@ -138,9 +138,10 @@ _OWN: tuple[Offered, ...] = (
 class Handy:
     """The tools, for whoever is at the other end."""
 
-    def __init__(self, app: App) -> None:
-        """Take the app whose agents and senses these are."""
+    def __init__(self, app: App, *, is_stopping: Callable[[], bool]) -> None:
+        """Take the app whose agents and senses these are; who waits while it stops has not called anything off."""
         self._app = app
+        self._is_stopping = is_stopping
         self._works: Mapping[str, Callable[[Mapping[str, object], Principal, Progress], Awaitable[Brought]]] = {
             "ask": self._ask,
             "run": self._run,
@@ -207,7 +208,8 @@ class Handy:
             pass
         except asyncio.CancelledError:
             # Whoever calls it off wants it stopped; a wait that is over leaves it going on.
-            await asyncio.shield(desk.cancel(run.id))
+            if not self._is_stopping():
+                await asyncio.shield(desk.cancel(run.id))
             raise
         return await self._stands(run.id, wait_s=0.0)
 
@@ -224,11 +226,16 @@ class Handy:
         return await self._stands(run, wait_s=_seconds(arguments.get("wait_s"), 0.0))
 
     async def _own(self, run: str, *, by: Principal) -> str:
-        """Return the id of a run of the caller's tenant. Raises UsageError for any other as if there were none."""
-        found = (await self._app.runs.get(run)).id
-        wanted = await self._app.agents.wanted(found)
-        if wanted.by.tenant != by.tenant:
-            raise UsageError(f"there is no run {run[:100]!r}", hint="`ask` begins one")
+        """Return the id of a run of the caller's. Raises UsageError for any other as if there were none."""
+        unknown = UsageError(f"there is no run {run[:100]!r}", hint="`ask` begins one")
+        try:
+            found = (await self._app.runs.get(run)).id
+            wanted = await self._app.agents.wanted(found)
+        except UsageError:
+            # Also of a beginning that several have: it would tell that they are there.
+            raise unknown from None
+        if (wanted.by.tenant, wanted.by.user) != (by.tenant, by.user):
+            raise unknown
         return found
 
     async def _stands(self, run: str, *, wait_s: float) -> Brought:

@@ -42,4 +42,7 @@ class Models:
             "created": created,
             "owned_by": table.model_owner or _OWNER,
         }
+        llm = table.llm
+        model = "builtin" if llm.provider == "builtin" else f"{llm.provider}/{llm.model}"
+        row["quell"] = {"model": model, "takes_client_tools": table.enable_client_tools}
         return row | ({"description": table.description} if table.description else {})

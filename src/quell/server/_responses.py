@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Send
 
-from quell.domain import Heard, Message, Principal
+from quell.domain import Heard, Message, Principal, QuellError
 from quell.server._approvals import caller_of
 from quell.server._chat import STREAM_HEADERS, Begun, Chats
 from quell.server._chat_reply import wire_id
 from quell.server._chat_request import SESSION_KEY
 from quell.server._chat_stream import HEARTBEAT
-from quell.server._errors import json_response
+from quell.server._errors import WireError, json_response
 from quell.server._listening import Listening
-from quell.server._openai_errors import ChatError
+from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._responses_items import ResponseItems
 from quell.server._responses_request import ResponseWish, goes_on, read_response
 from quell.server._streaming import Outlet, Straight, Streaming
@@ -134,9 +134,14 @@ class Responses:
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
         straight = Straight(outlet, items.said, on_heard=listening.heard)
-        ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)
+        error: WireError | None = None
+        try:
+            ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)
+        except QuellError as broken:
+            # The head is out: only an event can say that the journal is away.
+            ending, error = "ended", chat_error_of(broken)
         if ending != "left":
-            outlet.put(items.end(None if ending == "ended" else self._chats.ended_by(ending, begun)))
+            outlet.put(items.end(error or (None if ending == "ended" else self._chats.ended_by(ending, begun))))
             await outlet.flush()
 
     @staticmethod

@@ -11,7 +11,8 @@ from quell.domain import Approval, CallWanted, Heard, OutcomeKind
 from quell.governance import Approvals
 from quell.server._chat_reply import Account, wire_id
 from quell.server._chat_stream import AGAIN, result_of
-from quell.server._openai_errors import ChatError, openai_object
+from quell.server._errors import WireError
+from quell.server._openai_errors import openai_object
 from quell.server._wire_text import Clean, cut_bytes, json_text
 
 _LABEL = "quell"
@@ -68,7 +69,7 @@ class ResponseItems:
         self.account.hear(heard)
         return b""
 
-    def end(self, error: ChatError | None = None) -> bytes:
+    def end(self, error: WireError | None = None) -> bytes:
         """Return the last events."""
         told = self._close()
         for call in self.account.client_calls:
@@ -86,14 +87,14 @@ class ResponseItems:
         for call in self.account.client_calls:
             self._client_call(call)
 
-    def status(self, error: ChatError | None) -> Literal["completed", "incomplete", "failed", "cancelled"]:
+    def status(self, error: WireError | None) -> Literal["completed", "incomplete", "failed", "cancelled"]:
         """Say how the answer stands, now that no more comes."""
         if error is not None:
             return "cancelled" if self.account.ended == "cancelled" else "failed"
         answer = self.account.answer
         return "incomplete" if answer is not None and answer.stop.is_partial else "completed"
 
-    def response(self, status: str, *, error: ChatError | None = None) -> dict[str, object]:
+    def response(self, status: str, *, error: WireError | None = None) -> dict[str, object]:
         """Return the whole answer as it stands."""
         told: dict[str, object] = {**self._head, "status": status, "error": None, "incomplete_details": None}
         if error is not None:

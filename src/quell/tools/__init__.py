@@ -11,7 +11,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from quell.tools._code import CodeTool as CodeTool
-    from quell.tools._git_anchor import GitAnchor as GitAnchor
+    from quell.tools._git import Git as Git
     from quell.tools._jwks import fetch_keys as fetch_keys
     from quell.tools._mcp import Servers as Servers
     from quell.tools._pin_book import Pins as Pins
@@ -25,7 +25,7 @@ if typing.TYPE_CHECKING:
 
 _DOOR = {
     "CodeTool": "_code",
-    "GitAnchor": "_git_anchor",
+    "Git": "_git",
     "LocalHand": "_registry",
     "Pins": "_pin_book",
     "Registry": "_registry",

@@ -18,6 +18,7 @@ from quell.domain import (
     ServerAnswer,
     ServerUnavailable,
     Tool,
+    ToolCaller,
     ToolOutcome,
     ToolPin,
 )
@@ -242,6 +243,14 @@ class LocalHand:
         return await self._work(request, key)
 
 
+def pad_owner_of(caller: ToolCaller) -> PadOwner:
+    """Return whose results a caller puts aside and reads: those of its session, or of its run where it has none."""
+    who = caller.principal
+    if not caller.session:
+        return PadOwner(session=caller.run, tenant=who.tenant)
+    return PadOwner(session=caller.session, tenant=who.tenant, user=who.user)
+
+
 def _pad_tools(pad: Scratchpad, code: CodeTool | None) -> Iterable[tuple[Tool, Hand]]:
     """Return the tools that read results which were put aside: eight, and with an interpreter one that runs programs."""
     readers = pad.readers
@@ -254,7 +263,7 @@ def _pad_tools(pad: Scratchpad, code: CodeTool | None) -> Iterable[tuple[Tool, H
 def _reading(reader: Reader) -> Local:
     async def read(request: CallRequest, _key: str) -> ToolOutcome:
         caller = request.caller
-        owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
+        owner = pad_owner_of(caller)
         tokens_max = caller.spill.reading_tokens if caller.spill is not None else None
         found = await reader(owner, json.loads(request.call.arguments), tokens_max=tokens_max)
         return outcome(request, found.kind, content=found.content, is_json=found.is_json, detail=found.detail)

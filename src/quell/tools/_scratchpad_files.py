@@ -183,8 +183,9 @@ def _names(directory: int) -> list[str]:
 
 
 def _directory_name(owner: PadOwner) -> str:
-    # The length keeps ("a", "bc") and ("ab", "c") apart.
-    words = f"{len(owner.tenant)}:{owner.tenant}{owner.session}".encode("utf-8", "surrogatepass")
+    # The lengths keep ("a", "bc") and ("ab", "c") apart.
+    named = f"{len(owner.tenant)}:{owner.tenant}{len(owner.user)}:{owner.user}{owner.session}"
+    words = named.encode("utf-8", "surrogatepass")
     return f"own_{hashlib.sha256(words).hexdigest()[:40]}"
 
 

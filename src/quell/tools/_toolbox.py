@@ -30,7 +30,6 @@ from quell.domain import (
     NotHappened,
     OutcomeKind,
     OverloadError,
-    PadOwner,
     Parked,
     PlannedCall,
     Principal,
@@ -50,7 +49,7 @@ from quell.runs import Connection, Database, Ledger
 from quell.tools._asks import NeedsPeopleError, ServerAsks, base_of, is_round, next_round
 from quell.tools._beside import diff_of, facts_of, no_dry_run
 from quell.tools._endings import denied, ending, outcome_of, seen, tell, with_edit
-from quell.tools._registry import Entry, Registry
+from quell.tools._registry import Entry, Registry, pad_owner_of
 from quell.tools._resilience import Resilience
 from quell.tools._scratchpad import Scratchpad
 
@@ -525,7 +524,7 @@ class Toolbox:
             return clean
         # A small result that is put aside is told in less: a head as long as itself would save nothing.
         head_tokens = None if min_tokens is None else max(_HEAD_MIN_TOKENS, len(content) // _HEAD_SHARE_CHARS)
-        owner = PadOwner(session=caller.session or caller.run, tenant=caller.principal.tenant)
+        owner = pad_owner_of(caller)
         try:
             spilled = await self._scratchpad.put(owner, content, head_tokens=head_tokens)
         except QuellError as error:
