@@ -7,13 +7,14 @@ OUT ?= .demo
 PROOF ?=
 CLIENTS ?=
 
-.PHONY: help demo test test-clients check bench prove lock docs clean
+.PHONY: help demo test test-clients check bench bench-serve prove lock docs clean
 
 help:
 	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
 	@echo 'make test    everything that must hold: ruff, mypy, import-linter, tests'
 	@echo 'make test-clients  real clients that are large, installed into .clients (4.3 GB; CLIENTS="node" for a part)'
 	@echo 'make bench   print the figures and write them as JSON (long: about two hours; BENCH="step cli ..." for a part)'
+	@echo 'make bench-serve  the figures of agents behind HTTP, beside a bare proxy (about five minutes)'
 	@echo 'make prove   try to break every promise of PROMISES.md and print the table (PROOF="name ..." for a part)'
 	@echo 'make lock    renew the development lock file'
 	@echo 'make docs    regenerate the generated parts of the documents'
@@ -47,6 +48,10 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PY) -m bench $(BENCH)
+
+# What the harness costs: streams beside a bare proxy, a turn, the first request, a client that leaves.
+bench-serve: $(VENV)/.dev
+	$(PY) -m bench serve-streams serve-turn serve-prompt serve-disconnect ask
 
 prove: $(VENV)/.dev
 	$(PY) -m proofs --full $(PROOF)

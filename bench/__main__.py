@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, ask, step, runs-direct, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, ask, step, runs-direct, serve-streams, serve-turn, serve-prompt, serve-disconnect, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -165,6 +165,61 @@ ROWS = [
         met=lambda _: None,
     ),
     Row(
+        part="serve-streams",
+        figure="1,000 streams, 10 k tokens/s: CPU per token vs bare byte proxy",
+        goal="<= 2.5x",
+        value=lambda r: (
+            f"{_number(r, 'off_cpu_vs_proxy'):.2f}x ({_number(r, 'off_cpu_us_per_token'):.0f} us at"
+            f" {_number(r, 'off_tokens_per_s'):,.0f}/s), claims held: {_number(r, 'mark_cpu_vs_proxy'):.2f}x"
+        ),
+        met=lambda r: _number(r, "off_cpu_vs_proxy") <= 2.5,
+    ),
+    Row(
+        part="serve-streams",
+        figure="same: way of a token, p99 vs proxy",
+        goal="<= 4x",
+        value=lambda r: (
+            f"{_number(r, 'off_p99_vs_proxy'):.1f}x ({_number(r, 'off_token_p99_ms'):.1f} ms; p50"
+            f" {_number(r, 'off_token_p50_ms'):.1f} ms)"
+        ),
+        met=lambda r: _number(r, "off_p99_vs_proxy") <= 4,
+    ),
+    Row(
+        part="serve-streams",
+        figure="same: first token, p50, added to the proxy's",
+        goal="<= 2 ms",
+        value=lambda r: f"{_number(r, 'off_first_added_ms'):.1f} ms, opening {_number(r, 'opened_per_s'):.0f}/s",
+        met=lambda r: _number(r, "off_first_added_ms") <= 2,
+    ),
+    Row(
+        part="serve-streams",
+        figure="same: memory per stream",
+        goal="<= 40 KB",
+        value=lambda r: f"{_number(r, 'off_kb_per_stream'):.0f} KB, proxy {_number(r, 'proxy_kb_per_stream'):.0f} KB",
+        met=lambda r: _number(r, "off_kb_per_stream") <= 40,
+    ),
+    Row(
+        part="serve-turn",
+        figure="two model calls and one tool, durable and guarded, CPU",
+        goal="<= 10 ms",
+        value=lambda r: f"{_number(r, 'cpu_p50_ms'):.1f} ms, load {_number(r, 'load_average'):.1f}",
+        met=lambda r: _number(r, "cpu_p50_ms") <= 10,
+    ),
+    Row(
+        part="serve-prompt",
+        figure="first request with 11 tools",
+        goal="<= 3,000 tokens",
+        value=lambda r: f"{_number(r, 'tokens'):,.0f} tokens",
+        met=lambda r: _number(r, "tokens") <= 3000,
+    ),
+    Row(
+        part="serve-disconnect",
+        figure="client gone -> MCP cancellation arrives, longest",
+        goal="<= 1 s",
+        value=lambda r: f"{max(_number(r, 'modern_max_ms'), _number(r, 'legacy_max_ms')):.0f} ms",
+        met=lambda r: max(_number(r, "modern_max_ms"), _number(r, "legacy_max_ms")) <= 1000,
+    ),
+    Row(
         part="guard",
         figure="guard, CPU added to a permitted read, p50",
         goal="<= 1.5 ms",
@@ -186,11 +241,13 @@ ROWS = [
         met=lambda r: _number(r, "left") == 0,
     ),
 ]
+SERVE = ["serve-streams", "serve-turn", "serve-prompt", "serve-disconnect"]
 PARTS = [
     "cli",
     "ask",
     "step",
     "runs-direct",
+    *SERVE,
     "guard",
     "audit",
     "redact",

@@ -30,9 +30,7 @@ WRAP_US = 10**STAMP_CHARS
 FIRST_MS = 50
 SENTENCE = 12
 """Every so many tokens a sentence ends: an agent that holds claims against evidence says whole sentences."""
-_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def now_us() -> int:
@@ -136,7 +134,7 @@ class Played(asyncio.Protocol):
         self.transport.write(_HEAD)
         self._upstream.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         for slot in self._upstream.slots:
             slot.pop(self, None)
 
@@ -154,7 +152,8 @@ class Carried(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if self._other is None:
             loop = asyncio.get_running_loop()
-            loop.create_task(loop.create_connection(lambda: Carried(self._port, self), "127.0.0.1", self._port))
+            made = loop.create_connection(lambda: Carried(self._port, self), "127.0.0.1", self._port)
+            self._joining = loop.create_task(made)
         else:
             self._other.joined(self)
 
@@ -166,15 +165,19 @@ class Carried(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+
     def data_received(self, data: bytes) -> None:
         if self._other is None:
             self._early.append(data)
         else:
             self._other.write(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._other is not None and not self._other._transport.is_closing():
-            self._other._transport.close()
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if self._other is not None:
+            self._other.close()
 
 
 class Watch:
@@ -244,7 +247,7 @@ class Client(asyncio.Protocol):
             self._end()
             self._transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._end()
 
     def _end(self) -> None:

@@ -86,7 +86,7 @@ def told(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """Return the next line that a process tells."""
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, f"a process of the bench ended: {process.args}"
+    assert line, f"a process of the bench ended: {process.args!r}"
     found: dict[str, Any] = json.loads(line)
     return found
 
@@ -115,7 +115,7 @@ def _load(place: Path, *, port: int, server: int, upstream: int, streams: int) -
     command = ("bench._stream_roles", "clients", str(port), str(streams), str(PER_S), str(tokens), str(HOLD_S))
     with running(*command, cwd=place) as clients:
         began = told(clients)
-        assert began["open"] == streams and not began["ended"], f"not all are open: {began}"
+        assert (began["open"], began["ended"]) == (streams, 0), f"not all are open: {began}"
         load = os.getloadavg()[0]
         cpu, wall, own, theirs = cpu_s(server), time.monotonic(), cpu_s(upstream), cpu_s(clients.pid)
         ended = told(clients)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -80,6 +81,7 @@ async def agent_room(
     role: Role | None = None,
     accounts: Accounts | None = None,
     window: int | None = None,
+    way: Literal["queue", "direct"] = "queue",
 ) -> AsyncIterator[AgentRoom]:
     """Open everything, register the work `chat`, and launch."""
     settings = Settings(
@@ -115,7 +117,7 @@ async def agent_room(
                     ended = await agent.begin(context, said, caller=caller)
                 return ended if isinstance(ended, WaitUntil) else Done(result={"stop": ended.stop.value})
 
-            runs.register("chat", chat)
+            runs.register("chat", chat, way=way)
             await runs.launch()
             yield AgentRoom(runs=runs, authority=authority, world=world, model=model, live=live)  # type: ignore[arg-type]  # as above
         finally:

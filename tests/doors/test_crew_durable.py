@@ -180,7 +180,7 @@ def test_what_workers_say_beside_their_work_is_thought_aloud_and_no_part_of_the_
             run = await room.start("?")
             with room.live.listen(run.id) as ear:
                 await room.answer(run)
-                while not ear.empty():
+                while ear.qsize():
                     piece = ear.get_nowait()
                     if isinstance(piece, Piece):
                         heard.append(piece)

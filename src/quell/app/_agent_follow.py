@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from functools import partial
+from typing import Protocol, Self
 
 import msgspec
 
@@ -22,6 +23,17 @@ _KEPT = ("agent.", "run.")
 _ID_MAX_CHARS = 80
 _NUMBER_MAX = 2**63 - 1
 """What the journal counts up to."""
+
+
+class Straight(Protocol):
+    """Takes text that is being said in the moment in which it is said; it must not block."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether it can take something now; if not, that is yielded like everything else."""
+
+    def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
+        """Take some more text of a turn that it has heard the beginning of; `id_of` gives the id to go on after."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +61,10 @@ class _Place:
         seq, *more = numbers
         turn, chars, digest = more or (-1, 0, 0)
         return cls(seq=seq, turn=turn, chars=chars, digest=digest)
+
+    def written(self) -> str:
+        """Return the id of this place."""
+        return self.id
 
     @property
     def id(self) -> str:
@@ -99,6 +115,16 @@ class Follower:
             place.attempt = piece.attempt
         place.said(piece.text)
         yield self._heard("text", piece, piece.text)
+
+    def at_once(self, straight: Straight, piece: Piece) -> bool:
+        """Have some more text of a turn heard in this moment; False: it is not that, or it cannot be taken now."""
+        place = self.place
+        is_more = piece.turn == place.turn and piece.attempt == place.attempt and piece.turn > self._ended
+        if not is_more or piece.task or piece.kind != "text" or not straight.is_ready:
+            return False
+        place.said(piece.text)
+        straight.say(piece.text, agent=piece.agent, turn=piece.turn, id_of=place.written)
+        return True
 
     def whole(self, piece: Piece) -> Iterator[Heard]:
         """Hear all that was said of a turn so far, of which a part may be known."""
@@ -160,15 +186,23 @@ def _turn_of(body: Mapping[str, object]) -> int:
     return turn if isinstance(turn, int) else 0
 
 
-def followed(runs: Runs, live: Live, run: str, *, after: str) -> AsyncGenerator[Heard, None]:
-    """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none."""
+def followed(
+    runs: Runs, live: Live, run: str, *, after: str, straight: Straight | None = None
+) -> AsyncGenerator[Heard, None]:
+    """Yield what happened in a run and what is being said, until it has ended. Raises UsageError for an id that is none.
+
+    What `straight` takes is not yielded; the order is kept, as it gets something only while nothing waits to be yielded.
+    """
     # Before anything is heard: who begins a stream learns of a wrong id while it can still say so.
-    return _followed(runs, live, Follower.after(run, after))
+    return _followed(runs, live, Follower.after(run, after), straight)
 
 
-async def _followed(runs: Runs, live: Live, follower: Follower) -> AsyncGenerator[Heard, None]:
+async def _followed(
+    runs: Runs, live: Live, follower: Follower, straight: Straight | None
+) -> AsyncGenerator[Heard, None]:
     run = follower.run
     with live.listen(run) as ear:
+        ear.at_once = None if straight is None else partial(follower.at_once, straight)
         if follower.place.seq:
             await _remember(runs, follower)
 

@@ -16,7 +16,7 @@ import msgspec
 from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app._agent_book import Session
-from quell.app._agent_follow import Follower, followed
+from quell.app._agent_follow import Follower, Straight, followed
 from quell.app._agent_minds import Mind, default_agent, parted
 from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, load_agents
@@ -157,12 +157,13 @@ class AgentDesk:
         await self._kept(run.id, wanted)
         return run
 
-    def follow(self, run: str, *, after: str = "") -> AsyncGenerator[Heard, None]:
+    def follow(self, run: str, *, after: str = "", straight: Straight | None = None) -> AsyncGenerator[Heard, None]:
         """Yield what happened in a run and what is being said, in order, until it has ended.
 
-        `after` is the id of what somebody heard last. Raises UsageError for an id that is none.
+        `after` is the id of what somebody heard last; what `straight` can take in the moment in which it is said is not
+        yielded. Raises UsageError for an id that is none.
         """
-        return followed(self._runs, self._room.live, run, after=after)
+        return followed(self._runs, self._room.live, run, after=after, straight=straight)
 
     @staticmethod
     def check_place(after: str) -> None:
@@ -289,8 +290,13 @@ class AgentDesk:
                 told = {"agent": mind.id, "version": mind.version, "now": mind.opened_as}
                 await context.emit("agent.version_differs", key=f"differs.{mind.opened_as}", **told)
             if not context.state:
-                await context.emit("agent.began", key="began", **_began(wanted, mind))
-                return await agent.begin(context, parted(ask.messages)[0], caller=caller)
+                # Written while the model is being asked: it comes first, as what is written goes out in its order.
+                began = asyncio.create_task(context.emit("agent.began", key="began", **_began(wanted, mind)))
+                await asyncio.sleep(0)
+                try:
+                    return await agent.begin(context, parted(ask.messages)[0], caller=caller)
+                finally:
+                    await began
             return await agent.go_on(context, context.state, caller=caller)
 
     async def _kept(self, run: str, wanted: Wanted) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from quell.cli._signals import TerminatedError
 
 if TYPE_CHECKING:
     from quell.app import App
+
+_NEW_MAX, _YOUNG_MAX, _OLD_MAX = 20_000, 20, 50
+"""Objects before the newest are looked at, and how often that is before older ones are."""
 
 
 @click.command("serve", cls=QuellCommand)
@@ -36,6 +40,7 @@ def serve_command(session: Session, *, host: str | None, port: str | None) -> in
         from quell.server import serve
 
         def ready(url: str) -> None:
+            _settle()
             if session.is_json:
                 put_record("ready", url=url, pid=os.getpid(), state_dir=str(app.settings.state_dir))
             note(f"ready: {url} (pid {os.getpid()}, state in {app.settings.state_dir})")
@@ -51,3 +56,10 @@ def serve_command(session: Session, *, host: str | None, port: str | None) -> in
     except KeyboardInterrupt:
         note("stopped")
         return ExitCode.INTERRUPTED
+
+
+def _settle() -> None:
+    """Spare the collector what stays for ever, and let it look less often: each look at all of it stops every stream."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_MAX, _YOUNG_MAX, _OLD_MAX)

@@ -70,6 +70,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
         wire = await self._opened(path, body, accept=accept, ends_at=ends_at)
+        del body  # it has gone out, and may be large
         timer = loop.call_at(ends_at, _cut, wire, deadline_s)
         try:
             head = wire.head

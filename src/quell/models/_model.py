@@ -23,6 +23,9 @@ from quell.domain import (
 )
 from quell.models._tokens import TokenCounter
 
+_PIECES_MAX = 64
+"""So many pieces are joined: each alone takes five times its text."""
+
 Hear: TypeAlias = Callable[[ModelEvent], None]
 """Hears what a model says; it must not block."""
 
@@ -94,6 +97,8 @@ class Gathering:
         match event:
             case TextPiece():
                 self.text.append(event.text)
+                if len(self.text) > _PIECES_MAX:
+                    self.text = ["".join(self.text)]
             case CallPiece():
                 call = self.calls.setdefault(event.index, ["", ""])
                 call[0] = call[0] or event.id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
@@ -174,9 +175,7 @@ class OpenAIModel:
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
-        body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
-        asked = self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
-        async with asked as wire:
+        async with self._asked(request, deadline_s=deadline_s) as wire:
             reader = _Reader()
             if "json" in wire.head.headers.get("content-type", ""):
                 for event in reader.take(await whole(wire)):
@@ -187,9 +186,7 @@ class OpenAIModel:
 
     async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Callable[[ModelEvent], None]) -> None:
         """Ask, and hand on what comes in the moment in which it comes. Raises as `Model.stream` does."""
-        body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
-        asked = self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
-        async with asked as wire:
+        async with self._asked(request, deadline_s=deadline_s) as wire:
             reader, splitter = _Reader(), EventSplitter()
 
             def take(piece: bytes) -> None:
@@ -205,6 +202,10 @@ class OpenAIModel:
             take(EventSplitter.END)
             if not reader.is_done:
                 reader.finish()
+
+    def _asked(self, request: ModelRequest, *, deadline_s: float) -> AbstractAsyncContextManager[Wire]:
+        body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
+        return self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
 
     async def offered(self, *, timeout_s: float = 10.0) -> tuple[str, ...]:
         """Return the names of the models that the endpoint offers. Raises ModelError."""

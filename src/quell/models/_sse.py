@@ -20,6 +20,9 @@ class EventSplitter:
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the data of every event that this piece completes. Raises ModelError for one without end."""
+        is_one = piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.find(b"\n") == len(piece) - 2
+        if is_one and not self._rest and not self._data:
+            return [piece[6:-2]]  # as nearly all come
         text = self._rest + piece if self._rest else piece
         lines = text.split(b"\n")
         self._rest = lines.pop()

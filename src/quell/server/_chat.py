@@ -30,7 +30,7 @@ from quell.server._listening import Closing, Ending, Listening, ending_error
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
-from quell.server._streaming import Outlet, Streaming
+from quell.server._streaming import Outlet, Straight, Streaming
 from quell.tools import Scratchpad
 
 Take: TypeAlias = Callable[[Heard], Awaitable[None]]
@@ -215,11 +215,18 @@ class Chats:
         return self._app.warden.redactor.text(text)
 
     async def hear(
-        self, begun: Begun, listening: Listening, take: Take, *, receive: Receive, after: str = ""
+        self,
+        begun: Begun,
+        listening: Listening,
+        take: Take,
+        *,
+        receive: Receive,
+        after: str = "",
+        straight: Straight | None = None,
     ) -> Ending:
         """Follow a run for a client; what becomes of the run when it leaves is as the agent or the request wants it."""
         try:
-            following = self._app.agents.follow(begun.run, after=after)
+            following = self._app.agents.follow(begun.run, after=after, straight=straight)
             ending = await listening.hear(following, take, receive=receive)
             if ending not in {"ended", "stopping"} and not begun.goes_on:
                 await self._app.agents.cancel(begun.run)
@@ -311,9 +318,10 @@ class Chats:
                 outlet.put(frames.marked(sent, heard.id))
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
+        straight = Straight(outlet, frames.said, on_heard=listening.heard)
         error: WireError | None = None
         try:
-            ending = await self.hear(begun, listening, take, receive=receive, after=telling.after)
+            ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)
         except QuellError as broken:
             # The head is out: only a frame can say that the journal is away.
             ending, error = "ended", chat_error_of(broken)

@@ -5,7 +5,7 @@ What is said often is written by hand: one frame costs one encoding of its text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,12 +88,19 @@ class ChatFrames:
         self.account.hear(heard)
         return b""
 
+    def said(self, text: str, agent: str, turn: int, id_of: Callable[[], str]) -> bytes:
+        """Return what text of a turn is on the wire; `id_of` gives the id after which a stream goes on."""
+        sent = self._of(text, (agent, turn)) if text else b""
+        return self.marked(sent, id_of()) if sent and self._framing.with_ids else sent
+
     def _text(self, body: Mapping[str, object]) -> bytes:
         text = body["text"]
         assert isinstance(text, str), "pieces of text are text"
         if not text or body.get("task"):
             return b""
-        place = (body.get("agent"), body.get("turn"))
+        return self._of(text, (body.get("agent"), body.get("turn")))
+
+    def _of(self, text: str, place: tuple[object, object]) -> bytes:
         if self._has_text and (self._needs_gap or (self._said is not None and place != self._said)):
             text = _GAP + text
         head = self._text_head if self._has_role else self._first_head

@@ -81,6 +81,11 @@ class Listening:
         except StopAsyncIteration:
             return None
 
+    def heard(self) -> None:
+        """Remember that something was said just now."""
+        self._heard_s = self._loop.time()
+        self._has_first = True
+
     def sent(self) -> None:
         """Remember that something went out just now."""
         self._sent_s = self._loop.time()

@@ -22,7 +22,7 @@ from quell.server._listening import Listening
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._responses_items import ResponseItems
 from quell.server._responses_request import ResponseWish, goes_on, read_response
-from quell.server._streaming import Outlet, Streaming
+from quell.server._streaming import Outlet, Straight, Streaming
 
 
 class Responses:
@@ -133,9 +133,10 @@ class Responses:
 
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
+        straight = Straight(outlet, items.said, on_heard=listening.heard)
         error: WireError | None = None
         try:
-            ending = await self._chats.hear(begun, listening, take, receive=receive)
+            ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)
         except QuellError as broken:
             # The head is out: only an event can say that the journal is away.
             ending, error = "ended", chat_error_of(broken)

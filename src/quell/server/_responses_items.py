@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -126,7 +126,14 @@ class ResponseItems:
         assert isinstance(text, str), "pieces of text are text"
         if not text or body.get("task"):
             return b""
-        place, told = (body.get("agent"), body.get("turn")), b""
+        return self._of(text, (body.get("agent"), body.get("turn")))
+
+    def said(self, text: str, agent: str, turn: int, _id_of: Callable[[], str]) -> bytes:
+        """Return what text of a turn is on the wire."""
+        return self._of(text, (agent, turn)) if text else b""
+
+    def _of(self, text: str, place: tuple[object, object]) -> bytes:
+        told = b""
         if self._open is not None and place != self._place:
             told = self._close()
         if self._open is None:
