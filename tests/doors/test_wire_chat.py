@@ -30,7 +30,9 @@ def sent_of(model: Provider) -> list[dict[str, Any]]:
 
 def test_a_plain_answer_streams_as_aura_frames_it(tmp_path: Path) -> None:
     async def story() -> None:
-        async with provider(sse(delta("Hel"), delta('lo "you"\n'), delta("é🙂"), end(), usage(10, 3))) as model:
+        # Pieces that come before anybody listens go out as one: the model takes its time.
+        said = sse(delta("Hel"), delta('lo "you"\n'), delta("é🙂"), end(), usage(10, 3), gap_s=0.2)
+        async with provider(said) as model:
             agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=LOOSE))
             async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
                 response = await wire.ask(stream=True)

@@ -51,6 +51,7 @@ class _Now:
     turn: int
     attempt: int
     parts: list[str]
+    agent: str = ""
 
 
 class Ear:
@@ -116,7 +117,7 @@ class Live:
         if isinstance(piece, Piece) and piece.kind == "text" and not piece.task:
             now = self._now.get(piece.run)
             if now is None or now.turn != piece.turn or now.attempt != piece.attempt:
-                self._now[piece.run] = _Now(piece.turn, piece.attempt, [piece.text])
+                self._now[piece.run] = _Now(piece.turn, piece.attempt, [piece.text], piece.agent)
             else:
                 now.parts.append(piece.text)
                 if len(now.parts) > _PARTS_MAX:
@@ -131,7 +132,7 @@ class Live:
     def said(self, run: str) -> Piece | None:
         """Return all that was said of the present turn, as one piece; None when nothing is being said."""
         now = self._now.get(run)
-        return None if now is None else Piece(run, now.turn, now.attempt, "text", "".join(now.parts))
+        return None if now is None else Piece(run, now.turn, now.attempt, "text", "".join(now.parts), now.agent)
 
     @contextmanager
     def listen(self, run: str) -> Iterator[Ear]:

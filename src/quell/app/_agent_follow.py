@@ -92,6 +92,8 @@ class Follower:
     """Text of the turn that ended last."""
     _ended: int = field(default=-1, init=False)
     """Number of that turn."""
+    _agent: str = field(default="", init=False)
+    """Whose turn it was."""
 
     @classmethod
     def after(cls, run: str, written: str) -> Self:
@@ -147,7 +149,8 @@ class Follower:
         if event.name == "agent.turn" and not body.get("task"):
             self._last = str(body.get("text", ""))
             turn = _turn_of(body)
-            yield from self.whole(Piece(self.run, turn, self.place.attempt, "text", self._last))
+            self._agent = str(body.get("agent", ""))
+            yield from self.whole(Piece(self.run, turn, self.place.attempt, "text", self._last, self._agent))
             self._ended = max(self._ended, turn)
             # Only the end of the turn: other events may be read from the journal while it is being said.
             self.place.chars = self.place.digest = 0
@@ -161,7 +164,7 @@ class Follower:
         if event.name == "agent.turn":
             body: dict[str, object] = msgspec.json.decode(event.body)
             if not body.get("task"):
-                self._last = str(body.get("text", ""))
+                self._last, self._agent = str(body.get("text", "")), str(body.get("agent", ""))
                 self._ended = max(self._ended, _turn_of(body))
 
     def moved(self, moved: Moved) -> Heard:
@@ -174,7 +177,8 @@ class Follower:
         said = self._last.strip()
         rest = text[len(said) :] if text.startswith(said) else f"\n\n{text}"
         if rest:
-            yield self._heard("text", Piece(self.run, self.place.turn, self.place.attempt, "text", rest), rest)
+            piece = Piece(self.run, self.place.turn, self.place.attempt, "text", rest, self._agent)
+            yield self._heard("text", piece, rest)
 
     def _heard(self, name: str, piece: Piece, text: str) -> Heard:
         body = {"agent": piece.agent, "task": piece.task, "turn": piece.turn, "text": text}
