@@ -122,6 +122,22 @@ def test_row_11_a_person_in_the_conversation_says_yes_once_and_the_call_is_made(
     played(story)
 
 
+def test_row_11_the_only_person_there_may_say_yes_to_what_only_their_own_file_wants_a_word_about(
+    tmp_path: Path,
+) -> None:
+    # AURA knows no persons. Where identities are configured, who asks never decides; where they are not, there is one.
+    async def story() -> None:
+        plain = settings_of(tmp_path / "state")
+        async with _scene(tmp_path, TALK, settings=plain) as (shop, wire, _), _streamed(wire) as stream:
+            pending = await stream.until("aura.approval_pending")
+            answer = await wire.http.post(f"/v1/approvals/{pending['decision_id']}", json={"approved": True})
+            assert answer.status_code == 204
+            await stream.rest()
+            assert shop.done == [("delete_volume", {"name": "v1"})]
+
+    played(story)
+
+
 def test_row_11_a_no_reaches_the_model_with_its_reason_and_nothing_is_done(tmp_path: Path) -> None:
     async def story() -> None:
         async with _scene(tmp_path, TALK) as (shop, wire, model), _streamed(wire) as stream:

@@ -116,9 +116,8 @@ class Approvals:
             BoundExceededError: too many requests of the tenant wait for people.
             UsageError: it is no plan.
         """
-        return self._ask(
-            connection, request, expires_s=expires_s, barred=(request.principal.user, *request.barred), supersedes=""
-        )
+        barred = request.barred if _plan.is_word_to_oneself(request) else (request.principal.user, *request.barred)
+        return self._ask(connection, request, expires_s=expires_s, barred=barred, supersedes="")
 
     def edit(
         self, connection: Connection, identifier: str, request: ApprovalRequest, *, by: Principal, digest_seen: str

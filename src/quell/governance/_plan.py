@@ -18,6 +18,7 @@ from quell.domain import (
     AskedCall,
     BoundExceededError,
     DriftError,
+    LocalOwner,
     Presented,
     RefusedError,
     StepState,
@@ -31,6 +32,9 @@ _VOTE_DOMAIN = b"quell vote v1\n"
 _SEAL_DOMAIN = b"quell approval seal v1\n"
 _QUORUM_IRREVERSIBLE = 2
 _CALLS_MAX = 64
+_ONE = LocalOwner()
+_GATED = "quell.config-gate"
+"""As verdicts name it: nothing but an agent's file wants people."""
 _BODY_MAX_BYTES = 4_000_000
 SEEN_MIN = 8
 """Characters of the digest that an approver sends back at least."""
@@ -220,3 +224,13 @@ def _ready(terms: ApprovalTerms, presented: Presented, *, position: int) -> Appr
 def _differences(one: object, other: object, *, without: str) -> tuple[str, ...]:
     names = [field.name for field in fields(one) if field.name != without]  # type: ignore[arg-type]  # dataclasses
     return tuple(name for name in names if getattr(one, name) != getattr(other, name))
+
+
+def is_word_to_oneself(request: ApprovalRequest) -> bool:
+    """Tell whether the one person of an embedded Quell is only asked to be sure: policy permits, their own file wants a word.
+
+    Where identities are configured nobody is that person, and who asks never decides.
+    """
+    principal = request.principal
+    is_only_one = (principal.tenant, principal.user) == (_ONE.tenant, _ONE.user)
+    return is_only_one and bool(request.gate) and request.verdict.policies[:1] == (_GATED,)
