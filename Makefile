@@ -31,8 +31,8 @@ demo: $(VENV)/.demo
 	@exec $(VENV)/bin/quell demo --out $(OUT) $(if $(FAULT),--fault $(FAULT)) $(if $(SEED),--seed $(SEED))
 
 test: check
-	@$(PY) -m pytest -n 2 --dist loadgroup || { \
-	  echo '-- Something failed with two tests at a time. The same tests once more, one at a time;'; \
+	@$(PY) -m pytest -n 3 --dist loadgroup || { \
+	  echo '-- Something failed with three tests at a time. The same tests once more, one at a time;'; \
 	  echo '-- what passes now depends on load or on its neighbours: that is a defect too, write it down.'; \
 	  $(PY) -m pytest --last-failed --last-failed-no-failures none; }
 
