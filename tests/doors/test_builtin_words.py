@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quell.app._senses_tools import sense_tools
@@ -226,6 +226,7 @@ SAID = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(said=st.lists(SAID, min_size=1, max_size=3))
+@example(said=["INC_00", "0"])
 def test_whatever_is_said_it_answers_or_plans_calls_that_its_senses_take(said: list[str]) -> None:
     tools = {tool.name: tool for tool in sense_tools()}
     between = [part for text in said for part in (text, f"{INCIDENT} [e1].")][:-1]

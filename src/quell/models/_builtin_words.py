@@ -146,7 +146,8 @@ def _followed(ask: Ask, words: Sequence[str], before: Ask | None) -> Ask:
             before,
             question=_asked_of(before, ask.topic),
             topic=ask.topic or before.topic,
-            incident="",
+            # Of an incident: that of the name, or the same one.
+            incident=(ask.topic or before.incident) if before.incident else "",
             minutes=ask.minutes or before.minutes,
             detail="short",
             remark=ask.remark,
