@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-WINDOW_TOKENS = 2048
+WINDOW_TOKENS = 4096
 _START_S = 60.0
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
