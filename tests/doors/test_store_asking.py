@@ -7,6 +7,7 @@ import gzip
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -245,6 +246,47 @@ def test_with_leave_the_tables_are_made_in_a_foreign_database(live: LiveStore) -
         return set(foreign.client.schema)
 
     assert {"otel_logs", "otel_traces", "quell_red_5s", "quell_edges_1m"} <= live.run(look)
+
+
+def test_a_store_in_the_clear_that_is_away_costs_no_certificates_however_often_it_is_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    real = ssl.SSLContext.load_verify_locations
+
+    def load(self: ssl.SSLContext, *told: object, **named: object) -> None:
+        loaded.append(told)
+        real(self, *told, **named)  # type: ignore[arg-type]  # as it was told
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", load)
+
+    for _ in range(3):
+        with pytest.raises(StoreError, match="cannot be reached"):
+            asyncio.run(Store.open(StoreSettings(url="http://127.0.0.1:9"), state_dir=tmp_path, clock=now))
+    assert loaded == []
+
+
+def test_a_store_behind_tls_that_nobody_vouches_for_is_not_asked(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    named = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=127.0.0.1")
+    made = ("openssl", "req", "-x509", *named, "-keyout", str(key), "-out", str(certificate))
+    subprocess.run(made, check=True, capture_output=True, timeout=20)
+    told = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    told.load_cert_chain(certificate, key)
+    asked: list[bytes] = []
+
+    async def story() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.read(1))
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=told) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(StoreError, match="certificate"):
+                await Store.open(StoreSettings(url=url), state_dir=tmp_path, clock=now)
+
+    asyncio.run(story())
+    assert not any(asked), "nothing was said to it"
 
 
 def test_a_store_that_is_not_there_is_named_with_a_hint(tmp_path: Path) -> None:

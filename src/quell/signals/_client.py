@@ -13,6 +13,7 @@ import msgspec
 
 from quell import telemetry
 from quell.domain import StoreError
+from quell.signals._trust import trusted
 
 T = TypeVar("T")
 Parameter: TypeAlias = str | int | float | datetime | Sequence[str] | Sequence[int]
@@ -109,7 +110,10 @@ class StoreClient:
             max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=30.0
         )
         self._http = httpx2.AsyncClient(
-            headers={"X-Quell-Client": client_id, "User-Agent": "quell"}, limits=limits, trust_env=False
+            headers={"X-Quell-Client": client_id, "User-Agent": "quell"},
+            limits=limits,
+            trust_env=False,
+            verify=trusted(endpoint.url),
         )
 
     async def rows(

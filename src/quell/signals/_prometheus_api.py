@@ -12,6 +12,7 @@ from quell.config import PrometheusSettings
 from quell.domain import GapReason
 from quell.signals._reader import CannotAnswerError
 from quell.signals._reader_text import escape_line
+from quell.signals._trust import trusted
 
 T = TypeVar("T")
 _BODY_MAX_BYTES = 64 << 20
@@ -80,7 +81,7 @@ class Api:
         headers = {"User-Agent": "quell"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
         self._url = settings.url.rstrip("/")
         self._timeout_s = settings.timeout_s
-        self._http = httpx2.AsyncClient(headers=headers, trust_env=False)
+        self._http = httpx2.AsyncClient(headers=headers, trust_env=False, verify=trusted(settings.url))
         self.warnings: list[str] = []
         """What the server warned about since they were last taken."""
 
