@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from quell.cli._session import Session
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+_NEW_MAX = 50_000
+"""New objects before the collector looks: what a command loads stays, and would be looked through again and again."""
 _COLUMNS_DEFAULT, _COLUMNS_MIN, _COLUMNS_MAX = 80, 50, 100
 
 
@@ -23,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         # The handler first: everything after it may be interrupted and still ends with an exit code of ours.
         listen_to_signals()
+        gc.set_threshold(_NEW_MAX)
         _fill_streams()
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:

@@ -7,9 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from typing import cast
 
 from quell.config._agent_settings import AgentSettings
 from quell.config._settings import Secret
+from quell.config._tables import read_tables
+from quell.config._template import Toml
 from quell.domain import ConfigError
 
 _MARK = "\0secret:"
@@ -28,9 +31,6 @@ def agent_kept(text: str, *, now: AgentSettings | None) -> AgentSettings:
 
     Raises ConfigError when a secret that it had is not there any more, or when this version of Quell cannot read it.
     """
-    # As reading files does: only who goes on with an old run pays for it.
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
-
     secrets = {} if now is None else dict(_secrets(now, ""))
     missing: list[str] = []
     tree = _filled(json.loads(text), secrets, missing)
@@ -39,12 +39,12 @@ def agent_kept(text: str, *, now: AgentSettings | None) -> AgentSettings:
             f"the agent of this run had secrets that its file has no more, or has for another place: {', '.join(missing)}",
             hint="put them back until the run has ended, or cancel it",
         )
-    try:
-        return TypeAdapter(AgentSettings).validate_json(json.dumps(tree))
-    except ValidationError:
+    agent, _ = read_tables(AgentSettings, cast("dict[str, Toml]", tree))
+    if agent is None:
         raise ConfigError(
             "the agent of this run was written down by another version of Quell", hint="cancel the run and ask again"
-        ) from None
+        )
+    return agent
 
 
 def _plain(value: object, path: str) -> object:

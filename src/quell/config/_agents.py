@@ -6,7 +6,6 @@ What AURA passes over in silence is passed over too, and told as a warning with 
 from __future__ import annotations
 
 import difflib
-import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,6 +16,7 @@ from types import NoneType, UnionType
 from quell.config._agent_rules import lint, rules
 from quell.config._agent_settings import AgentSettings, LlmSettings
 from quell.config._keys import tables
+from quell.config._tables import read_tables
 from quell.config._template import Missing, Toml
 from quell.config._toml import TomlFile, read_toml
 from quell.domain import ConfigError, Problem
@@ -277,26 +277,12 @@ def _quells_tables() -> frozenset[str]:
 
 def _checked(tree: Mapping[str, Toml], file: TomlFile, holes: set[str]) -> tuple[AgentSettings | None, list[Problem]]:
     """Return the agent or its mistakes; `holes` gets the keys whose variables are not set."""
-    # pydantic costs 50 ms of CPU: only who has agents pays for it.
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
-
-    whole = _filled(dict(tree), "", holes)
-    try:
-        return _adapter(TypeAdapter).validate_json(json.dumps(whole, default=_as_table)), []
-    except ValidationError as error:
-        found: list[Problem] = []
-        # Only the parts of pydantic's error that repeat nothing of the input are taken: it may hold a secret.
-        for each in error.errors(include_url=False, include_input=False, include_context=False):
-            path = ".".join(map(str, each["loc"]))
-            if path in holes or (each["type"] == "missing" and not file.is_whole):
-                continue
-            found.append(_problem(each["type"], each["msg"], path, file))
-        return None, found
-
-
-@cache
-def _adapter(adapter: typing.Any) -> typing.Any:
-    return adapter(AgentSettings)
+    agent, mistakes = read_tables(AgentSettings, typing.cast("dict[str, Toml]", _filled(dict(tree), "", holes)))
+    return agent, [
+        _problem(each.kind, each.message, each.path, file)
+        for each in mistakes
+        if each.path not in holes and (each.kind != "missing" or file.is_whole)
+    ]
 
 
 def _problem(kind: str, message: str, path: str, file: TomlFile) -> Problem:
@@ -319,8 +305,3 @@ def _filled(value: Toml, path: str, holes: set[str]) -> Toml:
     if isinstance(value, Missing):
         holes.add(path)
     return value
-
-
-def _as_table(value: object) -> dict[str, str]:
-    """Stand in for a TOML date: no key is a date, and a table is refused everywhere with a clear type."""
-    return {"date": str(value)}

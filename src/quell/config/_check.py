@@ -7,11 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 
-from pydantic import TypeAdapter, ValidationError
-
 from quell.config._keys import Key, keys, pattern_of, tables
 from quell.config._rules import Where, rules
 from quell.config._settings import Settings
+from quell.config._tables import read_tables
 from quell.config._template import Missing, Toml
 from quell.domain import Problem
 
@@ -33,18 +32,12 @@ _PLAIN_VALUE = re.compile(r"[+-]?\d[\d_]*(\.\d+)?([eE][+-]?\d+)?|true|false")
 def check_tree(tree: Mapping[str, Toml], *, where: Where, is_whole: bool) -> tuple[Settings | None, list[Problem]]:
     """Return the settings, or every mistake. `is_whole` is false when syntax errors hid a part of the tree."""
     known, holes = _without_missing(tree)
-    raw = json.dumps(known, default=_as_table)
+    settings, mistakes = read_tables(Settings, known)
     problems: list[Problem] = []
-    settings: Settings | None = None
-    try:
-        settings = TypeAdapter(Settings).validate_json(raw)
-    except ValidationError as error:
-        # Only type, place and text of each error are taken: the input may hold a secret.
-        for each in error.errors(include_url=False, include_input=False, include_context=False):
-            path = ".".join(map(str, each["loc"]))
-            if each["type"] == "missing" and (not is_whole or path in holes):
-                continue
-            problems.append(_problem_of(each["type"], each["msg"], path, tree=known, source=where(path)))
+    for each in mistakes:
+        if each.kind == "missing" and (not is_whole or each.path in holes):
+            continue
+        problems.append(_problem_of(each.kind, each.message, each.path, tree=known, source=where(each.path)))
     problems.extend(rules(known, where=where))
     return settings, problems
 
@@ -141,8 +134,3 @@ def _kind_of(value: Toml) -> str:
         (list, "a list"),
     )
     return next((name for kind, name in kinds if isinstance(value, kind)), "a date or time")
-
-
-def _as_table(value: object) -> dict[str, str]:
-    """Stand in for a TOML date: no setting is a date, and a table is refused everywhere with a clear type."""
-    return {"date": str(value)}

@@ -117,7 +117,8 @@ class Key:
 
     path: str
     """Such as `server.port`; without a number for keys of a list of tables, with `*` for the name of a named table."""
-    meaning: str
+    owner: str
+    """Class that has it as a field."""
     type_name: str
     """For people: `text`, `whole number`, `number`, `true or false`, `one of a, b`, `secret`, `path`, `list of text`,
     `table of text`, `table of secrets`."""
@@ -131,6 +132,11 @@ class Key:
     is_repeated: bool
     """Of a table that may be given many times: it has no value of its own."""
     annotation: object
+
+    @property
+    def meaning(self) -> str:
+        """What it means, for people; only who asks pays for reading the source."""
+        return _docstrings()[self.owner].get(self.path.rpartition(".")[2], "")
 
     @property
     def variable(self) -> str:
@@ -211,7 +217,7 @@ def _key_of(each: Field[object], hint: object, *, owner: type, prefix: str, is_r
     choices = tuple(map(str, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else ()
     return Key(
         path=path,
-        meaning=_docstrings()[owner.__name__].get(each.name, ""),
+        owner=owner.__name__,
         type_name=_type_name(hint, choices),
         default=default,
         is_required=is_required,

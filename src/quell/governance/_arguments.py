@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from quell.domain import FrozenCall, RefusedError, Resource, Tool
 from quell.governance._arguments_host import host_of
 from quell.governance._canonical import Json, canonical, parse
-from quell.governance._schema import compiled
 
 _NAME_MAX_CHARS = 253
 _DEFINITION_DEPTH_MAX = 80
@@ -33,6 +32,8 @@ def freeze(
             f"the arguments of `{tool.name}` are no JSON object", hint='send an object such as {"key": 1}'
         )
     text = canonical(value)
+    from quell.governance._schema import compiled  # noqa: PLC0415 - what judges schemas is large; many never call
+
     schema = compiled(tool.input_schema)
     if not schema.fits(text, value):
         mistakes = schema.mistakes(value)

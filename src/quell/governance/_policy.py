@@ -40,7 +40,6 @@ from quell.governance._policy_schema import effective_class
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
-from quell.governance._schema import compiled
 
 SERVER_ASKS, EDITED, PLANNED, GATED = "quell.server-asks", "quell.edited", "quell.plan", "quell.config-gate"
 """Stand before the policies of a permit that became a question: the tool's server wants people, they edited or planned it,
@@ -372,6 +371,8 @@ def _unbound(call: FrozenCall, tool: Tool, known: Tool | None) -> tuple[str, str
     if not (known.name == tool.name == call.tool and known.pin == tool.pin == call.pin):
         return "quell.pin", f"`{known.name}` is not the tool that was pinned; a person pins it again"
     arguments = parse(call.arguments)
+    from quell.governance._schema import compiled  # noqa: PLC0415 - what judges schemas is large; many never call
+
     if not isinstance(arguments, dict) or not compiled(known.input_schema).fits(call.arguments, arguments):
         return "quell.arguments", f"the arguments of `{known.name}` are not what its schema asks for"
     if call.resource != resource_of(known, arguments, environment=call.resource.environment):

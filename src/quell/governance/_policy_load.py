@@ -27,7 +27,6 @@ from quell.governance._policy_schema import (
     server_group_of,
 )
 from quell.governance._policy_source import POLICIES_MAX, Policy, attributes_read, read_sources
-from quell.governance._schema import compiled
 
 _ABOUT = re.compile(r' for Quell::Action::"([^"]*)"')
 """One mistake is told once, with the tools that it concerns, not once for each tool."""
@@ -89,6 +88,8 @@ def _digest(sources: Iterable[PolicySource]) -> str:
 def _types_of(tools: Sequence[Tool]) -> tuple[dict[str, ArgumentType], list[Problem]]:
     types: dict[str, ArgumentType] = {}
     problems: list[Problem] = []
+    from quell.governance._schema import compiled  # noqa: PLC0415 - what judges schemas is large; many never call
+
     for tool in tools:
         try:
             _judge_name(tool.name, types)

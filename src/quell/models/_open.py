@@ -11,20 +11,21 @@ from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from quell.config import LlmSettings
 from quell.domain import Clock, ModelError, ModelEvent, ModelFault, ModelRequest
-from quell.models._builtin import BuiltinModel
 from quell.models._direct import DirectModel
 from quell.models._exchange import Patience
 from quell.models._limits import LimitedModel, Limiter, Limits
 from quell.models._model import Hear, Model, tell
-from quell.models._ollama import OllamaModel
 from quell.models._openai import Endpoint, OpenAIModel
 from quell.models._proxy import proxy_for
 from quell.models._ways import SchemaCallModel, TextCallModel, Wrapped
+
+if TYPE_CHECKING:
+    from quell.models._ollama import OllamaModel
 
 _ADDRESSES: Mapping[str, str] = MappingProxyType(
     {
@@ -55,6 +56,8 @@ def open_model(
     Raises ConfigError when an address is none, or what a provider needs is not installed.
     """
     if settings.provider == "builtin":
+        from quell.models._builtin import BuiltinModel  # noqa: PLC0415 - it knows many words, and most ask another
+
         return BuiltinModel()
     limiter = _limiter(settings, limits or Limits(time.monotonic))
     model: Model = LimitedModel(_reached(settings, clock=clock, env=env, limiter=limiter), limiter)
@@ -180,6 +183,8 @@ def _own(
         url = settings.base_url or _ADDRESSES["ollama"]
         key = settings.api_key.reveal()
         if not urlsplit(url).path.rstrip("/").endswith("/v1"):
+            from quell.models._ollama import OllamaModel  # noqa: PLC0415 - as above
+
             return OllamaModel(
                 url,
                 name=settings.model,
