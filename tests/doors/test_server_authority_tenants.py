@@ -22,6 +22,7 @@ WHOSE = {
     "GET /api/v1/incidents/{id}/report.{form}": "the first tenant's",
     "GET /api/v1/runs": "the first tenant's",
     "GET /api/v1/runs/{id}": "the first tenant's",
+    "GET /api/v1/runs/{id}/trace": "of one thing",
     "GET /api/v1/alerts": "the first tenant's",
     "GET /api/v1/events": "the first tenant's",
     "GET /api/v1/audit/checkpoint": "the first tenant's",

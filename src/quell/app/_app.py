@@ -19,6 +19,7 @@ from quell.app._agent_servers import merged
 from quell.app._incident_room import IncidentRoom
 from quell.app._office import redactor_of
 from quell.app._person_calls import PersonCalls
+from quell.app._run_trace import trace_of
 from quell.app._sources import CleanReader
 from quell.app._vault import STORE_RETRY_S, Role, StoreReader, Vault
 from quell.app._warden import Warden
@@ -28,9 +29,12 @@ from quell.domain import (
     Clock,
     Entropy,
     JournalError,
+    Principal,
     QuellError,
+    RunTrace,
     StateHeldError,
     StoreError,
+    UsageError,
 )
 from quell.runs import Runs
 from quell.signals import Reader
@@ -122,6 +126,25 @@ class App:
     async def open_authority(self) -> Authority:
         """Open what decides and acts. Raises ConfigError with every mistake, or JournalError."""
         return await self.warden.open()
+
+    async def trace(self, run_id: str, *, by: Principal) -> RunTrace:
+        """Return a run as a tree. Raises UsageError when there is none that `by` may see.
+
+        Runs belong to the first tenant, as incidents do; what another one's people asked is theirs as well.
+        """
+        if by.tenant != self.settings.identity.tenants[0]:
+            run_id = await self._of_tenant(run_id, by.tenant)
+        authority = await self.open_authority()
+        return await trace_of(self.runs, run_id, price_of=authority.guard.budgets.price_of)
+
+    async def _of_tenant(self, run_id: str, tenant: str) -> str:
+        """Return the whole id of a run that somebody of a tenant asked for. Raises UsageError for any other."""
+        with suppress(UsageError):
+            found = (await self.runs.get(run_id)).id
+            if self.desk_of_agents is not None and (await self.desk_of_agents.wanted(found)).by.tenant == tenant:
+                return found
+        # Also of a beginning that several have: it would tell that they are there.
+        raise UsageError(f"there is no run {run_id!r}", hint="quell run list shows the runs there are")
 
     async def watch_forever(self) -> None:
         """Run the loops of a server until cancelled; one that fails says so and goes on."""

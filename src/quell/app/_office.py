@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from quell.app._key_file import key_of
+from quell.app._run_trace import trace_of
 from quell.audit import Audit, Redactor
 from quell.config import CapSettings, GovernanceSettings, Secret, Settings
 from quell.domain import (
@@ -29,6 +30,7 @@ from quell.domain import (
     LocalOwner,
     Principal,
     RefusedError,
+    RunTrace,
     Signer,
     Switch,
     UsageError,
@@ -180,6 +182,10 @@ class Office:
             pepper=pepper_of(self.settings, entropy=self.entropy),
             fetch=_nobody_answers,
         )
+
+    async def trace(self, run_id: str) -> RunTrace:
+        """Return a run as a tree. Raises UsageError when there is no such run."""
+        return await trace_of(self.runs, run_id, price_of=self.budgets.price_of)
 
     def skill_book(self) -> SkillBook:
         """Return which skills of repositories were accepted on this journal."""

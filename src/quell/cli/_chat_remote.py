@@ -254,6 +254,10 @@ async def remote_verb(url: str, session: Session, word: Word) -> str:
             told = _table(await client.ask("GET", f"/api/v1/{word.name}s"), f"{word.name}s")
         elif word.name in {"incident", "run"} and verb == "show" and identifier:
             told = _json(await client.ask("GET", f"/api/v1/{word.name}s/{identifier}"))
+        elif (word.name, verb) == ("run", "trace") and identifier:
+            from quell.cli._trace import trace_text
+
+            told = trace_text(await client.trace(identifier))
         elif word.name in {"effect", "switch"} and verb == "list":
             told = _json(await client.ask("GET", f"/api/v1/{word.name}{'es' if word.name == 'switch' else 's'}"))
         else:
@@ -262,7 +266,7 @@ async def remote_verb(url: str, session: Session, word: Word) -> str:
         return told
     raise UsageError(
         f"/{word.name} {verb} is not there on a server, or lacks an ID",
-        hint="there: /approval list|show|approve|reject, /incident list|show, /run list|show|cancel, /effect list",
+        hint="there: /approval list|show|approve|reject, /incident list|show, /run list|show|trace|cancel, /effect list",
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -13,11 +11,11 @@ from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_cut, note_none, put_document, put_record, put_table, put_text
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
-from quell.cli._values import clock_time, length_text
+from quell.cli._values import clock_time, took_text
 
 if TYPE_CHECKING:
     from quell.app import App, Office
-    from quell.domain import Run
+    from quell.domain import Run, RunTrace
 
 _STATUSES = ["queued", "running", "waiting", "succeeded", "failed", "cancelled"]
 
@@ -76,7 +74,7 @@ def show_run(session: Session, run_id: str, *, follow: bool, limit: int) -> int:
             put_document("run", run=run, steps=steps, events=told, is_cut=is_cut)
         else:
             _put_run(run)
-            rows = [(str(s.index), s.name, s.status, _took(s.started_at, s.ended_at)) for s in steps]
+            rows = [(str(s.index), s.name, s.status, took_text(s.started_at, s.ended_at)) for s in steps]
             put_text("\nsteps")
             put_table(("#", "STEP", "STATUS", "TOOK"), rows)
             put_text("\nevents")
@@ -91,33 +89,34 @@ def show_run(session: Session, run_id: str, *, follow: bool, limit: int) -> int:
 
 @run_command.command("trace", cls=QuellCommand)
 @click.argument("run_id", metavar="ID")
+@click.option("--server", default="", metavar="URL", help="Read it from a `quell serve` instead of the journal here.")
 @click.pass_obj
-def trace_run(session: Session, run_id: str) -> int:
+def trace_run(session: Session, run_id: str, *, server: str) -> int:
     """Show a run as a tree: turns and calls with their time, tokens, money and outcome, and where it died and went on."""
 
-    async def use(office: Office) -> int:
-        from quell.cli._trace import Node, Tree, lines, totals
+    def put(trace: RunTrace) -> int:
+        from quell.cli._trace import trace_text
 
-        run = await office.runs.get(run_id)
-        root = Node(kind="run", name=run.id, at=run.created_at, outcome=run.status.value, tries=run.attempts)
-        root.took_s = (run.updated_at - run.created_at).total_seconds()
-        tree = Tree(root, price_of=office.budgets.price_of)
-        after = 0
-        while batch := await office.runs.events(run=run.id, after=after):
-            after = batch[-1].seq
-            for event in batch:
-                tree.take(event)
-        whole = totals(root)
         if session.is_json:
-            put_document("trace", run=run, tree=root, totals=whole)
-            return ExitCode.DONE
-        put_text(f"{run.id} {run.kind} {run.status.value}: {run.subject}")
-        rows = list(lines(root))
-        put_text("\n".join(f"{branch}  {told}" if told else branch for branch, told in rows) or "nothing was done yet")
-        put_text(_total_text(run, whole))
+            put_document("trace", run=trace.run, tree=trace.tree, totals=trace.totals)
+        else:
+            put_text(trace_text(trace))
         return ExitCode.DONE
 
-    return session.with_office(use)
+    if server:
+        from quell.cli._chat_remote import client_of
+        from quell.cli._loop import run_until_done
+
+        async def far() -> int:
+            async with client_of(server, session) as client:
+                return put(await client.trace(run_id))
+
+        return run_until_done(far)
+
+    async def near(office: Office) -> int:
+        return put(await office.trace(run_id))
+
+    return session.with_office(near)
 
 
 @run_command.command("resume", cls=QuellCommand)
@@ -195,26 +194,5 @@ def _put_run(run: Run) -> None:
     put_text("\n".join(f"  {name + ':':9} {text}" for name, text in rows if text))
 
 
-def _total_text(run: Run, whole: Mapping[str, object]) -> str:
-    from quell.cli._trace import usd_text
-
-    paid, unpriced = whole["micro_usd"], whole["unpriced_turns"]
-    money = usd_text(paid) if isinstance(paid, int) else "price unknown"
-    parts = [
-        _took(run.created_at, run.updated_at),
-        f"{whole['turns']} model {'turn' if whole['turns'] == 1 else 'turns'}",
-        f"{whole['calls']} tool {'call' if whole['calls'] == 1 else 'calls'}"
-        + (f" ({whole['failed_calls']} without a result)" if whole["failed_calls"] else ""),
-        f"{whole['input_tokens']}+{whole['output_tokens']} tokens",
-        money + (f" and {unpriced} turns whose price nobody knows" if unpriced and paid is not None else ""),
-        f"{run.attempts} {'try' if run.attempts == 1 else 'tries'}",
-    ]
-    return "total: " + ", ".join(parts)
-
-
 def _row(run: Run) -> tuple[str, ...]:
     return (run.id, run.kind, run.status.value, clock_time(run.created_at), str(run.attempts), run.subject)
-
-
-def _took(start: datetime, end: datetime) -> str:
-    return length_text((end - start).total_seconds())

@@ -90,3 +90,8 @@ def length_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def took_text(start: datetime, end: datetime) -> str:
+    """Write how long it is from one time to another."""
+    return length_text((end - start).total_seconds())

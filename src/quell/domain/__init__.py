@@ -232,6 +232,9 @@ from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
 from quell.domain._strict_schema import strict_schema as strict_schema
 from quell.domain._strict_schema import without_nulls as without_nulls
+from quell.domain._trace import RunTrace as RunTrace
+from quell.domain._trace import TraceNode as TraceNode
+from quell.domain._trace import TraceTotals as TraceTotals
 from quell.domain._units import seconds_of as seconds_of
 from quell.domain._visible import is_hidden as is_hidden
 from quell.domain._visible import one_line as one_line

@@ -12,6 +12,7 @@ from quell import __version__, telemetry
 from quell.app import App
 from quell.domain import QuellError, Stage
 from quell.incidents import render
+from quell.server._approvals import caller_of
 from quell.server._body import Bodies
 from quell.server._errors import WireError, json_response
 from quell.server._identity import is_from_here
@@ -110,6 +111,12 @@ class Api:
         run = await self._app.runs.get(request.path_params["id"])
         steps = await self._app.runs.steps(run.id)
         return json_response({"kind": "run", "ok": True, "run": run, "steps": steps})
+
+    async def trace(self, request: Request) -> Response:
+        """Return one run as a tree, of another tenant than the first only what was asked in it."""
+        trace = await self._app.trace(request.path_params["id"], by=caller_of(request))
+        told = {"kind": "trace", "ok": True, "run": trace.run, "tree": trace.tree, "totals": trace.totals}
+        return json_response(told)
 
     async def alerts(self, request: Request) -> Response:
         """List alerts, newest first."""

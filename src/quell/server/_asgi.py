@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _TELEMETRY = Access(verb="telemetry.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
 _ALERTS = Access(verb="alert.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
+_TRACE = Access(verb="run.read", belongs_to="tenant")
 _CHANGES = Access(verb="change.write", roles=OPERATORS, grants="role or scope")
 
 
@@ -105,6 +106,7 @@ def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[
         Route("/api/v1/incidents/{id}/report.{form}", reads("incident.read", api.report)),
         Route("/api/v1/runs", reads("run.read", api.runs)),
         Route("/api/v1/runs/{id}", reads("run.read", api.run)),
+        Route("/api/v1/runs/{id}/trace", _traced(gate.guarded(api.trace, _TRACE))),
         Route("/api/v1/alerts", reads("alert.read", api.alerts)),
         Route("/api/v1/events", gate.guarded(streams.endpoint, Access(verb="event.read"))),
         Route("/api/v1/changes", _traced(gate.guarded(intake.change, _CHANGES)), methods=["POST"]),

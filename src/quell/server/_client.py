@@ -7,10 +7,11 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import quote
 
 import httpx2
 
-from quell.domain import OverloadError, QuellError, RefusedError, UsageError, WorldError
+from quell.domain import OverloadError, QuellError, RefusedError, RunTrace, UsageError, WorldError
 
 _CONNECT_S = 5.0
 _ANSWER_S = 30.0
@@ -79,6 +80,19 @@ class ServerClient:
         if len(response.content) > _ANSWER_BYTES_MAX:
             raise WorldError(f"{self.url} answers at too great length", hint="narrow the question")
         return _object(response.content, url=self.url)
+
+    async def trace(self, run: str) -> RunTrace:
+        """Return a run as a tree. Raises as `ask` does, and WorldError for a server that tells something else."""
+        # Only who wants a trace waits for it to load.
+        import msgspec  # noqa: PLC0415
+
+        told = await self.ask("GET", f"/api/v1/runs/{quote(run, safe='')}/trace")
+        try:
+            return msgspec.convert(told, type=RunTrace)
+        except msgspec.ValidationError as error:
+            raise WorldError(
+                f"{self.url} tells no trace: {error}", hint="is it a `quell serve` like this one?"
+            ) from error
 
     async def stream(
         self, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None
