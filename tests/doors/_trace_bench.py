@@ -35,6 +35,8 @@ class Seen:
     trace: str
     id: str
     parent: str
+    began_ns: int
+    ended_ns: int
     kind: int
     is_failed: bool
     attributes: Mapping[str, Any]
@@ -63,6 +65,8 @@ class Collector:
                             trace=span.trace_id.hex(),
                             id=span.span_id.hex(),
                             parent=span.parent_span_id.hex(),
+                            began_ns=span.start_time_unix_nano,
+                            ended_ns=span.end_time_unix_nano,
                             kind=span.kind,
                             is_failed=span.status.code == 2,
                             attributes=_values(span.attributes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from starlette.applications import Starlette
@@ -31,6 +32,7 @@ from quell.server._models import Models
 from quell.server._openai_gate import spoken
 from quell.server._responses import Responses
 from quell.server._stops import Stops
+from quell.server._streaming import Streaming
 from quell.server._telemetry import Intake, Signal
 
 if TYPE_CHECKING:
@@ -174,9 +176,13 @@ def _traced(endpoint: Endpoint) -> Endpoint:
             "openinference.span.kind": "CHAIN",
         }
         place = telemetry.extract(request.headers)
-        with telemetry.span("quell.request", attributes, parent=place, kind="server") as span:
+        with ExitStack() as lasting:
+            span = lasting.enter_context(telemetry.span("quell.request", attributes, parent=place, kind="server"))
             response = await endpoint(request)
             span.put("http.response.status_code", response.status_code)
+            if isinstance(response, Streaming):
+                # The request is over when its stream is, and that has only begun.
+                response.within(lasting.pop_all(), tell=span.put)
             return response
 
     return traced

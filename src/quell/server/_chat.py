@@ -26,11 +26,11 @@ from quell.server._chat_reply import Account, completion, run_of
 from quell.server._chat_request import SESSION_KEY, ChatWish, fitted, read_chat, session_of, unknown_model
 from quell.server._chat_stream import HEARTBEAT, ChatFrames, Framing
 from quell.server._errors import WireError, json_response
-from quell.server._listening import Closing, Ending, Listening, ending_error
+from quell.server._listening import Closing, Ending, Listening, ended_as, ending_error
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
-from quell.server._streaming import Outlet, Straight, Streaming
+from quell.server._streaming import Ended, Outlet, Straight, Streaming
 from quell.tools import Scratchpad
 
 Take: TypeAlias = Callable[[Heard], Awaitable[None]]
@@ -256,8 +256,6 @@ class Chats:
     @staticmethod
     def ended_by(ending: Ending, begun: Begun) -> ChatError:
         """Say why a client hears no more of a run that goes on."""
-        if ending == "left":
-            return ChatError(499, "the client left", reason="client_closed_request")
         return ending_error(ending, run=begun.run, goes_on=begun.goes_on or ending == "stopping")
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -298,8 +296,8 @@ class Chats:
         )
         return Streaming(partial(self._answer, begun, telling), headers=STREAM_HEADERS | begun.headers())
 
-    async def _answer(self, begun: Begun, telling: _Telling, receive: Receive, send: Send) -> None:
-        """Send the stream of one run to its end."""
+    async def _answer(self, begun: Begun, telling: _Telling, receive: Receive, send: Send) -> Ended:
+        """Send the stream of one run to its end, and tell how it ended."""
         frames, events, listening = telling.frames, telling.events, telling.listening
         outlet = Outlet(send, on_sent=listening.sent)
 
@@ -329,6 +327,7 @@ class Chats:
             error = error or (None if ending == "ended" else self.ended_by(ending, begun))
             outlet.put(events.end(frames.account) + frames.end(error))
             await outlet.flush()
+        return ended_as(ending, error or frames.account.failure)
 
     async def approval(self, heard: Heard, waits_for: str, begun: Begun) -> Approval | None:
         """Look up the request for approval that something is about: it says so, or its call waits for one."""

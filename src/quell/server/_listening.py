@@ -11,13 +11,15 @@ from starlette.types import Receive
 
 from quell.config import AuraSettings
 from quell.domain import Heard
-from quell.server._errors import RETRY_AFTER_S
+from quell.server._errors import RETRY_AFTER_S, WireError
 from quell.server._openai_errors import ChatError
-from quell.server._streaming import next_after
+from quell.server._streaming import Ended, next_after
 
 Ending = Literal["ended", "left", "first", "inactivity", "time", "stopping"]
 _BEFORE_THE_FIRST = frozenset({"run.queued", "run.started", "run.recovered", "run.taken_over", "agent.began"})
 """What is heard of a run before its model has said or wanted anything."""
+_LEFT = 499
+"""What nginx writes down for a client that closed its request; nobody is sent it."""
 _GOES_ON = "the run goes on: follow it at /v1/chat/completions/{run}"
 _SAID: dict[str, tuple[int, str, str]] = {
     "first": (504, "timeout", "nothing came within server.aura.first_chunk_timeout_s"),
@@ -134,10 +136,23 @@ class Listening:
 
 def ending_error(ending: Ending, *, run: str, goes_on: bool) -> ChatError:
     """Say why a client hears no more of a run that has not ended."""
+    if ending == "left":
+        return ChatError(_LEFT, "the client left", reason="client_closed_request")
     status, reason, said = _SAID[ending]
     hint = _GOES_ON.format(run=run) if goes_on else "the run is cancelled, as its agent or the request wants it"
     retry_after_s = RETRY_AFTER_S if status == 503 else None
     return ChatError(status, said, reason=reason, hint=hint, retry_after_s=retry_after_s)
+
+
+def ended_as(ending: Ending, error: WireError | None) -> Ended:
+    """Say how a stream ended: the status that a whole answer would have had, and whether its client left."""
+    told: dict[str, str | int | bool] = {"quell.stream.client_left": ending == "left"}
+    if ending == "left":
+        return told | {"quell.stream.status_code": _LEFT}
+    if error is None:
+        return told | {"quell.stream.status_code": 200}
+    reason = error.reason if isinstance(error, ChatError) else None
+    return told | {"quell.stream.status_code": error.status, "error.type": reason or error.kind}
 
 
 class Closing:

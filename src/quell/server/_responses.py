@@ -18,11 +18,11 @@ from quell.server._chat_reply import wire_id
 from quell.server._chat_request import SESSION_KEY
 from quell.server._chat_stream import HEARTBEAT
 from quell.server._errors import WireError, json_response
-from quell.server._listening import Listening
+from quell.server._listening import Listening, ended_as
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._responses_items import ResponseItems
 from quell.server._responses_request import ResponseWish, goes_on, read_response
-from quell.server._streaming import Outlet, Straight, Streaming
+from quell.server._streaming import Ended, Outlet, Straight, Streaming
 
 
 class Responses:
@@ -119,7 +119,7 @@ class Responses:
 
     async def _stream(
         self, begun: Begun, listening: Listening, echo: Mapping[str, object], receive: Receive, send: Send
-    ) -> None:
+    ) -> Ended:
         items = self._items(begun, echo, mode="stream")
         outlet = Outlet(send, on_sent=listening.sent)
 
@@ -141,8 +141,10 @@ class Responses:
             # The head is out: only an event can say that the journal is away.
             ending, error = "ended", chat_error_of(broken)
         if ending != "left":
-            outlet.put(items.end(error or (None if ending == "ended" else self._chats.ended_by(ending, begun))))
+            error = error or (None if ending == "ended" else self._chats.ended_by(ending, begun))
+            outlet.put(items.end(error))
             await outlet.flush()
+        return ended_as(ending, error or items.account.failure)
 
     @staticmethod
     def _json(body: object, begun: Begun) -> Response:

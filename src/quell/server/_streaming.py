@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.responses import StreamingResponse
@@ -13,6 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 T = TypeVar("T")
 Write: TypeAlias = Callable[[str, str, int, Callable[[], str]], bytes]
 """Writes text of an agent's turn as frames; the last gives the id to go on after."""
+Ended: TypeAlias = Mapping[str, str | int | bool]
+"""How a stream ended, as attributes of its request's span."""
 _SEND = "quell.send"
 
 
@@ -29,17 +32,28 @@ def kept_near(app: ASGIApp) -> ASGIApp:
 class Streaming(StreamingResponse):
     """Hands the connection to whoever writes; Starlette's own would put two tasks between each piece and the wire."""
 
-    def __init__(self, write: Callable[[Receive, Send], Awaitable[None]], *, headers: Mapping[str, str]) -> None:
+    def __init__(self, write: Callable[[Receive, Send], Awaitable[Ended]], *, headers: Mapping[str, str]) -> None:
+        """Take what writes it to its end, and then tells how it ended."""
         super().__init__(iter(()), headers=headers)
         self._write = write
+        self._within: AbstractContextManager[object] = nullcontext()
+        self._tell: Callable[[str, str | int | bool], None] | None = None
+
+    def within(self, lasting: AbstractContextManager[object], *, tell: Callable[[str, str | int | bool], None]) -> None:
+        """Leave `lasting` when the stream has ended, and `tell` before that how it did."""
+        self._within, self._tell = lasting, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer: the head, what is written, and the end."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # Now that it has begun, nobody in between has anything to do with what is sent.
-        send = scope.get(_SEND, send)
-        await self._write(receive, send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with self._within:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            # Now that it has begun, nobody in between has anything to do with what is sent.
+            send = scope.get(_SEND, send)
+            ended = await self._write(receive, send)
+            if self._tell is not None:
+                for name, value in ended.items():
+                    self._tell(name, value)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Outlet:

@@ -1,0 +1,85 @@
+"""The span of a streamed answer: it lasts as long as its stream, over all that was done for it, and says how that ended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from quell.config import AuraSettings
+from tests.doors._desk_bench import agents_of, file_of
+from tests.doors._model_bench import Answer, delta, end, plain, provider, silence, sse, usage
+from tests.doors._trace_bench import CALLER, TRACE, Collector, Seen, collector
+from tests.doors._wire_bench import CHAT, Wire, a_wire, settings_of
+
+pytestmark = pytest.mark.timeout(60)
+
+RESPONSES = "/v1/responses"
+LOOSE = '[quell]\nevidence = "off"\n'
+PATHS = pytest.mark.parametrize("path", [CHAT, RESPONSES])
+SLOWLY = sse(*[delta(f"word{number} ") for number in range(10)], end(), usage(30, 10), gap_s=0.03)
+
+
+def _question(path: str) -> dict[str, object]:
+    asked = {"input": "Hello?"} if path == RESPONSES else {"messages": [{"role": "user", "content": "Hello?"}]}
+    return {**asked, "model": "sre", "stream": True}
+
+
+async def _whole(wire: Wire, path: str) -> None:
+    told = await wire.http.post(path, json=_question(path), headers={"traceparent": CALLER})
+    assert told.status_code == 200, told.text
+
+
+async def _a_piece(wire: Wire, path: str) -> None:
+    async with wire.http.stream("POST", path, json=_question(path), headers={"traceparent": CALLER}) as response:
+        async for line in response.aiter_lines():
+            if "word1" in line:
+                return
+
+
+def _told(tmp_path: Path, answer: Answer, path: str, *, hearing: str = "whole", first_s: float = 90) -> Collector:
+    async def story() -> None:
+        settings = settings_of(tmp_path / "state", aura=AuraSettings(first_chunk_timeout_s=first_s))
+        async with provider(answer) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=LOOSE))
+            async with a_wire(settings, agents, env={"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}) as wire:
+                await (_whole if hearing == "whole" else _a_piece)(wire, path)
+
+    with collector() as kept:
+        asyncio.run(story())
+    return kept
+
+
+def _request(kept: Collector, path: str) -> Seen:
+    (request,) = [span for span in kept.spans_of("quell.request") if span.attributes["http.route"] == path]
+    return request
+
+
+@PATHS
+def test_a_streamed_request_is_one_trace_and_its_span_covers_agent_and_model(tmp_path: Path, path: str) -> None:
+    kept = _told(tmp_path, SLOWLY, path)
+    request, agent, chat = _request(kept, path), kept.span_of("invoke_agent"), kept.span_of("chat")
+    assert {span.trace for span in (request, agent, chat)} == {TRACE}
+    assert kept.path_to(chat)[:3] == ["quell.request", "quell.run", "invoke_agent"]
+    for inner in (agent, chat):
+        assert request.began_ns <= inner.began_ns <= inner.ended_ns <= request.ended_ns, inner.name
+    assert request.attributes["http.response.status_code"] == request.attributes["quell.stream.status_code"] == 200
+    assert request.attributes["quell.stream.client_left"] is False
+    assert "error.type" not in request.attributes
+
+
+@PATHS
+def test_the_span_of_a_stream_whose_client_left_says_so(tmp_path: Path, path: str) -> None:
+    attributes = _request(_told(tmp_path, SLOWLY, path, hearing="a piece"), path).attributes
+    assert attributes["http.response.status_code"] == 200, "that is what was sent"
+    assert (attributes["quell.stream.status_code"], attributes["quell.stream.client_left"]) == (499, True)
+
+
+@PATHS
+def test_the_span_of_a_stream_that_ends_with_an_error_says_which(tmp_path: Path, path: str) -> None:
+    refused = _request(_told(tmp_path / "refused", plain(401, {"error": {"message": "no"}}), path), path).attributes
+    assert (refused["quell.stream.status_code"], refused["error.type"]) == (502, "model_auth")
+    late = _request(_told(tmp_path / "late", silence(), path, first_s=0.2), path).attributes
+    assert (late["quell.stream.status_code"], late["error.type"]) == (504, "timeout")
+    assert refused["quell.stream.client_left"] is late["quell.stream.client_left"] is False
