@@ -27,7 +27,7 @@ UNPLANTED = {_PLANTED: ""}
 
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return our environment without anything that configures Quell."""
-    foreign = ("QUELL_", "OTEL_", "XDG_", "NO_COLOR", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE")
+    foreign = ("QUELL_", "AURA_", "OTEL_", "XDG_", "NO_COLOR", "FORCE_COLOR", "PYTHONDONTWRITEBYTECODE")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     # Bytecode as an installed program has it, in one place for all tests: a process starts twice as fast.
     bytecode = Path(tempfile.gettempdir()) / f"quell-tests-bytecode-{os.getuid()}"

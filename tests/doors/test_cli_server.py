@@ -89,6 +89,7 @@ def test_ctrl_c_and_run_cancel_end_a_run_of_a_server_for_good(tmp_path: Path) ->
                 out, err = process.communicate(timeout=20)
             assert (process.returncode, out) == (130, b""), err
             assert b"cancelled run_" in err
+            assert f" --server {url}`".encode() in err, "where its trace is"
 
             with started("ask", "again?", "--server", url, cwd=tmp_path) as process:
                 while len(model.bodies) < 2:

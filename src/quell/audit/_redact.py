@@ -466,9 +466,9 @@ def _credentials(environment: Mapping[str, str]) -> Iterator[tuple[str, Secret]]
         if "://" in value and (passwords := secrets_inside(value)):
             yield from ((f"env.{name}", Secret(password)) for password in passwords)
         elif name.upper().endswith("HEADERS"):
-            # As OpenTelemetry writes them: `authorization=Bearer%20abc,x-scope=1`.
-            pairs = (pair.partition("=") for pair in value.split(","))
-            held = (unquoted(told).strip() for header, _, told in pairs if _CREDENTIAL_NAME.search(header))
+            # As OpenTelemetry writes them, `authorization=Bearer%20abc,x-scope=1`, or AURA, `authorization:Bearer abc`.
+            pairs = (re.split("[=:]", pair, maxsplit=1) for pair in value.split(","))
+            held = (unquoted(pair[-1]).strip() for pair in pairs if _CREDENTIAL_NAME.search(pair[0]))
             yield from ((f"env.{name}", Secret(told)) for told in held if len(told) >= FORM_MIN_BYTES)
         elif _CREDENTIAL_NAME.search(name) and not value.startswith(("/", "./", "~")) and len(value) >= FORM_MIN_BYTES:
             yield f"env.{name}", Secret(value)

@@ -48,6 +48,8 @@ class _Wanted:
     question: str
     context: str
     agent: str
+    agent_otherwise: str
+    """Who is asked in a new conversation when `agent` is empty."""
     session: str
     run: str
     timeout_s: float | None
@@ -57,7 +59,7 @@ class _Wanted:
 
 @click.command("ask", cls=QuellCommand)
 @click.argument("question", required=False, metavar='"TEXT" | -')
-@click.option("--agent", default="", metavar="ID", help="Which agent; the default one otherwise.")
+@click.option("--agent", default="", metavar="ID", help="Which agent; AURA_MODEL or the default one otherwise.")
 @click.option(
     "--model", default="", metavar="PROVIDER/NAME", help="Another model than the agent's; `builtin` needs no key."
 )
@@ -66,7 +68,9 @@ class _Wanted:
 @click.option("--wait", is_flag=True, help="Wait when people are asked, instead of leaving with exit 5.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0.1), metavar="S", help="Give up after so many seconds.")
 @click.option(
-    "--server", default="", metavar="URL", help="Ask a `quell serve`, or anything that speaks OpenAI's protocol."
+    "--server",
+    metavar="URL",
+    help="Ask a `quell serve`, or anything that speaks OpenAI's protocol; AURA_API_URL without it.",
 )
 @click.pass_obj
 def ask_command(
@@ -79,7 +83,7 @@ def ask_command(
     run: str,
     wait: bool,
     timeout_s: float | None,
-    server: str,
+    server: str | None,
 ) -> int:
     """Ask an agent one question; stdout is the answer and nothing else.
 
@@ -92,15 +96,19 @@ def ask_command(
     """
     if bool(question) == bool(run):
         raise click.UsageError('say what to ask: "TEXT", - for stdin, or --run RUN to go on with a run')
-    if server and (model or run):
-        raise click.UsageError(
-            f"{'--model' if model else '--run'} is not for --server: it has its own; choose by --agent"
-        )
+    near = "--model" if model else "--run" if run else ""
+    if server and near:
+        raise click.UsageError(f"{near} is not for --server: it has its own; choose by --agent")
+    from quell.cli._chat_open import agent_of, server_of, with_door
+
+    # What only this process can do is asked of this process, whatever AURA's variable says.
+    where = "" if near else server_of(session, server)
     piped = _piped()
     wanted = _Wanted(
         question=piped if question == "-" else question or "",
         context=piped if question and question != "-" else "",
         agent=agent,
+        agent_otherwise=agent_of(session, server=where),
         session=conversation,
         run=run,
         timeout_s=timeout_s,
@@ -108,9 +116,7 @@ def ask_command(
     )
     if not run and not wanted.question.strip():
         raise click.UsageError("the question is empty")
-    from quell.cli._chat_open import with_door
-
-    return with_door(session, lambda door: _asked(door, session, wanted), model=model, server=server)
+    return with_door(session, lambda door: _asked(door, session, wanted), model=model, server=where)
 
 
 async def _asked(door: ChatDoor, session: Session, wanted: _Wanted) -> int:
@@ -122,7 +128,7 @@ async def _asked(door: ChatDoor, session: Session, wanted: _Wanted) -> int:
     reply = await _followed(door, session, wanted, book=book, talk=talk)
     if not reply.ended and reply.parked:
         return _waiting(reply, session)
-    code, failure = _judged(reply)
+    code, failure = _judged(reply, shown_by=_trace(reply, door))
     if talk is not None and wanted.session:
         talk = book.of_session(wanted.session) or talk
         if failure is None:
@@ -178,7 +184,7 @@ async def _begun(door: ChatDoor, wanted: _Wanted, *, book: Book, talk: Conversat
     context = (Message(role="user", text=_fenced(wanted.context)),) if wanted.context.strip() else ()
     ask = ChatAsk(
         messages=(*earlier, *context, asked),
-        agent=talk.agent if talk is not None else wanted.agent,
+        agent=talk.agent if talk is not None else wanted.agent or wanted.agent_otherwise,
         session=wanted.session,
     )
     run = await door.begin(ask)
@@ -220,17 +226,24 @@ async def _cancel(door: ChatDoor, reply: Reply, session: Session) -> None:
     with suppress(Exception):
         # Shielded: a second Ctrl-C during these few milliseconds must not leave a run that nobody cancelled.
         await asyncio.wait_for(asyncio.shield(door.cancel(reply.run)), timeout=_CANCEL_S)
-        session.note = f"cancelled {reply.run}; what it did until then: `quell run trace {reply.run}`"
+        session.note = f"cancelled {reply.run}; what it did until then: {_trace(reply, door)}"
+
+
+def _trace(reply: Reply, door: ChatDoor) -> str:
+    """Return the command that shows what a run did, where it ran."""
+    from quell.cli._chat_door import Embedded
+
+    return f"`quell run trace {reply.run}{'' if isinstance(door, Embedded) else f' --server {door.where}'}`"
 
 
 # -- what came of it ------------------------------------------------------------------------------------------------------
 
 
-def _judged(reply: Reply) -> tuple[int, QuellError | None]:
+def _judged(reply: Reply, *, shown_by: str) -> tuple[int, QuellError | None]:
     """Return the exit code, or the error that stands for the lack of an answer."""
     from quell.domain import BoundExceededError, RefusedError, WorldError
 
-    trace = f"`quell run trace {reply.run}` shows what it did"
+    trace = f"{shown_by} shows what it did"
     if reply.ended == "cancelled":
         return ExitCode.DENIED, RefusedError(f"the run {reply.run} was cancelled", hint=trace)
     if reply.ended == "failed" or not reply.body:
@@ -320,6 +333,6 @@ async def _conversation(book: Book, wanted: _Wanted, door: ChatDoor) -> Conversa
     """Return the conversation to go on with: ours, one by another protocol, or a new one of this id."""
     found = book.of_session(wanted.session)
     if found is None:
-        began = book.begin(agent=wanted.agent, where=door.where, identifier=wanted.session)
+        began = book.begin(agent=wanted.agent or wanted.agent_otherwise, where=door.where, identifier=wanted.session)
         found = replace(began, messages=await door.history(wanted.session))
     return replace(found, agent=wanted.agent or found.agent)

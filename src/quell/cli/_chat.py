@@ -26,11 +26,13 @@ _VERB_S = 120.0
 
 
 @click.command("chat", cls=QuellCommand)
-@click.option("--agent", default="", metavar="ID", help="Which agent; the default one otherwise.")
+@click.option("--agent", default="", metavar="ID", help="Which agent; AURA_MODEL or the default one otherwise.")
 @click.option("--model", default="", metavar="PROVIDER/NAME", help="Another model than the agent's, or `builtin`.")
 @click.option("--resume", default="", metavar="ID|NAME", help="Go on with this conversation.")
 @click.option(
-    "--server", default="", metavar="URL", help="Talk to a `quell serve` instead of an agent of this process."
+    "--server",
+    metavar="URL",
+    help="Talk to a `quell serve` instead of an agent of this process; AURA_API_URL without it.",
 )
 @click.option(
     "--client-tools",
@@ -38,7 +40,9 @@ _VERB_S = 120.0
     help="Let the agent have Shell, Read, Update ... carried out here, if it takes them.",
 )
 @click.pass_obj
-def chat_command(session: Session, *, agent: str, model: str, resume: str, server: str, client_tools: bool) -> int:
+def chat_command(
+    session: Session, *, agent: str, model: str, resume: str, server: str | None, client_tools: bool
+) -> int:
     """Talk to an agent. `/help` tells what can be typed; what is printed is only ever appended.
 
     Without a terminal every line of stdin is a question or a command, and stdout holds the answers.
@@ -48,17 +52,19 @@ def chat_command(session: Session, *, agent: str, model: str, resume: str, serve
         raise click.UsageError("--model is not for --server: it has its own; choose by --agent")
     if session.is_json:
         raise click.UsageError("chat is for people; `quell ask --json` is for programs")
-    from quell.cli._chat_open import with_door
+    from quell.cli._chat_open import server_of, with_door
+
+    where = "" if model else server_of(session, server)
 
     async def talk(door: ChatDoor) -> int:
-        return await _talk(door, session, agent=agent, resume=resume, has_tools=client_tools, server=server)
+        return await _talk(door, session, agent=agent, resume=resume, has_tools=client_tools, server=where)
 
-    return with_door(session, talk, model=model, server=server)
+    return with_door(session, talk, model=model, server=where)
 
 
 async def _talk(door: ChatDoor, session: Session, *, agent: str, resume: str, has_tools: bool, server: str) -> int:
     from quell.cli._chat_lines import open_lines
-    from quell.cli._chat_open import book_of
+    from quell.cli._chat_open import agent_of, book_of
     from quell.cli._chat_repl import Repl
     from quell.cli._chat_screen import Screen
 
@@ -68,7 +74,9 @@ async def _talk(door: ChatDoor, session: Session, *, agent: str, resume: str, ha
             door=door,
             screen=Screen(session),
             book=book,
-            talk=await _conversation(book, door, agent=agent, resume=resume),
+            talk=await _conversation(
+                book, door, agent=agent, otherwise=agent_of(session, server=server), resume=resume
+            ),
             verb=_verbs(session, server=server),
         )
         if has_tools:
@@ -81,11 +89,11 @@ async def _talk(door: ChatDoor, session: Session, *, agent: str, resume: str, ha
         return await repl.run(lines)
 
 
-async def _conversation(book: Book, door: ChatDoor, *, agent: str, resume: str) -> Conversation:
+async def _conversation(book: Book, door: ChatDoor, *, agent: str, otherwise: str, resume: str) -> Conversation:
     from quell.cli._chat_repl import taken_up
 
     if not resume:
-        return book.begin(agent=agent, where=door.where)
+        return book.begin(agent=agent or otherwise, where=door.where)
     found = await taken_up(book, door, resume)
     return replace(found, agent=agent or found.agent)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from quell.cli._chat_words import Word
     from quell.server import Stream
 
-EXTRA_HEADERS_VARIABLE = "AURA_EXTRA_HEADERS"
+EXTRA_HEADERS_VARIABLE, AURAS_KEY_VARIABLE = "AURA_EXTRA_HEADERS", "AURA_API_KEY"
 _SHOWN_MAX = 50
 
 
@@ -230,14 +230,15 @@ class _Reading:
 
 
 def client_of(url: str, session: Session) -> ServerClient:
-    """Return the client of a server: the key of QUELL_API_KEY, and AURA's extra headers."""
+    """Return the client of a server: the key of QUELL_API_KEY or else of AURA's variable, and AURA's extra headers."""
     extra: dict[str, str] = {}
     for pair in filter(None, session.env.get(EXTRA_HEADERS_VARIABLE, "").split(",")):
         name, colon, value = pair.partition(":")
         if not colon or not name.strip():
             raise UsageError(f"{EXTRA_HEADERS_VARIABLE} is no list of headers", hint="write NAME:VALUE,NAME:VALUE")
         extra[name.strip()] = value.strip()
-    return ServerClient(url, key=session.env.get(API_KEY_VARIABLE, ""), headers=extra)
+    key = session.env.get(API_KEY_VARIABLE, "") or session.env.get(AURAS_KEY_VARIABLE, "")
+    return ServerClient(url, key=key, headers=extra)
 
 
 async def remote_verb(url: str, session: Session, word: Word) -> str:
