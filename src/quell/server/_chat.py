@@ -30,7 +30,7 @@ from quell.server._listening import Closing, Ending, Listening, ended_as, ending
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
-from quell.server._streaming import Ended, Outlet, Straight, Streaming
+from quell.server._streaming import AtOnce, Ended, Outlet, Straight, Streaming
 from quell.tools import Scratchpad
 
 Take: TypeAlias = Callable[[Heard], Awaitable[None]]
@@ -294,12 +294,12 @@ class Chats:
             listening=listening,
             after=after,
         )
-        return Streaming(partial(self._answer, begun, telling), headers=STREAM_HEADERS | begun.headers())
+        return Streaming(partial(self._answer, begun=begun, telling=telling), headers=STREAM_HEADERS | begun.headers())
 
-    async def _answer(self, begun: Begun, telling: _Telling, receive: Receive, send: Send) -> Ended:
+    async def _answer(self, receive: Receive, send: Send, at_once: AtOnce, *, begun: Begun, telling: _Telling) -> Ended:
         """Send the stream of one run to its end, and tell how it ended."""
         frames, events, listening = telling.frames, telling.events, telling.listening
-        outlet = Outlet(send, on_sent=listening.sent)
+        outlet = Outlet(send, on_sent=listening.sent, at_once=at_once)
 
         async def beat() -> None:
             outlet.put(HEARTBEAT)
@@ -316,7 +316,7 @@ class Chats:
                 outlet.put(frames.marked(sent, heard.id))
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, frames.said, on_heard=listening.heard)
+        straight = Straight(outlet, frames.said, on_said=listening.said)
         error: WireError | None = None
         try:
             ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)

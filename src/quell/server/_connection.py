@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from quell.server._streaming import AT_ONCE, SEND
 
 _HEAD_BYTES_MAX = 64 * 1024
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -47,6 +50,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._lift_deadline()
         super().on_headers_complete()
+        # The application begins after this, and finds here what leads to the connection past everything in between.
+        self.scope |= {SEND: self.cycle.send, AT_ONCE: partial(_at_once, self.cycle)}  # type: ignore[misc] # keys of ours
 
     def on_message_complete(self) -> None:
         """Expect the head of another request."""
@@ -58,6 +63,16 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _at_once(cycle: RequestResponseCycle, piece: bytes) -> bool:
+    """Write a piece of a body as `cycle.send` does, where it needs to wait for nothing."""
+    if cycle.disconnected:
+        return True  # nobody is there to miss it
+    if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    return True
 
 
 def connection_class(*, head_timeout_s: float) -> type[Connection]:

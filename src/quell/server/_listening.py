@@ -83,9 +83,9 @@ class Listening:
         except StopAsyncIteration:
             return None
 
-    def heard(self) -> None:
-        """Remember that something was said just now."""
-        self._heard_s = self._loop.time()
+    def said(self) -> None:
+        """Remember that something was said just now, and went out."""
+        self._heard_s = self._sent_s = self._loop.time()
         self._has_first = True
 
     def sent(self) -> None:

@@ -22,7 +22,7 @@ from quell.server._listening import Listening, ended_as
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._responses_items import ResponseItems
 from quell.server._responses_request import ResponseWish, goes_on, read_response
-from quell.server._streaming import Ended, Outlet, Straight, Streaming
+from quell.server._streaming import AtOnce, Ended, Outlet, Straight, Streaming
 
 
 class Responses:
@@ -44,7 +44,7 @@ class Responses:
         try:
             begun = await self._chats.begin(request, wish.chat, by=by)
             if wish.chat.is_streamed:
-                answering = partial(self._stream, begun, listening, wish.echo)
+                answering = partial(self._stream, begun=begun, listening=listening, echo=wish.echo)
                 return Streaming(answering, headers=STREAM_HEADERS | begun.headers())
             return await self._whole(request, begun, listening, wish.echo)
         except BaseException:
@@ -118,10 +118,17 @@ class Responses:
         return self._json(items.response(items.status(None)), begun)
 
     async def _stream(
-        self, begun: Begun, listening: Listening, echo: Mapping[str, object], receive: Receive, send: Send
+        self,
+        receive: Receive,
+        send: Send,
+        at_once: AtOnce,
+        *,
+        begun: Begun,
+        listening: Listening,
+        echo: Mapping[str, object],
     ) -> Ended:
         items = self._items(begun, echo, mode="stream")
-        outlet = Outlet(send, on_sent=listening.sent)
+        outlet = Outlet(send, on_sent=listening.sent, at_once=at_once)
 
         async def beat() -> None:
             outlet.put(HEARTBEAT)
@@ -133,7 +140,7 @@ class Responses:
 
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, items.said, on_heard=listening.heard)
+        straight = Straight(outlet, items.said, on_said=listening.said)
         error: WireError | None = None
         try:
             ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)

@@ -21,7 +21,6 @@ from quell.server._body import Bodies
 from quell.server._connection import connection_class
 from quell.server._events import Streams
 from quell.server._listening import Closing
-from quell.server._streaming import kept_near
 
 _STOP_TIMEOUT_S = 5
 _BACKLOG = 256
@@ -94,7 +93,7 @@ async def serve(app: App, *, on_ready: Callable[[str], None] = lambda _url: None
 
 def _config_of(starlette: Starlette, *, head_timeout_s: float) -> uvicorn.Config:
     return uvicorn.Config(
-        kept_near(starlette),
+        starlette,
         log_config=None,
         access_log=False,
         lifespan="off",

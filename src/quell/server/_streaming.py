@@ -9,30 +9,30 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.responses import StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 Write: TypeAlias = Callable[[str, str, int, Callable[[], str]], bytes]
 """Writes text of an agent's turn as frames; the last gives the id to go on after."""
 Ended: TypeAlias = Mapping[str, str | int | bool]
 """How a stream ended, as attributes of its request's span."""
-_SEND = "quell.send"
+AtOnce: TypeAlias = Callable[[bytes], bool]
+"""Sends a piece of a body in this moment; False: the connection has no room for it now."""
+SEND, AT_ONCE = "quell.send", "quell.at_once"
+"""Where a request's scope has the ways to its connection that no middleware stands in."""
 
 
-def kept_near(app: ASGIApp) -> ASGIApp:
-    """Keep the way to the connection at hand for streams: middleware wraps it once and again."""
-
-    async def near(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_SEND] = send
-        await app(scope, receive, send)
-
-    return near
+def never(_piece: bytes) -> bool:
+    """Send nothing at once: the way of a connection that is not ours."""
+    return False
 
 
 class Streaming(StreamingResponse):
     """Hands the connection to whoever writes; Starlette's own would put two tasks between each piece and the wire."""
 
-    def __init__(self, write: Callable[[Receive, Send], Awaitable[Ended]], *, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, write: Callable[[Receive, Send, AtOnce], Awaitable[Ended]], *, headers: Mapping[str, str]
+    ) -> None:
         """Take what writes it to its end, and then tells how it ended."""
         super().__init__(iter(()), headers=headers)
         self._write = write
@@ -48,8 +48,8 @@ class Streaming(StreamingResponse):
         with self._within:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             # Now that it has begun, nobody in between has anything to do with what is sent.
-            send = scope.get(_SEND, send)
-            ended = await self._write(receive, send)
+            send = scope.get(SEND, send)
+            ended = await self._write(receive, send, scope.get(AT_ONCE, never))
             if self._tell is not None:
                 for name, value in ended.items():
                     self._tell(name, value)
@@ -59,18 +59,17 @@ class Streaming(StreamingResponse):
 class Outlet:
     """Gathers what is to be sent, and sends it in one go; or one thing at once, while nothing else is under way."""
 
-    def __init__(self, send: Send, *, on_sent: Callable[[], None]) -> None:
+    def __init__(self, send: Send, *, on_sent: Callable[[], None], at_once: AtOnce = never) -> None:
         self._send = send
+        self._at_once = at_once
         self._on_sent = on_sent
         self._waiting: list[bytes] = []
         self._sending = asyncio.Lock()
-        self._halfway: tuple[Generator[Any, Any, None], object] | None = None
-        """A send that the connection had no room for, and what it waits for."""
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether something can be sent at once."""
-        return self._halfway is None and not self._waiting and not self._sending.locked()
+        """Tell whether nothing is on its way that has to arrive before."""
+        return not self._waiting and not self._sending.locked()
 
     def put(self, piece: bytes) -> None:
         """Add to what is sent next."""
@@ -79,23 +78,14 @@ class Outlet:
 
     def now(self, piece: bytes) -> None:
         """Send at once; what the connection has no room for is on its way with the next `flush`."""
-        if not piece:
-            return
-        self._on_sent()
-        sending = self._send({"type": "http.response.body", "body": piece, "more_body": True}).__await__()
-        try:
-            self._halfway = sending, next(sending)
-        except StopIteration:
-            return
+        if piece and not self._at_once(piece):
+            self._waiting.append(piece)
 
     async def flush(self) -> None:
         """Send what was gathered."""
-        if self._halfway is None and not self._waiting:
+        if not self._waiting:
             return
         async with self._sending:
-            if self._halfway is not None:
-                (sending, waits_for), self._halfway = self._halfway, None
-                await _finished(sending, waits_for)
             if not self._waiting:
                 return
             body = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
@@ -107,10 +97,10 @@ class Outlet:
 class Straight:
     """Writes text to the connection in the moment in which it is said: no task wakes for it."""
 
-    def __init__(self, outlet: Outlet, write: Write, *, on_heard: Callable[[], None]) -> None:
+    def __init__(self, outlet: Outlet, write: Write, *, on_said: Callable[[], None]) -> None:
         self._outlet = outlet
         self._write = write
-        self._on_heard = on_heard
+        self._on_said = on_said
 
     @property
     def is_ready(self) -> bool:
@@ -119,7 +109,7 @@ class Straight:
 
     def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
         """Write some text."""
-        self._on_heard()
+        self._on_said()
         self._outlet.now(self._write(text, agent, turn, id_of))
 
 
@@ -141,12 +131,6 @@ def next_after(step: Awaitable[T], before_waiting: Callable[[], Awaitable[None]]
         # Whatever ends the wait ends the step as well: it must not stay halfway.
         steps.throw(error)
         raise
-    return (yield from _rest_of(steps, waits_for))
-
-
-@types.coroutine
-def _finished(steps: Generator[Any, Any, T], waits_for: object) -> Generator[Any, Any, T]:
-    """Await what is left of steps."""
     return (yield from _rest_of(steps, waits_for))
 
 
