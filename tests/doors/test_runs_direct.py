@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from quell.domain import JournalError, RunStatus
+from quell.domain import JournalError, Run, RunStatus
 from quell.runs import Continue, Done, Next, RunContext, Runs, WaitUntil
 from tests._postgres import fresh_database
 from tests.doors._runs_bench import WAY, Story, ended, journal, story
@@ -236,6 +236,63 @@ def test_a_wait_here_is_over_at_its_time_and_at_once_when_somebody_brings_news(t
                     if event.name == "run.waiting" and wait_s == 3600:
                         assert await runs.wake(run.id)
                 assert ended(await runs.get(run.id), "succeeded").attempts == 1
+
+    asyncio.run(tell())
+
+
+def test_who_waits_for_the_end_of_a_run_is_not_woken_by_each_of_its_steps(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tell() -> None:
+        async def talker(context: RunContext) -> Next:
+            for number in range(30):
+                await context.emit("talk.word", key=str(number), word=number)
+            return Done(result={"outcome": "said"})
+
+        async with journal(tmp_path, url=url, works={"talker": talker}) as runs:
+            looks: list[str] = []
+            real = runs.get
+
+            async def look(run_id: str) -> Run:
+                looks.append(run_id)
+                return await real(run_id)
+
+            monkeypatch.setattr(runs, "get", look)
+            run = await runs.start("talker", subject="", arguments={})
+            ended(await runs.wait(run.id, timeout_s=20), "succeeded")
+            assert len(looks) < 8, "once before it ended, once after, and what the first look at all adds"
+            assert len([event async for event in runs.follow(run=run.id)]) > 30
+
+    asyncio.run(tell())
+
+
+def test_a_write_beside_the_runs_is_kept_with_them_or_not_at_all_and_raises_what_it_raised(
+    url: str, tmp_path: Path
+) -> None:
+    async def tell() -> None:
+        async with journal(tmp_path, url=url, works={}) as runs:
+
+            def note(word: str) -> str:
+                with runs.database.writing() as connection:
+                    connection.run("INSERT INTO notes (word) VALUES (:word)", word=word)
+                    if word.startswith("bad"):
+                        raise ValueError(word)
+                return word
+
+            def made() -> None:
+                with runs.database.writing() as connection:
+                    connection.run("CREATE TABLE notes (word TEXT NOT NULL)")
+
+            await runs.write(made)
+            words = [f"{'bad' if number % 3 == 0 else 'good'}{number}" for number in range(30)]
+            found = await asyncio.gather(*(runs.write(note, word) for word in words), return_exceptions=True)
+            assert [str(each) for each in found] == words
+            assert all(
+                isinstance(each, ValueError) == word.startswith("bad") for each, word in zip(found, words, strict=True)
+            )
+            with runs.database.reading() as connection:
+                kept = {row.word for row in connection.all("SELECT word FROM notes")}
+            assert kept == {word for word in words if word.startswith("good")}
 
     asyncio.run(tell())
 

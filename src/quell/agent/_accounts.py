@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from quell.agent._asking import Accounts
 from quell.agent._talk import NOTHING
@@ -37,8 +38,20 @@ class BudgetAccounts(Accounts):
     knows, so it stays charged as reserved, and the new try is reserved beside it.
     """
 
-    def __init__(self, budgets: Budgets, database: Database, *, spender: Spender, place: str = "") -> None:
-        """Charge this spender; `place` tells conversations of one run apart, such as the tasks of a plan."""
+    def __init__(
+        self,
+        budgets: Budgets,
+        database: Database,
+        *,
+        spender: Spender,
+        place: str = "",
+        write: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+    ) -> None:
+        """Charge this spender; `place` tells conversations of one run apart, such as the tasks of a plan.
+
+        `write` does a blocking write off the loop, and returns once it is kept: `Runs.write`, to share its flush.
+        """
+        self._write = write
         self._budgets = budgets
         self._database = database
         self._spender = spender
@@ -54,7 +67,7 @@ class BudgetAccounts(Accounts):
         """
         bills = bills_of(model, request)
         charge = Charge(money_micro_usd=self._at_most(bills), tokens=max(_tokens(bill) for bill in bills))
-        reservation = await asyncio.to_thread(self._take, charge, self._place + key)
+        reservation: Reservation = await self._write(self._take, charge, self._place + key)
         self._open[key] = _Open(reservation=reservation, bills=bills)
 
     async def settle(self, model: Model, usage: TokenUsage | None, *, key: str, said_tokens: int = 0) -> None:
@@ -63,7 +76,7 @@ class BudgetAccounts(Accounts):
         call = self._open.pop(key, None)
         if call is None:
             return
-        await asyncio.to_thread(self._charge, call, usage, said_tokens)
+        await self._write(self._charge, call, usage, said_tokens)
 
     def _take(self, charge: Charge, key: str) -> Reservation:
         # A key stands for one charge: the digest keeps apart what is counted otherwise after a crash.

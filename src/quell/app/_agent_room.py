@@ -337,7 +337,8 @@ class AgentRoom:
 
     def _accounts(self, authority: Authority, run: str, mind: Mind, *, place: str = "") -> BudgetAccounts:
         spender = Spender(run=run, agent=mind.id, feature=KIND)
-        return BudgetAccounts(authority.guard.budgets, self._warden.runs.database, spender=spender, place=place)
+        runs = self._warden.runs
+        return BudgetAccounts(authority.guard.budgets, runs.database, spender=spender, place=place, write=runs.write)
 
     def _caller(self, context: RunContext, wanted: Wanted, mind: Mind, *, tools: Sequence[str]) -> ToolCaller:
         principal = replace(

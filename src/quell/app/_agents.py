@@ -306,7 +306,7 @@ class AgentDesk:
             return
         with suppress(QuellError):  # a journal that blinks costs no run and no answer
             book = await self._room.book()
-            await asyncio.to_thread(
+            await self._runs.write(
                 book.keep_run, ask.session, run=run, by=wanted.by, agent=wanted.agent, subject=_subject(ask)
             )
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Literal, TypeAlias
 
 from quell.domain import JournalError
+
+Until: TypeAlias = Literal["news", "end"]
+"""What somebody waits for: anything that a run tells, or only its end."""
+ENDINGS = frozenset({"run.finished", "run.failed", "run.cancelled"})
+"""Events after which a run does nothing more."""
 
 EVERYTHING = ""
 """The name under which those listen who follow every run."""
@@ -21,27 +27,33 @@ _LINGER_S = 2.0
 class _Bell:
     """The bell of one run, as long as somebody listens to it."""
 
-    __slots__ = ("listeners", "rung")
+    __slots__ = ("listeners", "over", "rung")
 
     def __init__(self) -> None:
         self.rung = asyncio.Event()
+        self.over: asyncio.Event | None = None
+        """For those who wait for the end; None: nobody does."""
         self.listeners = 0
 
 
 class Ear:
     """What one follower hears of one run, or of all."""
 
-    __slots__ = ("_bell", "_bells", "_run", "_rung")
+    __slots__ = ("_bell", "_bells", "_run", "_rung", "_until")
 
-    def __init__(self, bells: Bells, run: str, bell: _Bell) -> None:
+    def __init__(self, bells: Bells, run: str, bell: _Bell, *, until: Until) -> None:
         self._bells = bells
         self._run = run
         self._bell = bell
         self._rung = bell.rung
+        self._until = until
 
     def listen(self) -> None:
         """Begin to listen: call this before looking, so that no ring between looking and waiting is missed."""
-        self._rung = self._bell.rung
+        if self._until == "news":
+            self._rung = self._bell.rung
+        else:
+            self._rung = self._bell.over = self._bell.over or asyncio.Event()
 
     async def wait(self) -> None:
         """Wait until it rang since `listen`."""
@@ -63,24 +75,31 @@ class Bells:
         self._looking: asyncio.Task[None] | None = None
 
     @contextmanager
-    def ear(self, run: str) -> Iterator[Ear]:
+    def ear(self, run: str, *, until: Until = "news") -> Iterator[Ear]:
         """Give an ear for a run, or for `EVERYTHING`."""
         bell = self._bells.setdefault(run, _Bell())
         bell.listeners += 1
         try:
-            yield Ear(self, run, bell)
+            yield Ear(self, run, bell, until=until)
         finally:
             bell.listeners -= 1
             if not bell.listeners:
                 del self._bells[run]
 
-    def ring(self, *runs: str) -> None:
-        """Wake those who follow these runs, and those who follow all."""
+    def ring(self, *runs: str, ended: Collection[str] | None = None) -> None:
+        """Wake those who follow these runs, and those who follow all.
+
+        Who waits for an end is woken for those that have `ended`; None: any of them may have.
+        """
         for run in (*runs, EVERYTHING):
             bell = self._bells.get(run)
-            if bell is not None:
-                bell.rung.set()
-                bell.rung = asyncio.Event()
+            if bell is None:
+                continue
+            bell.rung.set()
+            bell.rung = asyncio.Event()
+            if bell.over is not None and (ended is None or run in ended):
+                bell.over.set()
+                bell.over = None
 
     async def wait(self, run: str, rung: asyncio.Event) -> None:
         """Wait for a ring; one looks for all who wait what other processes have written."""

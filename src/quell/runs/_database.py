@@ -150,7 +150,7 @@ class Database(ABC):
         self.patience_s = BUSY_TIMEOUT_MS / 1000
         """How long a writer waits for the others of its process, and as long again for those of other processes."""
         self._idle: dict[Durability, list[tuple[float, _Raw]]] = {"flushed": [], "written": []}
-        self.on_events: Callable[[set[str]], None] | None = None
+        self.on_events: Callable[[Sequence[Told]], None] | None = None
         """Told, in the thread that wrote, to which runs and streams events were appended, once they are kept."""
         self._lock = threading.Lock()
         self._writer = threading.Lock()
@@ -218,9 +218,9 @@ class Database(ABC):
                 telemetry.event(name, run=run, **fields)
 
     def tell_runs(self, told: Sequence[Told]) -> None:
-        """Tell who listens which runs have events that are kept."""
+        """Tell who listens of events that are kept."""
         if told and self.on_events is not None:
-            self.on_events({run for run, _, _ in told})
+            self.on_events(told)
 
     @contextmanager
     def _transaction(self, durability: Durability) -> Iterator[Connection]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextvars
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from quell.config import JournalSettings
 from quell.domain import Clock, Entropy, Event, Run, RunStatus, Step, UsageError, new_id
-from quell.runs._bell import EVERYTHING, Bells
+from quell.runs._bell import ENDINGS, EVERYTHING, Bells
 from quell.runs._context import JsonObject, Work
-from quell.runs._database import Database, open_database
+from quell.runs._database import Database, Told, open_database
 from quell.runs._journal import FINAL, Journal
 from quell.runs._lane import Lane
 from quell.runs._lease import Leases
@@ -96,9 +97,11 @@ class Runs:
         runs = cls(database, settings=settings, clock=clock, entropy=entropy, version=version, clean=clean)
         loop = asyncio.get_running_loop()
 
-        def ring(names: set[str]) -> None:
+        def ring(told: Sequence[Told]) -> None:
+            named = {run for run, _, _ in told}
+            ended = {run for run, name, _ in told if name in ENDINGS}
             with suppress(RuntimeError):  # the loop is gone, and so is whoever listened
-                loop.call_soon_threadsafe(runs._bells.ring, *names)
+                loop.call_soon_threadsafe(partial(runs._bells.ring, *named, ended=ended))
 
         database.on_events = ring
         try:
@@ -223,7 +226,7 @@ class Runs:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
         run = await self.get(run_id)
-        with self._bells.ear(run.id) as ear:
+        with self._bells.ear(run.id, until="end") as ear:
             while True:
                 ear.listen()
                 run = await self.get(run.id)
@@ -279,6 +282,13 @@ class Runs:
         """Append to the event log of a run or of another stream, such as an incident; once per key."""
         await self._scribe.write(self._journal.emit, run, name, key=key, body=body)
         return await self._call(self._journal.event, run, key=key)
+
+    async def write(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a blocking write to the journal's database together with what runs write at this moment, in one flush.
+
+        It is kept when this returns. `work` opens its transaction with `database.writing`. Raises what it raises.
+        """
+        return await self._scribe.write(work, *args, **kwargs)
 
     async def cancel(self, run_id: str) -> Run:
         """Cancel a run, wherever it is executed; a step that runs is interrupted. Raises RefusedError when it has ended."""
