@@ -78,9 +78,8 @@ def test_an_answer_streams_and_its_usage_is_what_the_provider_told() -> None:
     assert reply.text == "Hello."
     assert reply.reason == "stop"
     assert reply.model == "m-1"
-    assert reply.usage == TokenUsage(input_tokens=12, output_tokens=3, cached_tokens=8)
+    assert reply.usage == TokenUsage(input_tokens=12, output_tokens=3, cached_tokens=8, reasoning_tokens=1)
     assert reply.is_usage_told
-    assert reply.reasoning_tokens == 1
     assert state.heads[0][":path"] == "/v1/chat/completions"
     assert state.heads[0]["authorization"] == "Bearer key-of-the-test"
     assert state.bodies[0]["stream"] is True

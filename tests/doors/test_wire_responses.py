@@ -25,7 +25,8 @@ def said(response: dict[str, Any]) -> str:
 
 def test_an_answer_is_whole_can_be_read_again_and_gone_on_from(tmp_path: Path) -> None:
     async def story() -> None:
-        turns = (sse(delta("Four."), end(), usage(9, 1)), sse(delta("Five."), end(), usage(19, 1)))
+        thought = usage(9, 5, completion_tokens_details={"reasoning_tokens": 4})
+        turns = (sse(delta("Four."), end(), thought), sse(delta("Five."), end(), usage(19, 1)))
         async with provider(*turns) as model:
             agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=LOOSE))
             async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
@@ -33,6 +34,7 @@ def test_an_answer_is_whole_can_be_read_again_and_gone_on_from(tmp_path: Path) -
                 assert (first["object"], first["status"], first["error"]) == ("response", "completed", None)
                 assert said(first) == "Four."
                 assert first["usage"]["input_tokens"] == 9
+                assert first["usage"]["output_tokens_details"] == {"reasoning_tokens": 4}
                 again = (await wire.http.get(f"{AT}/{first['id']}")).json()
                 assert (again["output"], again["status"]) == (first["output"], "completed")
                 more = {"input": "And one more?", "previous_response_id": first["id"]}

@@ -22,7 +22,6 @@ from quell.agent._ending import (
     found_so_far,
     opened,
     state_of,
-    summed,
     talk_of,
     wait_of,
     wrap_up,
@@ -231,7 +230,7 @@ class Agent:
         """Stop at a bound: the model has one last word where there is time for it, and the label is ours."""
         if stop is not Stop.TIME:
             talk, reply = await self._ask(context, talk, left_s=60.0, tools=(), notice=wrap_up(stop))
-            talk = replace(talk, usage=summed(talk.usage, reply.usage))
+            talk = replace(talk, usage=talk.usage + reply.usage)
             if reply.text:
                 return Halt(talk=talk, stop=stop, text=reply.text, held=reply.held)
         return Halt(talk=talk, stop=stop, text=found_so_far(talk))
@@ -283,6 +282,6 @@ def _with_reply(talk: Talk, reply: Asked, *, prefix: str) -> Talk:
         messages=messages,
         waiting=calls,
         turn=turn,
-        usage=summed(talk.usage, reply.usage),
+        usage=talk.usage + reply.usage,
         is_usage_told=talk.is_usage_told and reply.is_usage_told,
     )

@@ -15,7 +15,7 @@ from quell.agent._render import exhibit_of, result_text
 from quell.agent._repeats import judged
 from quell.agent._seat import Closing
 from quell.agent._talk import AgentAnswer, Exhibit, Role, Stop, Talk
-from quell.domain import CallWanted, Message, OutcomeKind, Parked, TokenUsage, ToolOutcome, one_line
+from quell.domain import CallWanted, Message, OutcomeKind, Parked, ToolOutcome, one_line
 from quell.runs import RunContext, WaitUntil
 
 _LOOK_AGAIN_S = 30.0
@@ -117,16 +117,6 @@ def found_so_far(talk: Talk) -> str:
     # The head of each is harmless: nobody held it against anything.
     lines = [f"- {each.tool} [{each.id}]: {one_line(each.text, chars_max=_HEAD_CHARS)}" for each in good[-10:]]
     return "\n".join(["What was found so far:", *lines])
-
-
-def summed(one: TokenUsage, other: TokenUsage) -> TokenUsage:
-    """Add up what two calls took."""
-    return TokenUsage(
-        input_tokens=one.input_tokens + other.input_tokens,
-        output_tokens=one.output_tokens + other.output_tokens,
-        cached_tokens=one.cached_tokens + other.cached_tokens,
-        written_tokens=one.written_tokens + other.written_tokens,
-    )
 
 
 async def wait_of(context: RunContext, parked: Sequence[Parked], *, state: Mapping[str, object]) -> WaitUntil:

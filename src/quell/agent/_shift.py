@@ -28,7 +28,7 @@ from quell.agent._coordinator import (
     results_text,
     routing,
 )
-from quell.agent._ending import Ended, Halt, labelled, summed, wait_of
+from quell.agent._ending import Ended, Halt, labelled, wait_of
 from quell.agent._history import Outcome, history_text, manifest_of, task_files
 from quell.agent._means import Means
 from quell.agent._plan import Plan, Task
@@ -266,7 +266,7 @@ class Shift:
             board.calls + talk.calls,
             board.failed + talk.failed,
         )
-        board.usage = summed(board.usage, talk.usage)
+        board.usage = board.usage + talk.usage
         board.is_usage_told = board.is_usage_told and talk.is_usage_told
         board.exhibits = (*board.exhibits, *talk.exhibits)
         board.talk, board.attempt = None, 1
@@ -494,7 +494,7 @@ class Shift:
         ends = board.ends.values()
         usage = board.usage
         for end in ends:
-            usage = summed(usage, end.usage)
+            usage = usage + end.usage
         done = [end for end in ends if end.is_done]
         confidence = held.confidence
         if confidence in {"high", "medium"} and done and all(end.confidence in {"low", "none"} for end in done):

@@ -127,6 +127,18 @@ class TokenUsage:
     """Input that was read from the provider's cache."""
     written_tokens: int = 0
     """Input that was written to it."""
+    reasoning_tokens: int = 0
+    """Output that was thought and not said."""
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        """Add up what two calls took."""
+        return TokenUsage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            written_tokens=self.written_tokens + other.written_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

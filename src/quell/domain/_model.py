@@ -145,8 +145,6 @@ class UsageTold:
     """What the call cost in tokens, by the provider's word; the last word counts."""
 
     usage: TokenUsage
-    reasoning_tokens: int = 0
-    """Output that was thought and not said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,5 +171,4 @@ class ModelReply:
     is_usage_told: bool
     """Whether the provider told the usage; otherwise it is an estimate."""
     reasoning: str = ""
-    reasoning_tokens: int = 0
     model: str = ""

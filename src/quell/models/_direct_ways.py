@@ -133,8 +133,9 @@ class Answer:
             output_tokens=usage.output_tokens,
             cached_tokens=usage.cache_read_tokens,
             written_tokens=usage.cache_write_tokens,
+            reasoning_tokens=usage.output_reasoning_tokens,
         )
-        return [ended, UsageTold(usage=told, reasoning_tokens=usage.output_reasoning_tokens)]
+        return [ended, UsageTold(usage=told)]
 
     def _read(self, event: said.ModelResponseStreamEvent) -> Iterator[ModelEvent]:
         match event:

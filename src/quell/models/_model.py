@@ -152,7 +152,6 @@ class Gathering:
             usage=usage,
             is_usage_told=self.usage is not None,
             reasoning=reasoning,
-            reasoning_tokens=self.usage.reasoning_tokens if self.usage is not None else 0,
             model=self.ended.model,
         )
 

@@ -334,8 +334,8 @@ def _told(usage: _Usage) -> UsageTold:
             output_tokens=max(usage.completion_tokens or 0, 0),
             cached_tokens=read,
             written_tokens=min(max(told.cache_write_tokens or 0, 0), total - read),
+            reasoning_tokens=max(thought or 0, 0),
         ),
-        reasoning_tokens=max(thought or 0, 0),
     )
 
 

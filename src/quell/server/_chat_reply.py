@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,7 +72,7 @@ class Account:
         """Return what the whole run took, as far as it is known."""
         if self.answer is not None:
             return self.answer.usage
-        return summed(self._spent)
+        return sum(self._spent, start=TokenUsage(input_tokens=0, output_tokens=0))
 
     def told(self) -> dict[str, object]:
         """Say of the answer what OpenAI's protocol has no words for."""
@@ -93,16 +93,6 @@ class Account:
         }
 
 
-def summed(usages: Sequence[TokenUsage]) -> TokenUsage:
-    """Add up what turns took."""
-    return TokenUsage(
-        input_tokens=sum(each.input_tokens for each in usages),
-        output_tokens=sum(each.output_tokens for each in usages),
-        cached_tokens=sum(each.cached_tokens for each in usages),
-        written_tokens=sum(each.written_tokens for each in usages),
-    )
-
-
 def usage_object(usage: TokenUsage) -> dict[str, object]:
     """Return usage as chat completions tell it."""
     found: dict[str, object] = {
@@ -112,6 +102,8 @@ def usage_object(usage: TokenUsage) -> dict[str, object]:
     }
     if usage.cached_tokens:
         found["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens:
+        found["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return found
 
 

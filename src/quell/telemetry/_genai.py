@@ -282,9 +282,9 @@ def _reply_attributes(reply: ModelReply, *, model: str) -> dict[str, Attribute]:
     if usage.written_tokens:
         attributes["gen_ai.usage.cache_creation.input_tokens"] = usage.written_tokens
         attributes["llm.token_count.prompt_details.cache_write"] = usage.written_tokens
-    if reply.reasoning_tokens:
-        attributes["gen_ai.usage.reasoning.output_tokens"] = reply.reasoning_tokens
-        attributes["llm.token_count.completion_details.reasoning"] = reply.reasoning_tokens
+    if usage.reasoning_tokens:
+        attributes["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
+        attributes["llm.token_count.completion_details.reasoning"] = usage.reasoning_tokens
     return attributes
 
 
