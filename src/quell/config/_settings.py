@@ -123,9 +123,9 @@ class ServerSettings:
     a2a_push_inside: tuple[str, ...] = ()
     """`host:port` of private addresses that may be told of tasks; all others have to be public and https."""
     chats_max: int = 2_000
-    """Questions to agents that are answered at once; more are answered 429 with Retry-After."""
+    """Questions that are answered at once, whatever protocol they come by; more are told when to come back (429)."""
     chats_per_minute: int = 0
-    """Questions to agents that one person may ask in a minute; 0 for any number."""
+    """Questions that one person may ask in a minute, over all protocols; 0 for any number."""
     aura: AuraSettings = AuraSettings()
 
 

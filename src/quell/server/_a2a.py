@@ -27,11 +27,13 @@ from quell import __version__
 from quell.app import App, TaskBook
 from quell.server._a2a_handler import TaskHandler
 from quell.server._a2a_push import Pusher, Screen
+from quell.server._a2a_refusals import CALL, Refusals
 from quell.server._a2a_tasks import Tasks
 from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response, json_response
 from quell.server._identity import READERS, Access, Gate
 from quell.server._listening import Closing
+from quell.server._rates import Rates
 
 ACCESS = Access(verb="a2a", roles=READERS, belongs_to="tenant")
 RPC, REST = "/a2a/v1/rpc", "/a2a/v1"
@@ -42,13 +44,13 @@ _BODY_MAX_MB = 4.0
 class A2A:
     """The routes of the protocol, and who is told of tasks."""
 
-    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, closing: Closing, url: str = "") -> None:
+    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, rates: Rates, url: str = "") -> None:
         """Speak for the agents of an app; `url` is where this server is reached from outside, when it is not asked itself."""
         self._app = app
         self._url = url
         settings = app.settings
         screen = Screen(inside=frozenset(settings.server.a2a_push_inside))
-        tasks = Tasks(app, TaskBook(app.runs.database, clock=app.clock), closing=closing)
+        tasks = Tasks(app, TaskBook(app.runs.database, clock=app.clock), rates=rates)
         handler, builder = TaskHandler(tasks, screen=screen), _Builder()
         self.pusher = Pusher(tasks, screen=screen, clock=app.clock)
         guarded = [
@@ -59,7 +61,7 @@ class A2A:
         ]
         for route in guarded:
             if isinstance(route, Route):
-                route.app = _Guarded(route.app, app=app, gate=gate, bodies=bodies, closing=closing)
+                route.app = _Guarded(Refusals(route.app), app=app, gate=gate, bodies=bodies, closing=rates.closing)
         # Mounts are the same once more under a tenant's name: who calls tells its tenant, and nothing else does.
         self.routes = [
             Route("/.well-known/agent-card.json", self._card),
@@ -102,8 +104,11 @@ class _Builder(ServerCallContextBuilder):
         state: dict[str, Any] = {
             "principal": request.scope["state"]["principal"],
             "headers": {name.lower(): value for name, value in request.headers.items()},
+            "receive": request.receive,
         }
-        return ServerCallContext(state=state)
+        context = ServerCallContext(state=state)
+        request.scope["state"][CALL] = context.state
+        return context
 
 
 def card_of(app: App, base: str) -> AgentCard:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 
 from a2a.server.context import ServerCallContext
 from a2a.server.events.event_queue import Event
@@ -36,9 +36,11 @@ from a2a.utils.errors import (
     UnsupportedOperationError,
 )
 from google.protobuf.json_format import MessageToDict, ParseDict
+from starlette.types import Receive
 
-from quell.domain import AgentTask, Principal, TaskHook
+from quell.domain import AgentTask, OverloadError, Principal, TaskHook
 from quell.server._a2a_push import Screen
+from quell.server._a2a_refusals import refuse
 from quell.server._a2a_tasks import Tasks
 
 _PAGE, _PAGE_MAX = 50, 100
@@ -59,11 +61,10 @@ class TaskHandler(RequestHandler):
     @validate_request_params
     async def on_message_send(self, params: SendMessageRequest, context: ServerCallContext) -> Task | Message:
         """Begin or go on with a task, and wait for it unless the caller does not want to."""
-        row = await self._sent(params, context)
-        if not params.configuration.return_immediately:
-            async with aclosing(self._tasks.follow(row, first=False)) as events:
-                async for _ in events:
-                    pass
+        with self._placed(context):
+            row = await self._sent(params, context)
+            if not params.configuration.return_immediately:
+                await self._ended_or_left(row, context)
         return await self._tasks.whole(row, history=_history_of(params.configuration))
 
     @validate_request_params
@@ -71,10 +72,11 @@ class TaskHandler(RequestHandler):
         self, params: SendMessageRequest, context: ServerCallContext
     ) -> AsyncGenerator[Event, None]:
         """Begin or go on with a task, and tell what happens in it. Who leaves can come back by subscribing."""
-        row = await self._sent(params, context)
-        async with aclosing(self._tasks.follow(row)) as events:
-            async for event in events:
-                yield event
+        with self._placed(context):
+            row = await self._sent(params, context)
+            async with aclosing(self._tasks.follow(row)) as events:
+                async for event in events:
+                    yield event
 
     @validate_request_params
     async def on_get_task(self, params: GetTaskRequest, context: ServerCallContext) -> Task | None:
@@ -128,9 +130,10 @@ class TaskHandler(RequestHandler):
         state = (await self._tasks.status(row)).state
         if state in (TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED):
             raise UnsupportedOperationError(message=f"task {row.task} has ended: get it instead")
-        async with aclosing(self._tasks.follow(row)) as events:
-            async for event in events:
-                yield event
+        with self._placed(context):
+            async with aclosing(self._tasks.follow(row)) as events:
+                async for event in events:
+                    yield event
 
     # -- who is told --------------------------------------------------------------------------------------------------
 
@@ -177,6 +180,38 @@ class TaskHandler(RequestHandler):
     ) -> AgentCard:
         """Refuse: the card that everybody sees is all there is."""
         raise ExtendedAgentCardNotConfiguredError
+
+    async def _ended_or_left(self, row: AgentTask, context: ServerCallContext) -> None:
+        """Wait until there is nothing to wait for: the task has ended or asks, or whoever sent it is gone."""
+
+        async def ended() -> None:
+            async with aclosing(self._tasks.follow(row, first=False)) as events:
+                async for _ in events:
+                    pass
+
+        async def left() -> None:
+            receive: Receive = context.state["receive"]
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        waits = [asyncio.ensure_future(ended()), asyncio.ensure_future(left())]
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    @contextmanager
+    def _placed(self, context: ServerCallContext) -> Iterator[None]:
+        """Count whoever waits for a task, for as long as that; a message that is one too many ends as such."""
+        try:
+            with self._tasks.place():
+                yield
+        except OverloadError as error:
+            raise refuse(context.state, error) from error
 
     async def _sent(self, params: SendMessageRequest, context: ServerCallContext) -> AgentTask:
         headers = context.state.get("headers", {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from datetime import datetime
 
@@ -41,7 +41,7 @@ from quell.domain import (
 )
 from quell.domain import Message as Said
 from quell.governance import Approvals
-from quell.server._listening import Closing
+from quell.server._rates import Rates
 
 _ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
 _STILL = _ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
@@ -61,19 +61,23 @@ _LAST_HEARD = frozenset({"run.finished", "run.failed", "run.cancelled"})
 class Tasks:
     """Begins, reads, follows and ends the tasks of callers."""
 
-    def __init__(self, app: App, book: TaskBook, *, closing: Closing) -> None:
-        """Take the app whose agents these are, and the book that tells which runs a task is."""
+    def __init__(self, app: App, book: TaskBook, *, rates: Rates) -> None:
+        """Take the app whose agents these are, the book that tells which runs a task is, and what bounds questions."""
         self._app = app
-        self._closing = closing
+        self._rates = rates
         self.book = book
+
+    def place(self) -> AbstractContextManager[None]:
+        """Count somebody who waits for what comes of a task. Raises OverloadError when there are too many."""
+        return self._rates.closing.place()
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
     async def send(self, message: Message, *, by: Principal, agent: str, metadata: Mapping[str, str]) -> AgentTask:
         """Begin a task, or go on with one that waits for its caller.
 
-        Raises InvalidParamsError for what no agent takes, TaskNotFoundError, or UnsupportedOperationError for a task
-        that has ended or is at work.
+        Raises InvalidParamsError for what no agent takes, TaskNotFoundError, UnsupportedOperationError for a task that
+        has ended or is at work, or OverloadError when its sender asks too often.
         """
         text = _text_of(message)
         if message.task_id:
@@ -95,6 +99,7 @@ class Tasks:
     async def _begin(self, text: str, ask: ChatAsk, *, task: str, by: Principal, key: str) -> AgentTask:
         desk, context = self._app.agents, ask.session
         try:
+            self._rates.take(by)
             said = (*await desk.conversation(context, by=by), Said(role="user", text=text))
             run = await desk.start(replace(ask, messages=said), by=by, key=key)
         except (RefusedError, UsageError) as error:
@@ -201,7 +206,7 @@ class Tasks:
         if task.status.state in _ENDED:
             return
         # A server that stops ends it between two events: whoever listened subscribes again.
-        async with aclosing(self._closing.until(self._app.agents.follow(row.run))) as heard:
+        async with aclosing(self._rates.closing.until(self._app.agents.follow(row.run))) as heard:
             async for each in heard:
                 for event in await self._events(each, row):
                     yield event

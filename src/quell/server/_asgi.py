@@ -30,6 +30,7 @@ from quell.server._listening import Closing
 from quell.server._mcp import McpFace
 from quell.server._models import Models
 from quell.server._openai_gate import spoken
+from quell.server._rates import Rates
 from quell.server._responses import Responses
 from quell.server._stops import Stops
 from quell.server._streaming import Streaming
@@ -51,8 +52,9 @@ def asgi(app: App) -> Starlette:
     streams, gate = Streams(app), Gate(app)
     closing = Closing(listening_max=settings.chats_max)
     reach: Literal["loopback", "network"] = "loopback" if is_local(settings.host) else "network"
-    face = McpFace(app, gate=gate, bodies=bodies, closing=closing) if app.desk_of_agents is not None else None
-    others = _a2a_face(app, gate, bodies=bodies, closing=closing)
+    rates = Rates(per_minute=settings.chats_per_minute, closing=closing)
+    face = McpFace(app, gate=gate, bodies=bodies, rates=rates) if app.desk_of_agents is not None else None
+    others = _a2a_face(app, gate, bodies=bodies, rates=rates)
     talking: list[BaseRoute] = [Route("/mcp", face)] if face is not None else []
     talking += others.routes if others is not None else []
     starlette = Starlette(
@@ -60,7 +62,7 @@ def asgi(app: App) -> Starlette:
             *talking,
             *_trouble(app, gate, streams, bodies=bodies),
             *_authority(app, gate, bodies=bodies),
-            *_agents(app, gate, closing, bodies=bodies),
+            *_agents(app, gate, bodies=bodies, rates=rates),
         ],
         middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
         exception_handlers={WireError: _wire, QuellError: _ours, HTTPException: _http, Exception: _unexpected},
@@ -74,7 +76,7 @@ def asgi(app: App) -> Starlette:
     return starlette
 
 
-def _a2a_face(app: App, gate: Gate, *, bodies: Bodies, closing: Closing) -> A2A | None:
+def _a2a_face(app: App, gate: Gate, *, bodies: Bodies, rates: Rates) -> A2A | None:
     """Return what speaks A2A, where it is wanted. Raises ConfigError when what it needs is not installed."""
     if app.desk_of_agents is None or not app.settings.server.a2a:
         return None
@@ -84,7 +86,7 @@ def _a2a_face(app: App, gate: Gate, *, bodies: Bodies, closing: Closing) -> A2A 
         raise ConfigError(
             "server.a2a needs packages that are not installed", hint="pip install 'quell[a2a]'"
         ) from error
-    return A2A(app, gate=gate, bodies=bodies, closing=closing, url=app.settings.server.a2a_url.rstrip("/"))
+    return A2A(app, gate=gate, bodies=bodies, rates=rates, url=app.settings.server.a2a_url.rstrip("/"))
 
 
 def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[Route]:
@@ -143,16 +145,16 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
     ]
 
 
-def _agents(app: App, gate: Gate, closing: Closing, *, bodies: Bodies) -> list[Route]:
+def _agents(app: App, gate: Gate, *, bodies: Bodies, rates: Rates) -> list[Route]:
     """Return the routes by which clients of OpenAI's protocol ask agents."""
     if app.desk_of_agents is None:
         return []
-    chats, models, listed = Chats(app, bodies=bodies, closing=closing), Models(app), AgentList(app)
+    chats, models, listed = Chats(app, bodies=bodies, rates=rates), Models(app), AgentList(app)
     responses = Responses(chats)
 
     def asks(endpoint: Endpoint) -> Endpoint:
         access = Access(verb="chat", belongs_to="tenant")
-        return _traced(spoken(gate.guarded(endpoint, access), app, closing=closing))
+        return _traced(spoken(gate.guarded(endpoint, access), app, closing=rates.closing))
 
     return [
         Route("/v1/chat/completions", asks(chats.create), methods=["POST"]),

@@ -26,7 +26,7 @@ from quell.server._chat_reply import Account, completion, run_of
 from quell.server._chat_request import SESSION_KEY, ChatWish, fitted, read_chat, session_of, unknown_model
 from quell.server._chat_stream import HEARTBEAT, ChatFrames, Framing
 from quell.server._errors import WireError, json_response
-from quell.server._listening import Closing, Ending, Listening, ended_as, ending_error
+from quell.server._listening import Ending, Listening, ended_as, ending_error
 from quell.server._openai_errors import ChatError, chat_error_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
@@ -85,13 +85,13 @@ class _Telling:
 class Chats:
     """Takes questions, answers them whole or as a stream, and lets those who lost a stream go on."""
 
-    def __init__(self, app: App, *, bodies: Bodies, closing: Closing) -> None:
+    def __init__(self, app: App, *, bodies: Bodies, rates: Rates) -> None:
         self._app = app
         self._bodies = bodies
-        self.closing = closing
+        self._rates = rates
+        self.closing = rates.closing
         self._settings = app.settings.server.aura
         self._list = AgentList(app)
-        self._rates = Rates(per_minute=app.settings.server.chats_per_minute)
 
     async def create(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -123,8 +123,8 @@ class Chats:
     # -- what chat completions and responses share ----------------------------------------------------------------------
 
     async def body(self, request: Request, by: Principal) -> bytes:
-        """Read a body. Raises ChatError 415 for another type, and 429 when this person asks too often."""
-        self._rates.take(by, now_s=asyncio.get_running_loop().time())
+        """Read a body. Raises ChatError 415 for another type, and OverloadError when this person asks too often."""
+        self._rates.take(by)
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             said = "a question is JSON: send Content-Type: application/json"
@@ -132,7 +132,7 @@ class Chats:
         return await self._bodies.read(request, body_max_mb=min(BODY_MAX_MB, self._app.settings.server.body_max_mb))
 
     def listening(self) -> Listening:
-        """Count one more who listens. Raises ChatError when there are too many, or the server stops."""
+        """Count one more who listens. Raises OverloadError when there are too many, and ChatError when the server stops."""
         listening = Listening(self._settings)
         self.closing.enter(listening)
         return listening

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Literal
 
 from starlette.types import Receive
 
 from quell.config import AuraSettings
-from quell.domain import Heard
+from quell.domain import Heard, OverloadError
 from quell.server._errors import RETRY_AFTER_S, WireError
 from quell.server._openai_errors import ChatError
 from quell.server._streaming import Ended, next_after
@@ -161,6 +161,8 @@ class Closing:
     def __init__(self, *, listening_max: int) -> None:
         self._listening_max = listening_max
         self._open: set[Listening] = set()
+        self._places = 0
+        """Those of other protocols, whose waits end by themselves."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_closing = False
@@ -191,14 +193,27 @@ class Closing:
             raise _stopping()
 
     def enter(self, listening: Listening) -> None:
-        """Count one more. Raises ChatError 429 when there are too many, and 503 when it is too late."""
+        """Count one more. Raises OverloadError when there are too many, and ChatError 503 when it is too late."""
         if self.closed.is_set():
             raise _stopping()
-        if len(self._open) >= self._listening_max:
-            said = "too many questions are answered at once"
-            raise ChatError(429, said, reason="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+        self._check_room()
         self._open.add(listening)
         self._idle.clear()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count one more for a block. Raises OverloadError when there are too many."""
+        self._check_room()
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
+
+    def _check_room(self) -> None:
+        if len(self._open) + self._places >= self._listening_max:
+            hint = f"try again in {RETRY_AFTER_S} s"
+            raise OverloadError("too many questions are answered at once", retry_after_s=RETRY_AFTER_S, hint=hint)
 
     def leave(self, listening: Listening) -> None:
         """Count one less."""

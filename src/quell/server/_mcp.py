@@ -14,7 +14,7 @@ from quell.domain import Principal
 from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response
 from quell.server._identity import READERS, Access, Gate
-from quell.server._listening import Closing
+from quell.server._rates import Rates
 
 ACCESS = Access(verb="mcp", roles=READERS, belongs_to="tenant")
 _BODY_MAX_MB = 1.0
@@ -25,10 +25,10 @@ _IDLE_S = 900.0
 class McpFace:
     """Speaks MCP over HTTP. The protocol's library is loaded when the first client comes."""
 
-    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, closing: Closing) -> None:
+    def __init__(self, app: App, *, gate: Gate, bodies: Bodies, rates: Rates) -> None:
         self._app = app
         self._bodies = bodies
-        self._closing = closing
+        self._rates = rates
         self._gate = gate
         self._opening = asyncio.Lock()
         self._manager: Any = None
@@ -39,7 +39,7 @@ class McpFace:
         """Answer one HTTP request, for whom the gate lets through."""
         request = Request(scope, receive)
         try:
-            self._closing.admit()
+            self._rates.closing.admit()
             principal = await self._gate.principal(request, ACCESS)
             receive = await self._bodies.taken(request, body_max_mb=_BODY_MAX_MB)
         except WireError as error:
@@ -70,7 +70,7 @@ class McpFace:
                 from quell.server._mcp_speech import mcp_server  # noqa: PLC0415 - half a second to load
 
                 manager = StreamableHTTPSessionManager(
-                    mcp_server(self._app, closing=self._closing),
+                    mcp_server(self._app, rates=self._rates),
                     session_idle_timeout=_IDLE_S,
                     max_sessions=_SESSIONS_MAX,
                 )

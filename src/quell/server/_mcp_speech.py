@@ -29,8 +29,8 @@ from quell import __version__
 from quell.app import App
 from quell.domain import Principal, QuellError, UsageError
 from quell.incidents import render
-from quell.server._listening import Closing
 from quell.server._mcp_tools import Handy, Offered
+from quell.server._rates import Rates
 
 _INSTRUCTIONS = (
     "Quell watches production and says what broke, with evidence for every claim. Begin with `system_overview` or "
@@ -40,9 +40,9 @@ _RESOURCES_MAX = 50
 _INCIDENT, _RUN = "quell://incidents/", "quell://runs/"
 
 
-def mcp_server(app: App, *, by: Principal | None = None, closing: Closing | None = None) -> Server[Any]:
-    """Return the server; `by` is who is at the other end where no request tells, `closing` knows when we stop."""
-    speech = _Speech(app, by=by, closing=closing)
+def mcp_server(app: App, *, by: Principal | None = None, rates: Rates | None = None) -> Server[Any]:
+    """Return the server; `by` is who is at the other end where no request tells, `rates` bound those who come by one."""
+    speech = _Speech(app, by=by, rates=rates)
     return Server(
         "quell",
         version=__version__,
@@ -67,10 +67,10 @@ def user_of(principal: Principal) -> AuthenticatedUser:
 class _Speech:
     """Answers each kind of request."""
 
-    def __init__(self, app: App, *, by: Principal | None, closing: Closing | None) -> None:
+    def __init__(self, app: App, *, by: Principal | None, rates: Rates | None) -> None:
         self._app = app
         self._by = by
-        self._handy = Handy(app, is_stopping=lambda: closing is not None and closing.is_closing)
+        self._handy = Handy(app, rates=rates)
         self._shown = _Shown(app)
 
     async def list_tools(

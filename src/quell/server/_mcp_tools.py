@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from quell.domain import (
     ChatAsk,
     Heard,
     Message,
+    OverloadError,
     Parked,
     Principal,
     QuellError,
@@ -30,6 +32,7 @@ from quell.domain import (
     may_do,
 )
 from quell.governance import Approvals
+from quell.server._rates import Rates
 
 Progress: TypeAlias = Callable[[float, str], Awaitable[None]]
 """Is told how many things have happened, and the newest in words."""
@@ -138,10 +141,10 @@ _OWN: tuple[Offered, ...] = (
 class Handy:
     """The tools, for whoever is at the other end."""
 
-    def __init__(self, app: App, *, is_stopping: Callable[[], bool]) -> None:
-        """Take the app whose agents and senses these are; who waits while it stops has not called anything off."""
+    def __init__(self, app: App, *, rates: Rates | None) -> None:
+        """Take the app whose agents and senses these are; without `rates` there is one person, who is not bounded."""
         self._app = app
-        self._is_stopping = is_stopping
+        self._rates = rates
         self._works: Mapping[str, Callable[[Mapping[str, object], Principal, Progress], Awaitable[Brought]]] = {
             "ask": self._ask,
             "run": self._run,
@@ -168,12 +171,21 @@ class Handy:
             raise UsageError(f"there is no tool {name[:80]!r}", hint=f"there are: {', '.join(SENSES)}, ask, run")
         try:
             _check(arguments, offered)
-            work = self._works.get(name)
-            if work is not None:
-                return await work(arguments, by, progress)
-            return await self._through(name, arguments, by=by, call=call)
+            if offered.effect != "asks" or self._rates is None:
+                return await self._done(name, arguments, by=by, call=call, progress=progress)
+            with self._rates.answering(by):
+                return await self._done(name, arguments, by=by, call=call, progress=progress)
         except QuellError as error:
-            return Brought(text=f"{error}; {error.hint}" if error.hint else str(error), is_error=True)
+            told = {"retry_after_s": math.ceil(error.retry_after_s)} if isinstance(error, OverloadError) else None
+            return Brought(text=f"{error}; {error.hint}" if error.hint else str(error), data=told, is_error=True)
+
+    async def _done(
+        self, name: str, arguments: Mapping[str, object], *, by: Principal, call: str, progress: Progress
+    ) -> Brought:
+        work = self._works.get(name)
+        if work is not None:
+            return await work(arguments, by, progress)
+        return await self._through(name, arguments, by=by, call=call)
 
     async def _through(self, tool: str, arguments: Mapping[str, object], *, by: Principal, call: str) -> Brought:
         """Make a call of a tool of ours, the one way of every tool call."""
@@ -207,8 +219,8 @@ class Handy:
         except TimeoutError:
             pass
         except asyncio.CancelledError:
-            # Whoever calls it off wants it stopped; a wait that is over leaves it going on.
-            if not self._is_stopping():
+            # Whoever calls it off wants it stopped; a wait that is over, or that a stopping server ends, leaves it going on.
+            if self._rates is None or not self._rates.closing.is_closing:
                 await asyncio.shield(desk.cancel(run.id))
             raise
         return await self._stands(run.id, wait_s=0.0)
