@@ -354,13 +354,16 @@ def test_row_11_a_webhook_is_asked_in_auras_form_and_its_answer_counts(tmp_path:
             more = 'headers = { "X-Room" = "sre" }\nheaders_from_request = { "X-On-Behalf-Of" = "X-USER" }\n'
             settings = settings_of(tmp_path / "state")
             async with _scene(tmp_path, _hook(service.url + "/hook", more=more), settings=settings) as (shop, wire, _):
-                response = await wire.http.post(CHAT, json=ASKED, headers={"x-user": "ann"})
+                whose = {"x-user": "ann", "x-chat-session-id": "cs_night"}
+                response = await wire.http.post(CHAT, json=ASKED, headers=whose)
                 assert response.text.endswith("data: [DONE]\n\n")
+                assert response.headers["x-chat-session-id"] == "cs_night"
                 (told,) = service.told
                 assert (told.headers["x-room"], told.headers["x-on-behalf-of"]) == ("sre", "ann")
                 body = json.loads(told.body)
                 assert set(body) == {"version", "decision_id", "request_id", "scope", "origin", "items"}
                 assert (body["version"], body["request_id"].partition("_")[0]) == (1, "req")
+                assert body["scope"] == {"kind": "single", "session_id": "cs_night"}
                 assert body["origin"] == {"kind": "config_gate", "matched_pattern": "delete_{volume,disk}"}
                 (item,) = body["items"]
                 assert (item["tool_name"], item["arguments"]) == ("delete_volume", {"name": "v1"})

@@ -65,6 +65,8 @@ def test_a_request_is_auras_own(approval: Approval, clock: FakeClock) -> None:
         "origin": {"kind": "config_gate", "matched_pattern": "effects-ask"},
         "items": [{"tool_name": "scale", "arguments": {"replicas": 6}, "tool_call_intent": "it is slow"}],
     }
+    of_a_conversation = hook.request(approval, request_id="req_1", at=clock.at, session="cs_1")
+    assert json.loads(of_a_conversation.body)["scope"]["session_id"] == "cs_1"
     assert uuid.UUID(decision).version == 7
     assert uuid.UUID(decision).variant == uuid.RFC_4122
     assert Approvals.approval_id_of(decision) == approval.id

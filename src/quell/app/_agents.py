@@ -110,6 +110,13 @@ class AgentDesk:
         """Return the headers of the request that began a run, as long as it goes on here."""
         return self._room.headers_of(run)
 
+    async def session_of(self, run: str) -> str:
+        """Return the conversation that a run belongs to; empty when it has none, or is no run of an agent."""
+        try:
+            return (await self.wanted(run)).ask.session
+        except UsageError:
+            return ""
+
     def hands(self) -> list[tuple[Tool, LocalHand]]:
         """Return the tools that come with agents."""
         return self._room.hands()

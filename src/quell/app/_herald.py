@@ -7,7 +7,7 @@ loses its claim. Whatever goes wrong out there approves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Literal, TypeAlias
 
@@ -33,6 +33,8 @@ from quell.governance import Approvals
 from quell.tools import post_webhook
 
 Channel: TypeAlias = Literal["webhook", "chat"]
+SessionOf: TypeAlias = Callable[[str], Awaitable[str]]
+"""Tells the conversation of a run; empty when it has none."""
 
 _SENT_AT_ONCE = 16
 _LEASE_MARGIN_S = 30.0
@@ -55,11 +57,12 @@ class Herald:
         link_of: Callable[[str], str],
         routes: Mapping[str, AgentRoute] | None = None,
         headers_of: Callable[[str], Mapping[str, str]] = lambda _run: {},
+        session_of: SessionOf | None = None,
     ) -> None:
         """Take what it needs; `link_of` says where people read an approval.
 
         `routes` are those of agents whose file names a service of its own, by id; `headers_of` gives the headers of
-        whoever started a run, while this process knows them.
+        whoever started a run, while this process knows them; `session_of` its conversation.
         """
         settings = authority.settings.approvals
         self._authority = authority
@@ -69,6 +72,7 @@ class Herald:
         self._link_of = link_of
         self._sending: set[asyncio.Task[None]] = set()
         self._headers_of = headers_of
+        self._session_of = session_of
         self._routes = {agent: (route, _service(route.approvals)) for agent, route in (routes or {}).items()}
         self._route = AgentRoute(approvals=settings)
         self.service = _service(settings)
@@ -168,7 +172,8 @@ class Herald:
             out: came[source.lower()] for out, source in route.headers_from_request.items() if source.lower() in came
         }
         request_id = new_id("req", at=at, entropy=self._entropy(10))
-        message = service.request(shown, request_id=request_id, at=at, forwarded=forwarded)
+        session = "" if self._session_of is None else await self._session_of(approval.terms.run)
+        message = service.request(shown, request_id=request_id, at=at, session=session, forwarded=forwarded)
         reply = await post_webhook(
             message.url, headers=message.headers, body=message.body, timeout_s=route.approvals.timeout_s
         )

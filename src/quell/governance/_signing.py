@@ -199,16 +199,26 @@ class Webhook:
         return bool(self._secrets)
 
     def request(
-        self, approval: Approval, *, request_id: str, at: datetime, forwarded: Mapping[str, str] | None = None
+        self,
+        approval: Approval,
+        *,
+        request_id: str,
+        at: datetime,
+        session: str = "",
+        forwarded: Mapping[str, str] | None = None,
     ) -> WebhookMessage:
-        """Write the request for a decision; `forwarded` are headers of the caller that the operator lets through."""
+        """Write the request for a decision.
+
+        `session` is the conversation of the run, if it has one; `forwarded` are headers of the caller that the operator
+        lets through.
+        """
         decision = decision_id_of(approval.id)
         intent = {"tool_call_intent": approval.terms.explanation} if approval.terms.explanation else {}
         told = {
             "version": 1,
             "decision_id": decision,
             "request_id": request_id,
-            "scope": {"kind": "single", "session_id": approval.terms.run},
+            "scope": {"kind": "single", "session_id": session or approval.terms.run},
             "origin": approval.terms.origin(),
             "items": [
                 {"tool_name": asked.call.tool, "arguments": json.loads(asked.call.arguments), **intent}
