@@ -181,19 +181,23 @@ def test_row_12_who_subscribes_again_hears_on_and_a_cancel_ends_it_for_everybody
 
 async def _heard_and_cancelled(there: httpx2.AsyncClient, here: httpx2.AsyncClient, task: str) -> None:
     """Two clients listen to a task at one server; somebody cancels it at another."""
-    hearing = asyncio.Event()
 
-    async def listen() -> list[dict[str, Any]]:
+    async def listen(hearing: asyncio.Event) -> list[dict[str, Any]]:
         found = []
-        async with there.stream("POST", f"/a2a/v1/tasks/{task}:subscribe", headers=NEW) as response:
-            assert response.status_code == 200, await response.aread()
-            async for each in _events(response):
-                found.append(each)
-                hearing.set()
+        try:
+            async with there.stream("POST", f"/a2a/v1/tasks/{task}:subscribe", headers=NEW) as response:
+                assert response.status_code == 200, await response.aread()
+                async for each in _events(response):
+                    found.append(each)
+                    hearing.set()
+        finally:
+            hearing.set()
         return found
 
-    listening = [asyncio.create_task(listen()) for _ in range(2)]
-    await hearing.wait()
+    # Both have to be there: who comes after the end is told that there is nothing to hear.
+    heard = [asyncio.Event(), asyncio.Event()]
+    listening = [asyncio.create_task(listen(each)) for each in heard]
+    await asyncio.gather(*(each.wait() for each in heard))
     gone = await here.post(f"/a2a/v1/tasks/{task}:cancel", headers=NEW)
     assert gone.status_code == 200, gone.text
     for found in await asyncio.gather(*listening):

@@ -30,12 +30,16 @@ from a2a.types.a2a_pb2 import (
     Task,
     TaskPushNotificationConfig,
     TaskState,
+    TaskStatusUpdateEvent,
 )
 
-from quell.app import App, open_app
+from quell.app import App, TaskBook, open_app
 from quell.config import AgentSettings, IdentitySettings, ServerSettings
 from quell.runs import system_clock
 from quell.server import serve
+from quell.server._a2a_tasks import Tasks
+from quell.server._listening import Closing
+from quell.server._rates import Rates
 from tests.doors._authority_house import settings_of
 from tests.doors._desk_bench import agents_of, file_of, first_of
 from tests.doors._model_bench import delta, end, provider, sse, usage
@@ -292,13 +296,30 @@ def test_tasks_of_others_do_not_exist(tmp_path: Path) -> None:
             assert book is not None
             row = await app.runs.get(task)
             wanted = await app.agents.wanted(row.id)
-            from quell.app import TaskBook  # noqa: PLC0415 - only here
-
             tasks = TaskBook(app.runs.database, clock=system_clock)
             assert tasks.find(task, by=wanted.by) is not None
             assert tasks.find(task, by=replace(wanted.by, user="somebody")) is None
             with pytest.raises(Exception, match="there is no task"):
                 await client.get_task(GetTaskRequest(id="run_none"))
+
+    asyncio.run(story())
+
+
+def test_who_begins_to_listen_in_the_moment_in_which_it_ends_is_told_the_end_as_always(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(tmp_path) as (app, url), client_of(url) as client:
+            task = task_of(await sent(client, says("What would you do?")))
+            tasks = Tasks(
+                app,
+                TaskBook(app.runs.database, clock=system_clock),
+                rates=Rates(per_minute=0, closing=Closing(listening_max=1)),
+            )
+            row = await tasks.find(task, by=None)
+            whole, last = [each async for each in tasks.follow(row)]
+            assert isinstance(whole, Task)
+            assert isinstance(last, TaskStatusUpdateEvent)
+            assert whole.status.state == last.status.state == COMPLETED
+            assert [each async for each in tasks.follow(row, first=False)] == []
 
     asyncio.run(story())
 

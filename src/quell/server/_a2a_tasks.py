@@ -204,6 +204,9 @@ class Tasks:
         if first:
             yield task
         if task.status.state in _ENDED:
+            if first:
+                # It ended between two looks at it: whoever follows is told the end as such, as always.
+                yield _moved(row, task.status)
             return
         # A server that stops ends it between two events: whoever listened subscribes again.
         async with aclosing(self._rates.closing.until(self._app.agents.follow(row.run))) as heard:
