@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quell.config import Secret
-from quell.domain import Approval, ConfigError, RefusedError
+from quell.domain import Approval, Asker, ConfigError, RefusedError
 from quell.governance import Approvals
 from tests import _authority as a
 from tests.conftest import FakeClock
@@ -65,7 +65,9 @@ def test_a_request_is_auras_own(approval: Approval, clock: FakeClock) -> None:
         "origin": {"kind": "config_gate", "matched_pattern": "effects-ask"},
         "items": [{"tool_name": "scale", "arguments": {"replicas": 6}, "tool_call_intent": "it is slow"}],
     }
-    of_a_conversation = hook.request(approval, request_id="req_1", at=clock.at, session="cs_1")
+    of_a_conversation = hook.request(
+        approval, request_id="req_1", at=clock.at, asker=Asker(run="run_1", session="cs_1")
+    )
     assert json.loads(of_a_conversation.body)["scope"]["session_id"] == "cs_1"
     assert uuid.UUID(decision).version == 7
     assert uuid.UUID(decision).variant == uuid.RFC_4122

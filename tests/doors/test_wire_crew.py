@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import httpx2
 import msgspec
 import pytest
 
-from quell.config import AgentSettings, AuraSettings, load_agents
+from quell.config import AgentSettings, ApprovalSettings, AuraSettings, load_agents
 from quell.domain import ConfigError, Parked, Principal
 from tests._mcp_rogue import Rogue, rogue
+from tests.doors._authority_house import Service
 from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import Answer, Provider, delta, end, provider, sse, usage
-from tests.doors._wire_bench import a_wire, frames, golden, settings_of, text_of
+from tests.doors._wire_bench import CHAT, a_wire, frames, golden, settings_of, text_of
 
 pytestmark = pytest.mark.timeout(60)
 ON = AuraSettings(custom_events=True, emit_reasoning=True)
@@ -371,6 +373,44 @@ def test_a_call_of_a_worker_waits_for_people_and_its_run_goes_on_where_it_stood(
     scope = dict(told(response))["aura.approval_requested"]["scope"]
     assert (scope["kind"], scope["worker"]) == ("worker", "wiper")
     assert said(response) == "It is wiped."
+
+
+def test_an_approvers_service_is_told_which_worker_asks(tmp_path: Path) -> None:
+    answers = (plans(("wipe it", "wiper"), spent=1), calls("wipe", {"n": 7}, spent=1))
+    wiper = '[orchestration.worker.wiper]\ndescription = "wipes"\npreamble = "Wipe it."\nmcp_filter = ["wipe"]\n'
+
+    async def story() -> None:
+        async with provider(*answers) as model, rogue() as server, Service() as service:
+            agents = crew_of(tmp_path / "agents", model, server, more=wiper)
+            server.tools.append({"name": "wipe", "description": "empties a disk", "inputSchema": SCHEMA})
+            settings = settings_of(tmp_path / "state", aura=ON)
+            settings = replace(settings, approvals=ApprovalSettings(webhook_url=f"{service.url}/hook"))
+            service.answer = lambda _: (202, {}, b"")
+            async with a_wire(settings, agents) as wire:
+                body = {"messages": [{"role": "user", "content": "Wipe it."}], "stream": True}
+                async with wire.http.stream("POST", CHAT, json=body) as response:
+                    run, session = (response.headers[name] for name in ("x-quell-run", "x-chat-session-id"))
+                    while not service.told:
+                        await asyncio.sleep(0.05)
+                    shown = ""
+                    async for text in response.aiter_text():
+                        shown += text
+                        if "aura.approval_pending" in shown and shown.endswith("\n\n"):
+                            break
+                (told,) = service.told
+                scope = json.loads(told.body)["scope"]
+                assert scope == {
+                    "kind": "worker",
+                    "run_id": run,
+                    "task_id": scope["task_id"],
+                    "worker": "wiper",
+                    "session_id": session,
+                }
+                (pending,) = [each for name, each in frames(shown) if name == "aura.approval_pending"]
+                assert pending["scope"] == scope, "the stream tells the same"
+                await wire.app.agents.cancel(run)
+
+    asyncio.run(story())
 
 
 def test_a_coordinator_without_workers_is_a_mistake_of_the_file(tmp_path: Path) -> None:

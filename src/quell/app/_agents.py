@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from quell.app._agent_minds import Mind, default_agent, parted
 from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, load_agents
 from quell.domain import (
+    Asker,
     ChatAsk,
     Clock,
     ConfigError,
@@ -36,6 +38,7 @@ from quell.domain import (
     Tool,
     UsageError,
     WorldError,
+    asker_of,
 )
 from quell.runs import Done, Next, RunContext, WaitUntil
 from quell.tools import LocalHand
@@ -110,12 +113,30 @@ class AgentDesk:
         """Return the headers of the request that began a run, as long as it goes on here."""
         return self._room.headers_of(run)
 
-    async def session_of(self, run: str) -> str:
-        """Return the conversation that a run belongs to; empty when it has none, or is no run of an agent."""
+    async def asker(self, run: str, call: str) -> Asker:
+        """Return who in a run wanted a call; of what is no run of an agent, the run alone."""
         try:
-            return (await self.wanted(run)).ask.session
+            wanted = await self.wanted(run)
         except UsageError:
-            return ""
+            return Asker(run=run)
+        plan = (await self.agent_of(wanted)).orchestration
+        return asker_of(
+            await self._asked_as(run, call),
+            run=run,
+            session=wanted.ask.session,
+            workers=plan.worker,
+            mind="crew" if plan.enabled else "agent",
+        )
+
+    async def _asked_as(self, run: str, call: str) -> Mapping[str, object]:
+        """Return what was told of a call when it was wanted; nothing when it was not."""
+        after = 0
+        while batch := await self._runs.events(run=run, after=after):
+            after = batch[-1].seq
+            for event in batch:
+                if event.name == "agent.call_asked" and (body := json.loads(event.body)).get("call") == call:
+                    return dict(body)
+        return {}
 
     def hands(self) -> list[tuple[Tool, LocalHand]]:
         """Return the tools that come with agents."""

@@ -308,7 +308,7 @@ def _agents_of(
         warden.redactor.hold_all(f"agents.{agent.id}", agent)
     desk = AgentDesk(agents, warden=warden, clock=clock, entropy=entropy, env=env, servers=servers)
     warden.routes, warden.headers_of = routes_of(warden.settings, agents), desk.headers_of
-    warden.session_of = desk.session_of
+    warden.asker = desk.asker
     stack.push_async_callback(_closed, "agents", desk.close)
     return desk
 

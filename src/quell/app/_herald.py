@@ -19,6 +19,7 @@ from quell.config import ApprovalSettings, Secret
 from quell.domain import (
     Approval,
     ApprovalStatus,
+    Asker,
     AuditKind,
     Clock,
     Entropy,
@@ -33,8 +34,8 @@ from quell.governance import Approvals
 from quell.tools import post_webhook
 
 Channel: TypeAlias = Literal["webhook", "chat"]
-SessionOf: TypeAlias = Callable[[str], Awaitable[str]]
-"""Tells the conversation of a run; empty when it has none."""
+AskerOf: TypeAlias = Callable[[str, str], Awaitable[Asker]]
+"""Tells who asks, by run and call."""
 
 _SENT_AT_ONCE = 16
 _LEASE_MARGIN_S = 30.0
@@ -57,12 +58,12 @@ class Herald:
         link_of: Callable[[str], str],
         routes: Mapping[str, AgentRoute] | None = None,
         headers_of: Callable[[str], Mapping[str, str]] = lambda _run: {},
-        session_of: SessionOf | None = None,
+        asker: AskerOf | None = None,
     ) -> None:
         """Take what it needs; `link_of` says where people read an approval.
 
         `routes` are those of agents whose file names a service of its own, by id; `headers_of` gives the headers of
-        whoever started a run, while this process knows them; `session_of` its conversation.
+        whoever started a run, while this process knows them; `asker` who in it asks.
         """
         settings = authority.settings.approvals
         self._authority = authority
@@ -72,7 +73,7 @@ class Herald:
         self._link_of = link_of
         self._sending: set[asyncio.Task[None]] = set()
         self._headers_of = headers_of
-        self._session_of = session_of
+        self._asker = asker
         self._routes = {agent: (route, _service(route.approvals)) for agent, route in (routes or {}).items()}
         self._route = AgentRoute(approvals=settings)
         self.service = _service(settings)
@@ -172,8 +173,9 @@ class Herald:
             out: came[source.lower()] for out, source in route.headers_from_request.items() if source.lower() in came
         }
         request_id = new_id("req", at=at, entropy=self._entropy(10))
-        session = "" if self._session_of is None else await self._session_of(approval.terms.run)
-        message = service.request(shown, request_id=request_id, at=at, session=session, forwarded=forwarded)
+        call = approval.terms.calls[0].call.id
+        asker = None if self._asker is None else await self._asker(approval.terms.run, call)
+        message = service.request(shown, request_id=request_id, at=at, asker=asker, forwarded=forwarded)
         reply = await post_webhook(
             message.url, headers=message.headers, body=message.body, timeout_s=route.approvals.timeout_s
         )

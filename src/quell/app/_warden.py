@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     # What decides and acts is loaded when it is first needed: a command that lists runs needs none of it.
     from quell.app._agent_routes import AgentRoute
     from quell.app._authority import Authority
-    from quell.app._herald import Herald, SessionOf
+    from quell.app._herald import AskerOf, Herald
     from quell.app._in_force import InForce
     from quell.app._votes import Way
     from quell.audit import Redactor
@@ -83,8 +83,8 @@ class Warden:
         """Services of their own that agents' files name for approvals, by id of the agent; set before the herald is asked for."""
         self.headers_of: Callable[[str], Mapping[str, str]] = _no_headers
         """Gives the headers of whoever started a run, while this process knows them."""
-        self.session_of: SessionOf | None = None
-        """Tells the conversation of a run, where agents are."""
+        self.asker: AskerOf | None = None
+        """Tells who in a run asks, where agents are."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -158,7 +158,7 @@ class Warden:
                 link_of=self._link_of,
                 routes=self.routes,
                 headers_of=self.headers_of,
-                session_of=self.session_of,
+                asker=self.asker,
             )
         return self._herald
 

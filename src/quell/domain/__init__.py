@@ -19,6 +19,9 @@ from quell.domain._approval import StepState as StepState
 from quell.domain._approval import Switch as Switch
 from quell.domain._approval import SwitchState as SwitchState
 from quell.domain._approval import Vote as Vote
+from quell.domain._asker import Asker as Asker
+from quell.domain._asker import asker_of as asker_of
+from quell.domain._asker import worker_of as worker_of
 from quell.domain._audit import AuditAnchor as AuditAnchor
 from quell.domain._audit import AuditCheckpoint as AuditCheckpoint
 from quell.domain._audit import AuditEntry as AuditEntry

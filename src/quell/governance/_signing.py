@@ -17,7 +17,7 @@ from typing import Literal
 from uuid import UUID
 
 from quell.config import Secret
-from quell.domain import Approval, ConfigError, Problem, RefusedError, Signer
+from quell.domain import Approval, Asker, ConfigError, Problem, RefusedError, Signer
 from quell.governance._question import shown
 
 SIGNATURE_HEADER = "X-Aura-Signature-256"
@@ -204,13 +204,13 @@ class Webhook:
         *,
         request_id: str,
         at: datetime,
-        session: str = "",
+        asker: Asker | None = None,
         forwarded: Mapping[str, str] | None = None,
     ) -> WebhookMessage:
         """Write the request for a decision.
 
-        `session` is the conversation of the run, if it has one; `forwarded` are headers of the caller that the operator
-        lets through.
+        `asker` tells where in the run it comes from, where somebody knows; `forwarded` are headers of the caller that
+        the operator lets through.
         """
         decision = decision_id_of(approval.id)
         intent = {"tool_call_intent": approval.terms.explanation} if approval.terms.explanation else {}
@@ -218,7 +218,7 @@ class Webhook:
             "version": 1,
             "decision_id": decision,
             "request_id": request_id,
-            "scope": {"kind": "single", "session_id": session or approval.terms.run},
+            "scope": (asker or Asker(run=approval.terms.run)).scope(),
             "origin": approval.terms.origin(),
             "items": [
                 {"tool_name": asked.call.tool, "arguments": json.loads(asked.call.arguments), **intent}

@@ -213,7 +213,7 @@ class AuraEvents:
     def _approved(self, name: str, body: Mapping[str, object], approval: Approval) -> bytes:
         """Tell of a request for approval: that there is one, or how it ended."""
         waiting = approval.id in self._parked
-        decision, scope = Approvals.decision_id_of(approval.id), self._scope(body)
+        decision, scope = Approvals.decision_id_of(approval.id), self._scene.asker(body).scope()
         if name == "agent.call_parked":
             if waiting:
                 return b""
@@ -233,15 +233,6 @@ class AuraEvents:
         took_ms = round((settled - approval.terms.requested_at).total_seconds() * 1000)
         told = {"decision_id": decision, "outcome": _outcome(approval, took_ms), "duration_ms": took_ms, "scope": scope}
         return event_frame("aura.approval_completed", told)
-
-    def _scope(self, body: Mapping[str, object]) -> dict[str, object]:
-        scene = self._scene
-        if worker := scene.worker(body):
-            told = {"run_id": scene.run, "task_id": body.get("task") or 0, "worker": worker}
-            return {"kind": "worker", **told, "session_id": scene.session}
-        if scene.agent.orchestration.enabled:
-            return {"kind": "coordinator", "run_id": scene.run}
-        return {"kind": "single", "session_id": scene.session}
 
 
 def _task(body: Mapping[str, object]) -> str:

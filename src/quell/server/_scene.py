@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from quell.config import AgentSettings
-
-_OF_COORDINATOR = re.compile(r"c\d+")
-"""What a coordinator's own conversations are called, where those of workers have the names of their tasks."""
+from quell.domain import Asker, asker_of, worker_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +35,13 @@ class Scene:
 
     def worker(self, body: Mapping[str, object]) -> str:
         """Return the name of the worker that an event is about; empty for the agent itself."""
-        if _OF_COORDINATOR.fullmatch(str(body.get("task") or "")):
-            return ""
-        named = str(body.get("worker") or body.get("agent") or "")
-        return named if named in self.agent.orchestration.worker or body.get("task") else ""
+        return worker_of(body, workers=self.agent.orchestration.worker)
+
+    def asker(self, body: Mapping[str, object]) -> Asker:
+        """Return who asks, by an event of the call that is asked about."""
+        plan = self.agent.orchestration
+        mind: Literal["agent", "crew"] = "crew" if plan.enabled else "agent"
+        return asker_of(body, run=self.run, session=self.session, workers=plan.worker, mind=mind)
 
     def session_tail(self) -> dict[str, object]:
         """Return what every event says of its conversation."""
