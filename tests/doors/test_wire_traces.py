@@ -1,13 +1,17 @@
-"""The span of a streamed answer: it lasts as long as its stream, over all that was done for it, and says how that ended."""
+"""The span of a request: it lasts as long as its answer, over all that was done for it, whatever protocol it came by."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
-from quell.config import AuraSettings
+from quell.config import AuraSettings, ServerSettings
 from tests.doors._desk_bench import agents_of, file_of
 from tests.doors._model_bench import Answer, delta, end, plain, provider, silence, sse, usage
 from tests.doors._trace_bench import CALLER, TRACE, Collector, Seen, collector
@@ -83,3 +87,42 @@ def test_the_span_of_a_stream_that_ends_with_an_error_says_which(tmp_path: Path,
     late = _request(_told(tmp_path / "late", silence(), path, first_s=0.2), path).attributes
     assert (late["quell.stream.status_code"], late["error.type"]) == (504, "timeout")
     assert refused["quell.stream.client_left"] is late["quell.stream.client_left"] is False
+
+
+@pytest.mark.parametrize("protocol", ["a2a send", "a2a stream", "mcp headers", "mcp meta"])
+def test_a_question_of_another_agent_goes_on_in_its_trace(tmp_path: Path, protocol: str) -> None:
+    pytest.importorskip(protocol.split(" ")[0], reason=f"needs the extra of {protocol}")
+
+    async def asked(wire: Wire) -> None:
+        place = {"traceparent": CALLER}
+        if protocol.startswith("a2a"):
+            message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "Hello?"}]}
+            path, headers = f"/a2a/v1/message:{protocol.removeprefix('a2a ')}", {"A2A-Version": "1.0", **place}
+            told = await wire.http.post(path, json={"message": message}, headers=headers)
+            assert told.status_code == 200, told.text
+            return
+        is_in_meta = protocol == "mcp meta"
+        async with (
+            httpx2.AsyncClient(headers={} if is_in_meta else place, trust_env=False) as http,
+            Client(streamable_http_client(f"{wire.url}/mcp", http_client=http)) as client,
+        ):
+            meta: Any = place if is_in_meta else None
+            result = await client.call_tool("ask", {"question": "Hello?"}, meta=meta)
+            assert not result.is_error
+
+    async def story() -> None:
+        settings = settings_of(tmp_path / "state", server=ServerSettings(port=0, a2a=True))
+        async with provider(SLOWLY) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=LOOSE))
+            async with a_wire(settings, agents, env={"OTEL_EXPORTER_OTLP_ENDPOINT": kept.url}) as wire:
+                await asked(wire)
+
+    with collector() as kept:
+        asyncio.run(story())
+    (request,) = kept.spans_of("quell.request")
+    agent, chat = kept.span_of("invoke_agent"), kept.span_of("chat")
+    assert (request.trace, request.parent) == (TRACE, CALLER.split("-")[2])
+    assert {agent.trace, chat.trace} == {TRACE}
+    assert kept.path_to(chat)[:3] == ["quell.request", "quell.run", "invoke_agent"]
+    for inner in (agent, chat):
+        assert request.began_ns <= inner.began_ns <= inner.ended_ns <= request.ended_ns, inner.name

@@ -34,6 +34,7 @@ from quell.server._errors import WireError, error_response, json_response
 from quell.server._identity import READERS, Access, Gate
 from quell.server._listening import Closing
 from quell.server._rates import Rates
+from quell.server._spans import Traced
 
 ACCESS = Access(verb="a2a", roles=READERS, belongs_to="tenant")
 RPC, REST = "/a2a/v1/rpc", "/a2a/v1"
@@ -61,7 +62,8 @@ class A2A:
         ]
         for route in guarded:
             if isinstance(route, Route):
-                route.app = _Guarded(Refusals(route.app), app=app, gate=gate, bodies=bodies, closing=rates.closing)
+                inner = Refusals(route.app)
+                route.app = Traced(_Guarded(inner, app=app, gate=gate, bodies=bodies, closing=rates.closing))
         # Mounts are the same once more under a tenant's name: who calls tells its tenant, and nothing else does.
         self.routes = [
             Route("/.well-known/agent-card.json", self._card),

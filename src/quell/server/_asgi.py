@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from starlette.applications import Starlette
@@ -32,8 +31,8 @@ from quell.server._models import Models
 from quell.server._openai_gate import spoken
 from quell.server._rates import Rates
 from quell.server._responses import Responses
+from quell.server._spans import traced
 from quell.server._stops import Stops
-from quell.server._streaming import Streaming
 from quell.server._telemetry import Intake, Signal
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[
     api, intake = Api(app, bodies=bodies), Intake(app, bodies=bodies)
 
     def reads(verb: str, endpoint: Endpoint) -> Endpoint:
-        return _traced(gate.guarded(endpoint, Access(verb=verb)))
+        return traced(gate.guarded(endpoint, Access(verb=verb)))
 
     def takes(signal: Signal) -> Endpoint:
         return gate.guarded(intake.endpoint(signal), _TELEMETRY, form="otlp")
@@ -103,17 +102,17 @@ def _trouble(app: App, gate: Gate, streams: Streams, *, bodies: Bodies) -> list[
         Route("/v1/logs", takes("logs"), methods=["POST"]),
         Route("/v1/traces", takes("traces"), methods=["POST"]),
         Route("/v1/metrics", takes("metrics"), methods=["POST"]),
-        Route("/webhooks/alertmanager", _traced(gate.guarded(api.alertmanager, _ALERTS)), methods=["POST"]),
+        Route("/webhooks/alertmanager", traced(gate.guarded(api.alertmanager, _ALERTS)), methods=["POST"]),
         Route("/health", api.health),
         Route("/api/v1/incidents", reads("incident.read", api.incidents)),
         Route("/api/v1/incidents/{id}", reads("incident.read", api.incident)),
         Route("/api/v1/incidents/{id}/report.{form}", reads("incident.read", api.report)),
         Route("/api/v1/runs", reads("run.read", api.runs)),
         Route("/api/v1/runs/{id}", reads("run.read", api.run)),
-        Route("/api/v1/runs/{id}/trace", _traced(gate.guarded(api.trace, _TRACE))),
+        Route("/api/v1/runs/{id}/trace", traced(gate.guarded(api.trace, _TRACE))),
         Route("/api/v1/alerts", reads("alert.read", api.alerts)),
         Route("/api/v1/events", gate.guarded(streams.endpoint, Access(verb="event.read"))),
-        Route("/api/v1/changes", _traced(gate.guarded(intake.change, _CHANGES)), methods=["POST"]),
+        Route("/api/v1/changes", traced(gate.guarded(intake.change, _CHANGES)), methods=["POST"]),
     ]
 
 
@@ -123,13 +122,13 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
     emergencies, involved = Emergencies(app, bodies=bodies), READERS | {"break-glass"}
 
     def own(verb: str, endpoint: Endpoint, *, roles: frozenset[str] = READERS) -> Endpoint:
-        return _traced(gate.guarded(endpoint, Access(verb=verb, roles=roles, belongs_to="tenant")))
+        return traced(gate.guarded(endpoint, Access(verb=verb, roles=roles, belongs_to="tenant")))
 
     return [
         Route("/api/v1/approvals", own("approval.list", inbox.listed, roles=ANY)),
         Route("/api/v1/approvals/{id}", own("approval.list", inbox.one, roles=ANY)),
-        Route("/api/v1/approvals/{id}", _traced(gate.guarded(inbox.decide, DECIDE)), methods=["POST"]),
-        Route("/v1/approvals/{id}", _traced(gate.accounted(inbox.decide_on_the_wire)), methods=["POST"]),
+        Route("/api/v1/approvals/{id}", traced(gate.guarded(inbox.decide, DECIDE)), methods=["POST"]),
+        Route("/v1/approvals/{id}", traced(gate.accounted(inbox.decide_on_the_wire)), methods=["POST"]),
         Route("/api/v1/switches", own("switch.list", stops.listed)),
         Route("/api/v1/switches", own("switch.set", stops.set), methods=["POST"]),
         Route("/api/v1/switches/{id}", own("switch.lift", stops.lift), methods=["DELETE"]),
@@ -141,7 +140,7 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
             methods=["POST"],
         ),
         Route("/api/v1/effects", own("effect.list", stops.effects)),
-        Route("/api/v1/audit/checkpoint", _traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
+        Route("/api/v1/audit/checkpoint", traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
     ]
 
 
@@ -154,7 +153,7 @@ def _agents(app: App, gate: Gate, *, bodies: Bodies, rates: Rates) -> list[Route
 
     def asks(endpoint: Endpoint) -> Endpoint:
         access = Access(verb="chat", belongs_to="tenant")
-        return _traced(spoken(gate.guarded(endpoint, access), app, closing=rates.closing))
+        return traced(spoken(gate.guarded(endpoint, access), app, closing=rates.closing))
 
     return [
         Route("/v1/chat/completions", asks(chats.create), methods=["POST"]),
@@ -166,28 +165,6 @@ def _agents(app: App, gate: Gate, *, bodies: Bodies, rates: Rates) -> list[Route
         Route("/v1/models", asks(models.listed), methods=["GET"]),
         Route("/v1/models/{id:path}", asks(models.one), methods=["GET"]),
     ]
-
-
-def _traced(endpoint: Endpoint) -> Endpoint:
-    """Time an endpoint as one span that continues the caller's trace."""
-
-    async def traced(request: Request) -> Response:
-        attributes = {
-            "http.request.method": request.method,
-            "http.route": request.scope["route"].path,
-            "openinference.span.kind": "CHAIN",
-        }
-        place = telemetry.extract(request.headers)
-        with ExitStack() as lasting:
-            span = lasting.enter_context(telemetry.span("quell.request", attributes, parent=place, kind="server"))
-            response = await endpoint(request)
-            span.put("http.response.status_code", response.status_code)
-            if isinstance(response, Streaming):
-                # The request is over when its stream is, and that has only begun.
-                response.within(lasting.pop_all(), tell=span.put)
-            return response
-
-    return traced
 
 
 def _clean_of(request: Request) -> Callable[[str], str]:
