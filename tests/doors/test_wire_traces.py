@@ -91,7 +91,7 @@ def test_the_span_of_a_stream_that_ends_with_an_error_says_which(tmp_path: Path,
 
 @pytest.mark.parametrize("protocol", ["a2a send", "a2a stream", "mcp headers", "mcp meta"])
 def test_a_question_of_another_agent_goes_on_in_its_trace(tmp_path: Path, protocol: str) -> None:
-    pytest.importorskip(protocol.split(" ")[0], reason=f"needs the extra of {protocol}")
+    pytest.importorskip(protocol.partition(" ")[0], reason=f"needs the extra of {protocol}")
 
     async def asked(wire: Wire) -> None:
         place = {"traceparent": CALLER}
