@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_its_version_when_its_file_is_written_anew(tmp_path: 
                 first = await app.agents.start(asked("Which?"), by=ANN)
                 while not old.bodies:
                     await asyncio.sleep(0.01)
-                app.agents.take(agents_of(tmp_path / "agents", file_of("sre", new.url)))
+                await app.agents.take(agents_of(tmp_path / "agents", file_of("sre", new.url)))
                 second = await app.agents.start(asked("Which?"), by=ANN)
                 told = await heard(app, second.id)
                 assert text_of(told) == "new"
@@ -182,5 +182,27 @@ def test_what_an_agents_file_lets_a_run_spend_ends_the_run(tmp_path: Path) -> No
                 assert answer.stop in {Stop.SPENT, Stop.LOOP}
                 assert answer.usage.input_tokens + answer.usage.output_tokens <= 9_000
                 assert len(model.bodies) < 9
+
+    asyncio.run(story())
+
+
+def test_a_budget_that_is_written_anew_holds_for_new_runs_and_running_ones_keep_theirs(tmp_path: Path) -> None:
+    async def story() -> None:
+        call = {"index": 0, "id": "x", "function": {"name": "incidents", "arguments": "{}"}}
+        turns = sse(delta(tool_calls=[call]), end("tool_calls"), usage(900, 200), gap_s=0.2)
+        async with provider(turns, sse(delta("Calm."), end(), usage(900, 20))) as model:
+            text = file_of("sre", model.url, more="[quell.budget]\ntokens = 50000\n")
+            async with a_desk(tmp_path / "state", agents_of(tmp_path / "agents", text)) as app:
+                first = await app.agents.start(asked("What is open?"), by=ANN)
+                while not model.bodies:
+                    await asyncio.sleep(0.01)
+                await app.agents.take(agents_of(tmp_path / "agents", text.replace("50000", "40")))
+                before = await app.agents.answer(first.id, timeout_s=20)
+                assert before is not None
+                assert (before.stop, before.text, len(model.bodies)) == (Stop.ANSWERED, "Calm.", 2)
+                second = await app.agents.start(asked("What is open?"), by=ANN)
+                after = await app.agents.answer(second.id, timeout_s=20)
+                assert after is not None
+                assert (after.stop, len(model.bodies)) == (Stop.SPENT, 2)
 
     asyncio.run(story())

@@ -82,7 +82,6 @@ async def a_house(state_dir: Path, *, server: ServerSettings, receives: bool = T
     desk = Desk(runs=runs, readers=[RecordedReader()], settings=settings.investigation, clock=clock, entropy=os.urandom)
     intake = Intake()
     app = App(
-        settings=settings,
         role="serve",
         clock=clock,
         entropy=os.urandom,
@@ -471,7 +470,7 @@ def test_a_stream_of_a_run_ends_when_the_run_has_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "example.org", "::"])
 def test_no_address_but_loopback_is_listened_on(tmp_path: Path, host: str) -> None:
     async def story(house: House) -> None:
-        house.app.settings = replace(house.app.settings, server=ServerSettings(host=host, port=0))
+        house.app.warden.settings = replace(house.app.settings, server=ServerSettings(host=host, port=0))
         with pytest.raises(ConfigError) as refused:
             await serve(house.app)
         assert "loopback" in str(refused.value)
@@ -481,7 +480,7 @@ def test_no_address_but_loopback_is_listened_on(tmp_path: Path, host: str) -> No
 
 def test_a_real_server_answers_streams_and_stops_when_told(tmp_path: Path) -> None:
     async def story(house: House) -> None:
-        house.app.settings = replace(
+        house.app.warden.settings = replace(
             house.app.settings,
             server=ServerSettings(port=0),
             detection=replace(house.app.settings.detection, enabled=False),
@@ -494,7 +493,7 @@ def test_a_real_server_answers_streams_and_stops_when_told(tmp_path: Path) -> No
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"{url}/api/v1/incidents")).status_code == 200
             taken = replace(house.app.settings, server=ServerSettings(port=int(url.rsplit(":", 1)[1])))
-            house.app.settings = taken
+            house.app.warden.settings = taken
             with pytest.raises(StateHeldError):
                 await serve(house.app)
             async with client.stream("GET", f"{url}/api/v1/events") as stream:

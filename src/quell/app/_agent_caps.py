@@ -1,16 +1,17 @@
-"""What agent files say that their runs may spend, as caps beside those of the deployment."""
+"""What an agent's file says that its runs may spend, as caps beside those of the deployment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
-from quell.config import AgentSettings, CapSettings, Settings
+from quell.app._office import cap_of
+from quell.config import AgentSettings, CapSettings
+from quell.domain import Cap
 
 
-def capped(settings: Settings, agents: Sequence[AgentSettings]) -> Settings:
-    """Return settings with a cap for each budget of an agent file: the lowest of all caps holds."""
-    return replace(settings, cap=(*settings.cap, *(cap for agent in agents for cap in _caps(agent))))
+def caps_of_agent(agent: AgentSettings) -> tuple[Cap, ...]:
+    """Return a cap for each budget of an agent's file; they hold beside the others, so the lowest of all does."""
+    return tuple(cap_of(each) for each in _caps(agent))
 
 
 def _caps(agent: AgentSettings) -> Iterator[CapSettings]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from quell import telemetry
 from quell.agent import Agent, BudgetAccounts, Crew, Live, Role
 from quell.app._agent_book import AgentBook
+from quell.app._agent_caps import caps_of_agent
+from quell.app._agent_links import AgentLinks
 from quell.app._agent_minds import Mind, default_agent, open_mind, parted, role_of, worker_of
+from quell.app._agent_routes import routes_of
 from quell.app._agent_servers import ask_first_of, offered, people_s_of, spill_of
 from quell.app._ask_people import ask_people_hand
 from quell.app._file_tools import file_hands
@@ -22,7 +25,7 @@ from quell.app._first_pins import pin_first
 from quell.app._in_force import InForce, in_force
 from quell.app._memory import DOCUMENTS, open_store, search_hand, skill_hands
 from quell.app._skill_book import git_sources
-from quell.config import AgentSettings
+from quell.config import AgentSettings, Settings, VectorStoreSettings
 from quell.domain import (
     CallRequest,
     ChatAsk,
@@ -30,10 +33,12 @@ from quell.domain import (
     ConfigError,
     Principal,
     QuellError,
+    RunStatus,
     ServerState,
     Spender,
     Tool,
     ToolCaller,
+    UsageError,
 )
 from quell.memory import DocumentStore, Library, Shelf, Skills
 from quell.models import Limits, Model
@@ -49,6 +54,8 @@ _CALL_S = 300.0
 _LOOK_S = 10.0
 _AGAIN_S = 30.0
 _FRESH_S = 30.0
+_MISSED_MAX = 200
+ENDED = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 _HELD_MAX = 10_000
 """Requests whose headers are kept: of runs that go on elsewhere nobody here learns that they ended."""
 
@@ -77,7 +84,10 @@ class _Open:
     """By id, as they answer now."""
     versions: dict[str, Mind] = field(default_factory=dict)
     """By version, those of runs that go on as well."""
-    stores: list[DocumentStore] = field(default_factory=list)
+    whole: list[Mind] = field(default_factory=list)
+    """Each whose models are open."""
+    stores: dict[str, tuple[VectorStoreSettings, DocumentStore]] = field(default_factory=dict)
+    """Those that agent files name."""
     servers: dict[str, ServerState] = field(default_factory=dict)
     """By name in the settings, as they were found last."""
 
@@ -92,24 +102,26 @@ class AgentRoom:
         warden: Warden,
         clock: Clock,
         env: Mapping[str, str],
-        servers: Mapping[str, Mapping[str, str]],
+        links: AgentLinks,
     ) -> None:
-        """Take the agents as they are configured; `servers` tells for each how its MCP servers are called among all."""
+        """Take the agents as they are configured, and which MCP servers they have."""
         self.agents = tuple(agents)
         self.live = Live()
         self.headers: dict[str, Mapping[str, str]] = {}
         """By ticket: headers of requests whose runs go on here."""
         self._tickets: dict[str, str] = {}
         """By run."""
+        self._uses: dict[str, Mind] = {}
+        """By ticket: with what the runs that go on here answer."""
         self._warden = warden
         self._clock = clock
         self._env = env
-        self._servers = servers
+        self._links = links
         self._limits = Limits(time.monotonic)
         self._open = _Open()
         self._opening, self._looking = asyncio.Lock(), asyncio.Lock()
         self._book: AgentBook | None = None
-        self._decided: tuple[tuple[int, str], InForce] | None = None
+        self._decided: tuple[tuple[int, str], Settings, InForce] | None = None
         self._looked_s = -_AGAIN_S
 
     async def book(self) -> AgentBook:
@@ -121,11 +133,9 @@ class AgentRoom:
 
     async def close(self) -> None:
         """Close the models and the stores."""
-        for store in self._open.stores:
+        for _, store in self._open.stores.values():
             await store.close()
-        models = {id(model): model for mind in self._open.versions.values() for model in mind.models}
-        for model in models.values():
-            await model.close()
+        await _close(self._open.whole)
 
     # -- their tools --------------------------------------------------------------------------------------------------
 
@@ -139,7 +149,7 @@ class AgentRoom:
             for each in agent.vector_stores:
                 if each.name not in stores:
                     stores[each.name] = open_store(each, library=library, clock=self._clock, env=self._env)
-                    self._open.stores.append(stores[each.name])
+                    self._open.stores[each.name] = each, stores[each.name]
                     prefixes[each.name] = each.context_prefix
         searching = [
             search_hand(store, clock=self._clock, context_prefix=prefixes.get(name, ""))
@@ -161,14 +171,30 @@ class AgentRoom:
 
     async def look_at_servers(self, *, names: Sequence[str] | None = None, max_age_s: float | None = None) -> None:
         """Ask the MCP servers what they offer, and take what may be taken; those that are down are told and left."""
-        authority = await self._warden.open()
         async with self._looking:
-            self._looked_s = time.monotonic()
-            found = await pin_first(authority, names=names, timeout_s=_LOOK_S, max_age_s=max_age_s)
-            self._open.servers.update(found)
+            await self._look_at(names, max_age_s=max_age_s)
+
+    async def _look_at(self, names: Sequence[str] | None, *, max_age_s: float | None = None) -> None:
+        authority = await self._warden.open()
+        self._looked_s = time.monotonic()
+        there = dict(self._links.there)
+        found = await pin_first(authority, names=names, timeout_s=_LOOK_S, max_age_s=max_age_s)
+        # Of one that is another by now this look tells nothing.
+        same = {name: state for name, state in found.items() if self._links.there.get(name) == there.get(name)}
+        self._open.servers.update(same)
+
+    async def see(self, names: Iterable[str]) -> None:
+        """Look at those of these servers that nobody has looked at; the first time at all there are."""
+        wanted = list(names)
+        if all(name in self._open.servers for name in wanted):
+            return
+        async with self._looking:
+            if unseen := [name for name in wanted if name not in self._open.servers]:
+                await self._look_at(unseen if self._open.servers else None)
 
     async def look(self) -> None:
-        """Look again at the servers that were down."""
+        """Look again at the servers that were down, and for runs that ended elsewhere."""
+        await self._miss()
         if not self._warden.settings.mcp.servers or time.monotonic() - self._looked_s < _AGAIN_S:
             return
         down = [name for name in self._warden.settings.mcp.servers if not self._is_up(name)]
@@ -180,7 +206,8 @@ class AgentRoom:
         names = self.servers_of(agent)
         if stale := [name for name in names.values() if not self._is_up(name)]:
             await self.look_at_servers(names=stale, max_age_s=_FRESH_S)
-        return tuple(replace(self._open.servers[taken], name=name) for name, taken in names.items())
+        states = self._open.servers
+        return tuple(replace(states[taken], name=name) for name, taken in names.items() if taken in states)
 
     def _is_up(self, name: str) -> bool:
         state = self._open.servers.get(name)
@@ -188,34 +215,91 @@ class AgentRoom:
 
     def servers_of(self, agent: AgentSettings) -> Mapping[str, str]:
         """Return the MCP servers of an agent: those of its file, or of the deployment when it names none."""
-        if not self._servers:
-            # No agent file: what the settings have is the deployment's own.
-            return {name: name for name in self._warden.settings.mcp.servers}
-        return self._servers.get(agent.id, {})
+        return self._links.of(agent)
 
     # -- themselves ---------------------------------------------------------------------------------------------------
 
-    async def mind(self, agent: AgentSettings) -> Mind:
-        """Return an agent as it answers now. Raises ConfigError when it cannot be opened."""
-        authority = await self._warden.open()
-        if not self._open.servers and self.servers_of(agent):
-            await self.look_at_servers()
+    async def take(self, agents: Sequence[AgentSettings]) -> list[str]:
+        """Answer with these agents from now on; return the MCP servers that are new, or others than before.
+
+        Raises ConfigError with every mistake of the servers: then everything stays as it was.
+        """
         async with self._opening:
+            # Who did not change stays the one that is open.
+            taken = tuple(next((old for old in self.agents if old == new), new) for new in agents)
+            there = dict(self._links.there)
+            await self._relink(taken or (default_agent(),))
+            return sorted(name for name, server in self._links.there.items() if there.get(name) != server)
+
+    def untaken(self, agents: Sequence[AgentSettings]) -> list[str]:
+        """Return what of these agents is there after a restart only."""
+        wanted = {each.name: each for agent in agents for each in agent.vector_stores}
+        known = {name: settings for name, (settings, _) in self._open.stores.items()}
+        routes, now = self._warden.routes, routes_of(self._warden.settings, agents)
+        return [
+            *(f"vector_stores.{name}" for name in sorted(wanted) if known.get(name) != wanted[name]),
+            *(f"{agent.id}: hitl.route" for agent in agents if routes.get(agent.id) != now.get(agent.id)),
+        ]
+
+    async def _relink(self, agents: tuple[AgentSettings, ...]) -> None:
+        there = dict(self._links.there)
+        await self._links.take(agents, used=self.busy())
+        self.agents = agents
+        now = self._links.there
+        self._open.servers = {name: it for name, it in self._open.servers.items() if there.get(name) == now.get(name)}
+        self._open.minds = {
+            mind.id: mind
+            for mind in self._open.minds.values()
+            if any(mind.settings is agent for agent in agents) and mind.servers == self.servers_of(mind.settings)
+        }
+
+    async def settle(self) -> None:
+        """Close the models of versions that no run uses and that are not the present ones, and servers that only they had."""
+        if all(self._open.minds.get(mind.id) is mind for mind in self._open.whole):
+            return
+        async with self._opening:
+            live = [*self._open.minds.values(), *self._uses.values()]
+            gone = [mind for mind in self._open.whole if not any(mind is each for each in live)]
+            if not gone:
+                return
+            self._open.whole = [mind for mind in self._open.whole if not any(mind is each for each in gone)]
+            self._open.versions = {
+                name: mind
+                for name, mind in self._open.versions.items()
+                if any(mind is each for each in self._open.whole)
+            }
+            await self._relink(self.agents)
+        await _close(gone)
+
+    def busy(self) -> frozenset[str]:
+        """Return the MCP servers that the runs which go on here call."""
+        return frozenset(name for mind in list(self._uses.values()) for name in mind.servers.values())
+
+    async def mind(self, agent: AgentSettings, *, ticket: str) -> Mind:
+        """Return an agent as it answers now, held open for a run. Raises ConfigError when it cannot be opened."""
+        authority = await self._warden.open()
+        await self.see(self.servers_of(agent).values())
+        async with self._opening:
+            # Its file may have been taken anew meanwhile.
+            agent = next((each for each in self.agents if each.id == agent.id), agent)
             now = self._in_force(authority)
             known = self._open.minds.get(agent.id)
             pins = await _skill_pins(agent, authority)
             if known is not None and known.settings is agent and (known.in_force, known.pins) == (now, pins):
+                self._uses[ticket] = known
                 return known
-            mind = await self._opened(agent, now, authority, pins=pins)
-            self._open.minds[agent.id] = self._open.versions[mind.version] = mind
+            mind = await self._opened(agent, now, authority, servers=self.servers_of(agent), pins=pins)
+            self._open.minds[agent.id] = self._open.versions[mind.version] = self._uses[ticket] = mind
+            self._open.whole.append(mind)
         book = await self.book()
         await asyncio.to_thread(book.keep_version, mind.version, agent)
         return mind
 
     async def mind_of(self, wanted: Wanted) -> Mind:
         """Return the agent in the version that a run began with. Raises ConfigError when nobody can open it any more."""
-        known = self._open.versions.get(wanted.version)
+        known = self._uses.get(wanted.ticket) or self._open.versions.get(wanted.version)
         if known is not None:
+            self._uses[wanted.ticket] = known
             return known
         now = next((agent for agent in self.agents if agent.id == wanted.agent), None)
         book = await self.book()
@@ -226,12 +310,18 @@ class AgentRoom:
                 hint="its run began in another journal, or long ago: cancel it and ask again",
             )
         authority = await self._warden.open()
-        if not self._open.servers and self.servers_of(kept):
-            await self.look_at_servers()
-        mind = await self._opened(kept, self._in_force(authority), authority)
-        # Its file is what it was; skills on disk, tools, policy and prices are those of today, and the run says so.
-        self._open.versions[wanted.version] = replace(mind, version=wanted.version, opened_as=mind.version)
-        return self._open.versions[wanted.version]
+        async with self._opening:
+            servers = await self._links.join(kept)
+        await self.see(servers.values())
+        async with self._opening:
+            if wanted.version not in self._open.versions:
+                mind = await self._opened(kept, self._in_force(authority), authority, servers=servers)
+                # Its file is what it was; skills on disk, tools, policy and prices are those of today, and the run says so.
+                mind = replace(mind, version=wanted.version, opened_as=mind.version)
+                self._open.versions[wanted.version] = mind
+                self._open.whole.append(mind)
+            self._uses[wanted.ticket] = self._open.versions[wanted.version]
+            return self._uses[wanted.ticket]
 
     async def settings_of(self, wanted: Wanted) -> AgentSettings:
         """Return what the agent of a run was; of one that cannot be opened any more, what there is under its name."""
@@ -247,20 +337,26 @@ class AgentRoom:
         return kept or now or replace(plain, agent=replace(plain.agent, name=wanted.agent))
 
     def _in_force(self, authority: Authority) -> InForce:
-        """Return what decides now; worked out anew only when pins or policies changed."""
-        turn = (authority.registry.turn, authority.guard.policy.digest)
-        if self._decided is None or self._decided[0] != turn:
-            self._decided = turn, in_force(authority)
-        return self._decided[1]
+        """Return what decides now; worked out anew only when pins, policies or settings changed."""
+        turn, settings = (authority.registry.turn, authority.guard.policy.digest), authority.settings
+        if self._decided is None or self._decided[0] != turn or self._decided[1] is not settings:
+            self._decided = turn, settings, in_force(authority)
+        return self._decided[2]
 
     async def _opened(
-        self, agent: AgentSettings, now: InForce, authority: Authority, *, pins: tuple[str, ...] = ()
+        self,
+        agent: AgentSettings,
+        now: InForce,
+        authority: Authority,
+        *,
+        servers: Mapping[str, str],
+        pins: tuple[str, ...] = (),
     ) -> Mind:
         return await asyncio.to_thread(
             open_mind,
             agent,
             in_force=now,
-            servers=self.servers_of(agent),
+            servers=servers,
             clock=self._clock,
             env=self._env,
             limits=self._limits,
@@ -331,14 +427,41 @@ class AgentRoom:
         return self.headers.get(self._tickets.get(run, ""), {})
 
     def ended(self, run: str, wanted: Wanted) -> None:
-        """Forget the headers of a request."""
-        self.headers.pop(wanted.ticket, None)
+        """Forget the headers of a request, and that its run uses its version; `settle` then closes what nobody uses."""
+        self.forget(wanted.ticket)
         self._tickets.pop(run, None)
+
+    def forget(self, ticket: str) -> None:
+        """Forget a request of which no run came."""
+        self.headers.pop(ticket, None)
+        self._uses.pop(ticket, None)
+
+    def begun(self, run: str, ticket: str) -> None:
+        """Note which run came of a request, unless it has ended already."""
+        if ticket in self._uses:
+            self._tickets[run] = ticket
+
+    async def _miss(self) -> None:
+        """Forget runs of other versions than the present ones that went on elsewhere and ended there."""
+        for run, ticket in list(self._tickets.items())[:_MISSED_MAX]:
+            mind = self._uses.get(ticket)
+            if mind is None or self._open.minds.get(mind.id) is mind:
+                continue
+            try:
+                has_ended = (await self._warden.runs.get(run)).status in ENDED
+            except UsageError:
+                has_ended = True  # long ago
+            if has_ended:
+                self.forget(ticket)
+                self._tickets.pop(run, None)
+        await self.settle()
 
     def _accounts(self, authority: Authority, run: str, mind: Mind, *, place: str = "") -> BudgetAccounts:
         spender = Spender(run=run, agent=mind.id, feature=KIND)
-        runs = self._warden.runs
-        return BudgetAccounts(authority.guard.budgets, runs.database, spender=spender, place=place, write=runs.write)
+        # Those of its version: a file that is written anew changes nothing for runs that go on.
+        budgets, caps, runs = authority.guard.budgets, caps_of_agent(mind.settings), self._warden.runs
+        budgets = budgets.also(caps) if caps else budgets
+        return BudgetAccounts(budgets, runs.database, spender=spender, place=place, write=runs.write)
 
     def _caller(self, context: RunContext, wanted: Wanted, mind: Mind, *, tools: Sequence[str]) -> ToolCaller:
         principal = replace(
@@ -365,6 +488,11 @@ class AgentRoom:
     def directory_of(self, agent: AgentSettings) -> Path | None:
         """Return where the runs of an agent keep their files; None when they keep none."""
         return Path(os.path.abspath(agent.runs_dir)) if agent.runs_dir else None  # noqa: PTH100 - links stay as written
+
+
+async def _close(minds: Sequence[Mind]) -> None:
+    for model in {id(model): model for mind in minds for model in mind.models}.values():
+        await model.close()
 
 
 async def _skill_pins(agent: AgentSettings, authority: Authority) -> tuple[str, ...]:

@@ -25,14 +25,18 @@ _MARK_CHARS = 6
 _FOREIGN = re.compile(r"[^a-z0-9]+")
 
 
-def merged(settings: Settings, agents: Sequence[AgentSettings]) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
+def merged(
+    settings: Settings, agents: Sequence[AgentSettings], *, kept: Mapping[str, McpServerSettings] | None = None
+) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
     """Return settings that have the servers of agent files too, and per agent: name in its file -> name there.
 
     An agent whose file names none has those of the deployment, never those of another agent's file. The same server
     under the same name is there once. What several files say of who pins and what reads, counts only as
-    far as all of them say it; where the deployment itself names the server, its word alone counts.
+    far as all of them say it; where the deployment itself names the server, its word alone counts. `kept` are servers
+    that runs still call by these names: they stay, and another server has another name beside them.
     """
-    servers = dict(settings.mcp.servers)
+    servers = {**(kept or {}), **settings.mcp.servers}
+    said: set[str] = set()
     names: dict[str, dict[str, str]] = {}
     for agent in agents:
         own = names.setdefault(agent.id, {} if agent.mcp.servers else {name: name for name in settings.mcp.servers})
@@ -40,7 +44,8 @@ def merged(settings: Settings, agents: Sequence[AgentSettings]) -> tuple[Setting
             wanted = _settings_of(name, server, agent, state_dir=settings.state_dir)
             own[name] = taken = _name_for(name, wanted, agent=agent.id, servers=servers)
             if taken not in settings.mcp.servers:
-                servers[taken] = _strictest(servers.get(taken, wanted), wanted)
+                servers[taken] = _strictest(servers[taken], wanted) if taken in said else wanted
+                said.add(taken)
     return replace(settings, mcp=replace(settings.mcp, servers=servers)), names
 
 
@@ -102,6 +107,7 @@ def spill_of(
     rules = tuple(
         SpillRule(server=servers[name], glob=glob, min_tokens=each.min_tokens)
         for name, server in agent.mcp.servers.items()
+        if name in servers
         for glob, each in server.scratchpad.items()
     )
     return SpillTable(rules=rules, reading_tokens=max(1, pad.max_extraction_tokens))
@@ -215,13 +221,20 @@ def _is_there(word: str) -> bool:
 
 def _name_for(name: str, wanted: McpServerSettings, *, agent: str, servers: Mapping[str, McpServerSettings]) -> str:
     """Return the name under which a server stands: its own, or where another has that, with the agent's beside it."""
-    mark = hashlib.sha256(f"{name}\0{agent}".encode()).hexdigest()[:_MARK_CHARS]
+    mark = _mark_of(name, agent)
     qualified = _clean(f"{name}-{agent}", mark=mark)
-    for candidate in (_clean(name, mark=mark), qualified):
-        held = servers.get(candidate)
-        if held is None or _definition(held) == _definition(wanted):
-            return candidate
-    return f"{qualified[: _NAME_MAX - 1 - _MARK_CHARS].rstrip('-')}-{mark}"
+    # One more than there are servers: the last of them is free.
+    marks = [mark, *(_mark_of(name, agent, str(number)) for number in range(len(servers)))]
+    others = (f"{qualified[: _NAME_MAX - 1 - _MARK_CHARS].rstrip('-')}-{each}" for each in marks)
+    return next(
+        candidate
+        for candidate in (_clean(name, mark=mark), qualified, *others)
+        if candidate not in servers or _definition(servers[candidate]) == _definition(wanted)
+    )
+
+
+def _mark_of(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:_MARK_CHARS]
 
 
 def _clean(name: str, *, mark: str) -> str:

@@ -18,9 +18,10 @@ from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app._agent_book import Session
 from quell.app._agent_follow import Follower, Straight, followed
+from quell.app._agent_links import AgentLinks
 from quell.app._agent_minds import Mind, default_agent, parted
-from quell.app._agent_room import KIND, AgentRoom, Wanted
-from quell.config import AgentSettings, load_agents
+from quell.app._agent_room import ENDED, KIND, AgentRoom, Wanted
+from quell.config import AgentSettings, McpServerSettings, load_agents
 from quell.domain import (
     Asker,
     ChatAsk,
@@ -52,7 +53,6 @@ _SUBJECT_CHARS = 200
 _NAMED_MAX = 10
 _TICKET_BYTES = 16
 _SESSION = re.compile(r"[\x21-\x7e]{1,200}")
-_ENDED = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 
 
 class AgentDesk:
@@ -66,19 +66,21 @@ class AgentDesk:
         clock: Clock,
         entropy: Entropy,
         env: Mapping[str, str],
+        own: Mapping[str, McpServerSettings],
         servers: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
-        """Take the agents as they are configured; `servers` tells for each how its MCP servers are called among all."""
-        self._room = AgentRoom(
-            tuple(agents) or (default_agent(),), warden=warden, clock=clock, env=env, servers=servers or {}
-        )
+        """Take the agents as they are configured; `servers` tells for each how its MCP servers are called among all.
+
+        `own` are the servers of the deployment itself, which no agent file takes away.
+        """
+        links = AgentLinks(warden, own=own, names=servers or {})
+        self._room = AgentRoom(tuple(agents) or (default_agent(),), warden=warden, clock=clock, env=env, links=links)
         self._runs = warden.runs
         self._warden = warden
         self._clock = clock
         self._entropy = entropy
         self._env = env
         self._default = warden.settings.default_agent
-        self._servers = servers or {}
         self._stamp: Stamp | None = None
         self._runs.register(KIND, self._work, way="direct")
 
@@ -138,6 +140,10 @@ class AgentDesk:
                     return dict(body)
         return {}
 
+    def busy(self) -> frozenset[str]:
+        """Return the MCP servers that the runs which go on here call, by their names among all."""
+        return self._room.busy()
+
     def hands(self) -> list[tuple[Tool, LocalHand]]:
         """Return the tools that come with agents."""
         return self._room.hands()
@@ -168,20 +174,21 @@ class AgentDesk:
         agent = self.find(ask.agent)
         ask = self._clean(ask)
         _check(ask, agent)
-        mind = await self._room.mind(agent)
         ticket = self._entropy(_TICKET_BYTES).hex()
-        if headers:
-            self._room.hold(ticket, headers)
-        wanted = Wanted(ask=ask, by=by, agent=agent.id, version=mind.version, ticket=ticket)
-        # As a list: any of them may hold what would stand between them.
-        place = msgspec.json.encode([KIND, by.tenant, by.user, key]).decode() if key else None
         try:
+            mind = await self._room.mind(agent, ticket=ticket)
+            if headers:
+                self._room.hold(ticket, headers)
+            wanted = Wanted(ask=ask, by=by, agent=agent.id, version=mind.version, ticket=ticket)
+            # As a list: any of them may hold what would stand between them.
+            place = msgspec.json.encode([KIND, by.tenant, by.user, key]).decode() if key else None
             run = await self._runs.start(KIND, subject=_subject(ask), arguments=msgspec.to_builtins(wanted), key=place)
             if key:
                 await self._same(run, wanted)
         except BaseException:
-            self._room.headers.pop(ticket, None)
+            self._room.forget(ticket)
             raise
+        self._room.begun(run.id, ticket)
         await self._kept(run.id, wanted)
         return run
 
@@ -204,7 +211,7 @@ class AgentDesk:
         Raises WorldError when it failed, and RefusedError (`gone`) when it was cancelled.
         """
         ended = await self._runs.wait(run, timeout_s=timeout_s)
-        if ended.status not in _ENDED:
+        if ended.status not in ENDED:
             return None
         if ended.status is RunStatus.FAILED:
             raise WorldError(f"the run {ended.id} failed: {ended.error}", hint=f"quell run trace {ended.id}")
@@ -220,6 +227,7 @@ class AgentDesk:
             return
         with suppress(QuellError):
             self._room.ended(run, await self.wanted(run))
+        await self._room.settle()
 
     async def sessions(self, *, by: Principal, sessions_max: int = 50) -> Sequence[Session]:
         """Return somebody's conversations, that of the newest question first."""
@@ -246,7 +254,7 @@ class AgentDesk:
     async def look(self) -> None:
         """Take the agent files as they are written now, when they changed; mistakes leave everything as it was.
 
-        Runs that go on keep the version that they began with. MCP servers that are new are there after a restart.
+        Runs that go on keep the version that they began with, with its MCP servers and budgets.
         """
         await self._room.look()
         path = self._warden.settings.agents
@@ -259,20 +267,28 @@ class AgentDesk:
         self._stamp = stamp
         try:
             found = await asyncio.to_thread(load_agents, Path(path), env=self._env)
+            await self.take(found.agents)
         except ConfigError as error:
             told = "; ".join(f"{each.source}: {each.path}: {each.reason}" for each in error.problems[:_NAMED_MAX])
             telemetry.event("agents.not_reloaded", error=f"{error}: {told}" if told else str(error))
-            return
-        self.take(found.agents)
 
-    def take(self, agents: Sequence[AgentSettings]) -> None:
-        """Answer with these agents from now on; runs that go on keep theirs."""
+    async def take(self, agents: Sequence[AgentSettings]) -> None:
+        """Answer with these agents from now on; runs that go on keep theirs.
+
+        Raises ConfigError with every mistake of their MCP servers: then everything stays as it was. One that cannot be
+        reached is told of and left, as at a start.
+        """
         for agent in agents:
             self._warden.redactor.hold_all(f"agents.{agent.id}", agent)
-        known = {name for names in self._servers.values() for name in names}
-        new = sorted({name for agent in agents for name in agent.mcp.servers} - known)
-        self._room.agents = tuple(agents) or (default_agent(),)
-        telemetry.event("agents.reloaded", agents=[agent.id for agent in self._room.agents], servers_after_restart=new)
+        new = await self._room.take(agents)
+        telemetry.event(
+            "agents.reloaded",
+            agents=[agent.id for agent in self._room.agents],
+            servers=new,
+            after_restart=self._room.untaken(agents),
+        )
+        await self._room.settle()
+        await self._room.see(new)
 
     async def wanted(self, run: str) -> Wanted:
         """Return what a run was asked, and by whom. Raises UsageError when it is no run of an agent."""
@@ -299,6 +315,7 @@ class AgentDesk:
             ended = await self._answered(context, wanted)
         except Exception:
             self._room.ended(context.run.id, wanted)
+            await self._room.settle()
             raise
         finally:
             # Whoever broke off in the middle of a turn said something that no journal will have.
@@ -307,6 +324,7 @@ class AgentDesk:
             return ended
         await self._kept(context.run.id, wanted)
         self._room.ended(context.run.id, wanted)
+        await self._room.settle()
         return Done(result=msgspec.to_builtins(ended))
 
     async def _answered(self, context: RunContext, wanted: Wanted) -> AgentAnswer | WaitUntil:
@@ -368,7 +386,7 @@ class AgentDesk:
         if _digest(first.ask) != _digest(wanted.ask):
             raise RefusedError("this key stands for another question", hint="use each key once", code="mismatch")
         if first.ticket != wanted.ticket:
-            self._room.headers.pop(wanted.ticket, None)
+            self._room.forget(wanted.ticket)
 
 
 def _stamp_of(path: Path) -> Stamp:

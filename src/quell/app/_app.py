@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quell import __version__, telemetry
-from quell.app._agent_caps import capped
 from quell.app._agent_routes import routes_of, with_secrets_of
 from quell.app._agent_servers import merged
 from quell.app._incident_room import IncidentRoom
@@ -23,7 +22,7 @@ from quell.app._run_trace import trace_of
 from quell.app._sources import CleanReader
 from quell.app._vault import STORE_RETRY_S, Role, StoreReader, Vault
 from quell.app._warden import Warden
-from quell.config import AgentSettings, Settings, version_of
+from quell.config import AgentSettings, McpServerSettings, Settings, version_of
 from quell.domain import (
     Alert,
     Clock,
@@ -61,7 +60,6 @@ _SERIES_TIMEOUT_S = 5.0
 class App:
     """All organs of one process."""
 
-    settings: Settings
     role: Role
     clock: Clock
     entropy: Entropy
@@ -78,6 +76,11 @@ class App:
     """None: it was opened without agents."""
     untaken: list[Alert] = field(default_factory=list)
     """What the detector saw and the journal could not take yet: the detector says everything once."""
+
+    @property
+    def settings(self) -> Settings:
+        """What holds now: the MCP servers of agent files come and go while this process runs."""
+        return self.warden.settings
 
     async def launch(self, *, way: Literal["queue", "direct"] = "queue") -> None:
         """Let this process execute runs, with `direct` only those that somebody waits for; twice is once."""
@@ -224,12 +227,13 @@ async def open_app(
         ConfigError: of a server, its policies, identities or keys cannot be used.
     """
     async with AsyncExitStack() as stack:
+        own = settings.mcp.servers
         settings, servers = _with_agents(settings, agents or (), env=env)
         telling, runs, redactor = await _ground(stack, settings, role=role, clock=clock, entropy=entropy, env=env)
         warden = Warden(runs, settings, clock=clock, entropy=entropy, env=env, redactor=redactor)
         vault = Vault(settings, role=role, clock=clock, entropy=entropy)
         _end_after_runs(stack, warden, vault)
-        talking = _agents_of(stack, agents, servers, warden=warden, clock=clock, entropy=entropy, env=env)
+        talking = _agents_of(stack, agents, servers, own=own, warden=warden, clock=clock, entropy=entropy, env=env)
         readers = tuple(CleanReader(each, redactor=redactor) for each in _readers(settings, vault, stack))
         _end_first(stack, runs, telling)
         room = _room_of(vault, readers, settings=settings, warden=warden, role=role, clock=clock, entropy=entropy)
@@ -237,7 +241,6 @@ async def open_app(
         if role == "serve" or talking is None:
             await room.open()
         app = App(
-            settings=settings,
             role=role,
             clock=clock,
             entropy=entropy,
@@ -283,10 +286,10 @@ def _room_of(
 def _with_agents(
     settings: Settings, agents: Sequence[AgentSettings], *, env: Mapping[str, str]
 ) -> tuple[Settings, Mapping[str, Mapping[str, str]]]:
-    """Return settings with what agent files add: servers, caps, secrets of approvals; and how each calls its servers."""
+    """Return settings with what agent files add: servers, secrets of approvals; and how each calls its servers."""
     if not agents:
         return settings, {}
-    return merged(with_secrets_of(capped(settings, agents), env=env), agents)
+    return merged(with_secrets_of(settings, env=env), agents)
 
 
 def _agents_of(
@@ -294,6 +297,7 @@ def _agents_of(
     agents: Sequence[AgentSettings] | None,
     servers: Mapping[str, Mapping[str, str]],
     *,
+    own: Mapping[str, McpServerSettings],
     warden: Warden,
     clock: Clock,
     entropy: Entropy,
@@ -306,9 +310,10 @@ def _agents_of(
 
     for agent in agents:
         warden.redactor.hold_all(f"agents.{agent.id}", agent)
-    desk = AgentDesk(agents, warden=warden, clock=clock, entropy=entropy, env=env, servers=servers)
+    desk = AgentDesk(agents, warden=warden, clock=clock, entropy=entropy, env=env, servers=servers, own=own)
     warden.routes, warden.headers_of = routes_of(warden.settings, agents), desk.headers_of
     warden.asker = desk.asker
+    warden.busy = desk.busy
     stack.push_async_callback(_closed, "agents", desk.close)
     return desk
 

@@ -62,6 +62,14 @@ class Authority:
         policy, self.texts[:] = await asyncio.to_thread(_policies_on_record, self.settings, tools, audit)
         self.guard.policy = policy
 
+    def serve(self, settings: Settings) -> None:
+        """Reach the MCP servers of these settings from now on; the next call finds those of their tools that are pinned.
+
+        Raises ConfigError with every mistake of the servers: then everything stays as it was.
+        """
+        self.toolset.serve(settings)
+        self.settings = settings
+
     async def close(self) -> None:
         """Let go of servers, programs and files, and write what still waits to be recorded, signed."""
         await self.toolset.close()

@@ -56,7 +56,10 @@ async def pin_first(
         await asyncio.to_thread(_pin, authority, new)
     await authority.toolbox.renew()
     pins = await asyncio.to_thread(_pinned, authority)
-    return {name: _state(authority, name, offers=found[name][0], reason=found[name][1], pins=pins) for name in wanted}
+    return {
+        name: _state(authority, name, known[name].transport, offers=found[name][0], reason=found[name][1], pins=pins)
+        for name in wanted
+    }
 
 
 def _pin(authority: Authority, offers: Iterable[Offer]) -> None:
@@ -111,6 +114,7 @@ def _pinned(authority: Authority) -> Mapping[tuple[str, str], ToolPin]:
 def _state(
     authority: Authority,
     name: str,
+    transport: Literal["stdio", "sse", "http_streamable"],
     *,
     offers: Iterable[Offer],
     reason: str,
@@ -118,7 +122,6 @@ def _state(
 ) -> ServerState:
     offers = tuple(offers)
     judged = {offer.original: authority.pins.judge(offer, pins.get((offer.server, offer.original))) for offer in offers}
-    transport: Literal["stdio", "sse", "http_streamable"] = authority.settings.mcp.servers[name].transport
     return ServerState(
         name=name,
         transport=transport,

@@ -270,12 +270,12 @@ def caps_of(settings: Settings) -> Sequence[Cap]:
         Cap(kind=BudgetKind.BLAST, limit=budgets.run_units, per=(_RUN,)),
         Cap(kind=BudgetKind.MONEY, limit=int(budgets.day_usd * _MICRO), per=(_TENANT, _DAY)),
         Cap(kind=BudgetKind.CALLS, limit=budgets.day_calls, per=(_TENANT, _DAY)),
-        *(_cap(each) for each in settings.cap),
+        *(cap_of(each) for each in settings.cap),
     )
 
 
-def _cap(wanted: CapSettings) -> Cap:
-    """Return a cap of the operator's own."""
+def cap_of(wanted: CapSettings) -> Cap:
+    """Return a cap as it is kept."""
     kind, unit = _CAP_KINDS[wanted.kind]
     globs = (
         (BudgetScope.AGENT, wanted.agent),

@@ -40,6 +40,10 @@ class Confinement:
         self._env = env
         self._started: list[SandboxedCommand] = []
 
+    def take(self, settings: Settings) -> None:
+        """Confine servers as these settings say from now on."""
+        self._settings = settings
+
     def prepare(self, server: ToolServer) -> Sequence[str]:
         """Put a stdio server into its sandbox; what this machine cannot hold it to is said loudly."""
         wanted = self._settings.mcp.servers[server.name]
@@ -62,10 +66,14 @@ class Confinement:
             telemetry.event("tool.sandbox_weak", server=server.name, missing=missing)
         return started.argv
 
-    def release(self) -> None:
-        """Kill what is left of the servers where a group holds it, and remove the groups; blocks until they are gone."""
-        while self._started:
-            Sandbox.release(self._started.pop())
+    def release(self, argv: Sequence[str] | None = None) -> None:
+        """Kill what is left of the servers where a group holds it, and remove the groups; blocks until they are gone.
+
+        With a command line only that of this server: it names its group.
+        """
+        for started in [each for each in self._started if argv is None or each.argv == tuple(argv)]:
+            self._started.remove(started)
+            Sandbox.release(started)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,21 +89,24 @@ class Toolset:
     code: CodeTool | None
     """What runs programs; None: the extra is not there, or the operator wants none run."""
     confinement: Confinement
+    busy: Callable[[], frozenset[str]] = frozenset
+    """Tells which servers the runs that go on call."""
     _turn: Lock = field(default_factory=Lock, repr=False)
+    _taken: Settings | None = field(default=None, repr=False)
+    """Those that the tools were taken under."""
 
     @classmethod
     async def open(cls, office: Office, *, builtin: Iterable[tuple[Tool, LocalHand]] = ()) -> Self:
         """Build the tools as they are pinned now; no server is asked. Raises ConfigError when servers cannot be."""
         settings, database = office.settings, office.runs.database
-        known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
-        for server in known:
-            Pins.check(server)
+        known = _servers_of(settings)
         confinement = Confinement(settings, env=office.env)
         servers = Servers(
             known,
             clock=office.clock,
             entropy=office.entropy,
             prepare=confinement.prepare,
+            release=confinement.release,
             clean=office.redactor.text,
         )
         scratchpad = await asyncio.to_thread(
@@ -118,6 +129,15 @@ class Toolset:
         await asyncio.to_thread(toolset.take)
         return toolset
 
+    def serve(self, settings: Settings) -> None:
+        """Reach the servers of these settings from now on; their tools are those that are pinned at the next `take`.
+
+        Raises ConfigError with every mistake of the servers: then everything stays as it was.
+        """
+        self.servers.take(_servers_of(settings))
+        self.confinement.take(settings)
+        self.settings = settings
+
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
         said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
@@ -137,19 +157,21 @@ class Toolset:
         before and is pinned just so goes on: what was revoked or pinned anew is no tool until the settings fit.
         """
         with self._turn, self.database.reading() as connection:
-            turn = self.pins.turn(connection)
-            if turn == self.registry.turn:
+            turn, settings = self.pins.turn(connection), self.settings
+            if turn == self.registry.turn and settings is self._taken:
                 return
             pins = self.pins.listed(connection)
             for name in self.pins.broken(connection):
                 telemetry.event("tool.pin_broken", tool=name)
-            served = self.registry.with_served(pins, servers=self.servers, known=self.settings.mcp.servers)
+            known = settings.mcp.servers
+            served = self.registry.with_served(pins, servers=self.servers, known=known, busy=self.busy())
             try:
                 ready(self.registry.tools_with(served))
             except ConfigError as error:
                 telemetry.event("app.part_failed", part="pins", error=f"{error} {error.hint}".strip())
                 served = self.registry.unchanged(served)
             self.registry.serve(served, turn=turn)
+            self._taken = settings
 
     async def close(self) -> None:
         """Let go of servers, programs and files."""
@@ -180,6 +202,14 @@ def policy_sources(settings: Settings, *, files: Sequence[str] = ()) -> list[Pol
                 ) from error
             sources.append(PolicySource(name=name, text=text, mode="enforce" if mode == "enforce" else "log"))
     return sources
+
+
+def _servers_of(settings: Settings) -> list[ToolServer]:
+    """Return how the MCP servers are reached. Raises ConfigError for a section of the catalogue that is not there."""
+    known = [tool_server(name, each) for name, each in settings.mcp.servers.items()]
+    for server in known:
+        Pins.check(server)
+    return known
 
 
 def tool_server(name: str, settings: McpServerSettings) -> ToolServer:

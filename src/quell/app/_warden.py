@@ -85,6 +85,8 @@ class Warden:
         """Gives the headers of whoever started a run, while this process knows them."""
         self.asker: AskerOf | None = None
         """Tells who in a run asks, where agents are."""
+        self.busy: Callable[[], frozenset[str]] = frozenset
+        """Tells which MCP servers the runs that go on call; set before the authority is opened."""
         self.url = ""
         """Where this process answers, once it does."""
 
@@ -116,8 +118,17 @@ class Warden:
                 except BaseException:
                     await authority.close()
                     raise
+                authority.toolset.busy = self.busy
                 self.authority = authority
             return self.authority
+
+    async def serve(self, settings: Settings) -> None:
+        """Reach the MCP servers of these settings from now on. Raises ConfigError, and then everything stays as it was."""
+        authority = await self.open()
+        authority.serve(settings)
+        self.settings = settings
+        with suppress(QuellError):  # a journal that blinks: the next call takes them
+            await authority.toolbox.renew()
 
     async def identities(self) -> Identities:
         """Return who tells callers apart. Raises ConfigError with every mistake, or JournalError."""

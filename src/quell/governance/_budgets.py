@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -89,12 +90,21 @@ class Budgets:
         prices: Sequence[Price] = (),
         pessimistic: Price | Literal["dearest"] | None = None,
     ) -> None:
+        self._keep(caps)
+        self._clock = clock
+        self._prices = Prices(prices, pessimistic=pessimistic)
+
+    def also(self, caps: Sequence[Cap]) -> Budgets:
+        """Return the same accounts under further caps, for those who have them. Raises ConfigError for one that cannot be."""
+        more = copy(self)
+        more._keep((*self._caps, *caps))  # noqa: SLF001 - another of ourselves
+        return more
+
+    def _keep(self, caps: Sequence[Cap]) -> None:
         problems = tuple(_problems(caps))
         if problems:
             raise ConfigError("these budgets cannot be kept", problems=problems)
         self._caps = tuple(caps)
-        self._clock = clock
-        self._prices = Prices(prices, pessimistic=pessimistic)
 
     def find_price(self, provider: str, model: str) -> Price | None:
         """Return what a model costs and where that stands; None when nobody knows."""

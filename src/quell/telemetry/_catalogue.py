@@ -70,7 +70,7 @@ EVENTS: Mapping[str, EventSpec] = {
         "now",
     ),
     "agent.model_left": _spec("warning", "A model failed, and the next of its chain is asked.", "model", "error"),
-    "agents.reloaded": _spec("info", "The agent files were taken anew.", "agents", "servers_after_restart"),
+    "agents.reloaded": _spec("info", "The agent files were taken anew.", "agents", "servers", "after_restart"),
     "agents.not_reloaded": _spec("error", "The agent files have mistakes: the agents stay as they were.", "error"),
     "a2a.push_failed": _spec("warning", "Another agent could not be told of its task.", "task", "tries", "error"),
     "agent.turn": _spec(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
@@ -30,14 +31,20 @@ if TYPE_CHECKING:
 
 PEERS_MAX = 32
 """Connections to one server: one for each set of forwarded headers in use."""
+_LEAVE_LOOK_S = 0.05
 
 Prepare: TypeAlias = Callable[[ToolServer], Sequence[str]]
+Release: TypeAlias = Callable[[Sequence[str]], None]
 Passed: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def plain_command(server: ToolServer) -> Sequence[str]:
     """Return the command line of a stdio server as it is, in no sandbox."""
     return [server.command, *server.args]
+
+
+def nothing_held(_argv: Sequence[str]) -> None:
+    """Release what held the program of a stdio server: nothing did."""
 
 
 class Servers:
@@ -54,11 +61,13 @@ class Servers:
         monotonic: Callable[[], float] = time.monotonic,
         entropy: Entropy = os.urandom,
         prepare: Prepare = plain_command,
+        release: Release = nothing_held,
         clean: Callable[[str], str] = str,
     ) -> None:
         """Take the settings; connect to nobody yet.
 
-        `prepare` may wrap a command, as a sandbox does; `clean` takes secrets out of what a server says when it breaks.
+        `prepare` may wrap a command, as a sandbox does, and `release` blocks until what it held is gone; it is called for
+        servers that leave, those that are there at the end are for whoever closes. `clean` takes secrets out of what a server says when it breaks.
 
         Raises:
             ConfigError: settings that cannot be, all of them at once.
@@ -69,6 +78,7 @@ class Servers:
         self._monotonic = monotonic
         self._entropy = entropy
         self._prepare = prepare
+        self._release = release
         self._clean = clean
         self._peers: dict[str, dict[Passed, Peer]] = {name: {} for name in self._servers}
         self._is_closed = False
@@ -162,6 +172,23 @@ class Servers:
             )
         return tuple(told)
 
+    def take(self, servers: Sequence[ToolServer]) -> None:
+        """Reach these servers from now on, and no others; who is reached as before keeps its connections.
+
+        Connections to the others are closed once their calls have ended, or have had their time.
+
+        Raises:
+            ConfigError: settings that cannot be, all of them at once; then everything stays as it was.
+        """
+        check_servers(servers)
+        known = {server.name: server for server in servers}
+        kept = {name for name in known if name in self._servers and _is_same(self._servers[name], known[name])}
+        leaving = [(name, peer) for name, peers in self._peers.items() if name not in kept for peer in peers.values()]
+        self._servers = known
+        self._peers = {name: self._peers[name] if name in kept else {} for name in known}
+        for name, peer in leaving:
+            self._let_go(name, peer)
+
     async def close(self) -> None:
         """End every call, connection and child, in bounded time whatever the servers do."""
         self._is_closed = True
@@ -206,9 +233,27 @@ class Servers:
         idle = next((passed for passed, peer in peers.items() if not peer.link.calls), None)
         if idle is None:
             raise OverloadError(f"all {PEERS_MAX} connections to tool server {name} are in use", retry_after_s=1.0)
-        leaving = asyncio.create_task(peers.pop(idle).link.close(), name=f"quell mcp {name} leaves")
+        self._let_go(name, peers.pop(idle))
+
+    def _let_go(self, name: str, peer: Peer) -> None:
+        leaving = asyncio.create_task(self._leave(peer), name=f"quell mcp {name} leaves")
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, peer: Peer) -> None:
+        """Close a connection once its calls have ended: of a call that is cut off nobody knows what it did."""
+        until_s = self._monotonic() + peer.link.server.call_timeout_s
+        while peer.link.calls and not self._is_closed and self._monotonic() < until_s:  # noqa: ASYNC110 - calls end in many ways
+            await asyncio.sleep(_LEAVE_LOOK_S)
+        await peer.link.close()
+        if peer.link.argv:
+            await asyncio.to_thread(self._release, peer.link.argv)
+
+
+def _is_same(one: ToolServer, other: ToolServer) -> bool:
+    """Tell whether two servers are reached alike; what is said of their tools counts when those are pinned."""
+    plain = [replace(each, reads=(), hints="ignore", catalogue="") for each in (one, other)]
+    return plain[0] == plain[1]
 
 
 def _passed(server: ToolServer, headers: Mapping[str, str]) -> Passed:

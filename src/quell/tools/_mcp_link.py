@@ -70,7 +70,7 @@ class Link:
         self.calls: set[Exchange] = set()
         """Those in flight."""
         self._headers = headers
-        self._argv = argv
+        self.argv = argv
         self._monotonic = monotonic
         self._entropy = entropy
         self._clean = clean
@@ -187,7 +187,7 @@ class Link:
         where = f"mcp.servers.{self.server.name}"
         if self.server.transport != "stdio":
             return f"check that it runs, and {where}.url and .headers"
-        if tuple(self._argv) == (self.server.command, *self.server.args):
+        if tuple(self.argv) == (self.server.command, *self.server.args):
             return f"check {where}.cmd, .args and .env"
         return (
             f"check {where}.cmd, .args and .env; it runs confined and begins in /: what it may read beside the directory "
@@ -249,7 +249,7 @@ class Link:
     def _client(self, carrier: Carrier | None) -> Client:
         transport: AbstractAsyncContextManager[object]
         if carrier is None:
-            transport = child_streams(self.server, argv=self._argv, lost=self.lose)
+            transport = child_streams(self.server, argv=self.argv, lost=self.lose)
         else:
             transport = http_streams(self.server, headers=self._headers, carrier=carrier, lost=self.lose)
         return Client(

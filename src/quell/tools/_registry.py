@@ -96,10 +96,21 @@ class Registry:
             entry.hand.check(client)
         return entry
 
-    def with_served(self, pins: Iterable[ToolPin], *, servers: Servers, known: Container[str]) -> Mapping[str, Entry]:
-        """Return what `serve` would take: the pinned tools of known servers and of clients, no two names alike."""
+    def with_served(
+        self, pins: Iterable[ToolPin], *, servers: Servers, known: Container[str], busy: Container[str] = ()
+    ) -> Mapping[str, Entry]:
+        """Return what `serve` would take: the pinned tools of known servers and of clients, no two names alike.
+
+        Tools of servers that are `busy` keep the names that they have: runs that go on call them by those.
+        """
         kept = [pin for pin in pins if pin.server in known or pin.server == CLIENT]
-        names = model_names([(pin.server, pin.original) for pin in kept], taken=frozenset(self._builtin))
+        there = {(pin.server, pin.original) for pin in kept}
+        held = {
+            (entry.tool.server, entry.tool.original): name
+            for name, entry in self._served.items()
+            if entry.tool.server in busy and (entry.tool.server, entry.tool.original) in there
+        }
+        names = model_names(there - held.keys(), taken=frozenset((*self._builtin, *held.values()))) | held
         by_wire = {(pin.server, pin.original): names[pin.server, pin.original] for pin in kept}
         served = {}
         for pin in kept:
