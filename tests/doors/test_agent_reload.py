@@ -12,7 +12,7 @@ from quell.app import App
 from quell.config import AgentSettings
 from quell.domain import AuditKind, ConfigError, Heard, OutcomeKind
 from tests._mcp_rogue import OBJECT, Rogue, rogue
-from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of, heard, text_of
+from tests.doors._desk_bench import ANN, NOWHERE, a_desk, agents_of, asked, file_of, heard, text_of
 from tests.doors._model_bench import Answer, Provider, delta, end, provider, sse, usage
 
 pytestmark = pytest.mark.timeout(60)
@@ -197,5 +197,54 @@ def test_files_whose_servers_cannot_be_change_nothing(tmp_path: Path) -> None:
                 assert set(app.settings.mcp.servers) == {"shop"}
                 await asks(app)
                 assert "echo" in offered_to(model, 1)
+
+    asyncio.run(story())
+
+
+def test_the_clients_of_a_version_are_closed_when_its_last_run_has_ended(tmp_path: Path) -> None:
+    async def story() -> None:
+        go = asyncio.Event()
+        agents = agents_of(tmp_path / "a", file_of("sre", NOWHERE))
+        async with (
+            provider(once(go, CALM)) as old,
+            provider(CALM) as new,
+            a_desk(tmp_path / "state", agents) as app,
+        ):
+            await app.agents.take(agents_of(tmp_path / "a", file_of("sre", old.url)))
+            first = await app.agents.start(asked("How is the shop?"), by=ANN)
+            await until(old, lambda it: it.bodies)
+            await app.agents.take(agents_of(tmp_path / "a", file_of("sre", new.url)))
+            assert text_of(await asks(app)) == "Calm."
+            assert not old.left.is_set()
+            go.set()
+            assert text_of(await heard(app, first.id)) == "Calm."
+            await old.left.wait()
+            assert text_of(await asks(app)) == "Calm."
+            assert (new.left.is_set(), new.connections) == (False, 1)
+
+    asyncio.run(story())
+
+
+def test_a_version_that_waits_for_people_is_not_closed_and_one_that_ended_elsewhere_is(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with provider(CALL, CALM) as old, provider(CALM) as new, rogue() as server:
+            _shop(server)
+            at = tmp_path / "a"
+            agents_with(at, old, {"shop": server.url})
+            text = (at / "agent-0.toml").read_text().replace('reads = ["*"]', "reads = []")
+            async with a_desk(tmp_path / "state", agents_of(at, text)) as app:
+                run = await app.agents.start(asked("How is the shop?"), by=ANN)
+                async for each in app.agents.follow(run.id):
+                    if each.name == "agent.call_parked":
+                        break
+                await app.agents.take(agents_with(at, new, {}))
+                await asks(app)
+                await app.agents.look()
+                assert (old.left.is_set(), "shop" in app.settings.mcp.servers) == (False, True)
+                # As another process on this journal would: nobody here is told.
+                await app.runs.cancel(run.id)
+                await app.agents.look()
+                await old.left.wait()
+                assert "shop" not in app.settings.mcp.servers
 
     asyncio.run(story())
