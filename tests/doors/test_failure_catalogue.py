@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_a_tool_that_fails_silently_bears_nothing_and_is_counted(tmp_path: Path)
     brings = [brought("", OutcomeKind.EMPTY), brought("3 pods", OutcomeKind.TOOL_ERROR, "boom")]
     answer, room = ask(tmp_path, turns, brings=brings)
     assert answer.text == "There were 0 errors and 3 pods. [unverified]"
-    assert (answer.failed, answer.confidence, answer.cited) == (2, "none", ())
+    assert (answer.failed, answer.confidence, answer.cited) == (1, "none", ())
     assert 'outcome="tool_error"' in told(room)
 
 
@@ -127,6 +128,23 @@ def test_a_failed_tool_keeps_the_confidence_of_the_rest_from_being_high(tmp_path
     turns = [wants(search("a")), wants(search("b")), says("There were 17 errors [e1].")]
     brings = [brought({"errors": 17}), brought("", OutcomeKind.TOOL_ERROR)]
     assert ask(tmp_path, turns, brings=brings)[0].confidence == "medium"
+
+
+def test_that_there_is_nothing_is_an_answer_that_bears_nothing_and_no_failed_call(tmp_path: Path) -> None:
+    turns = [wants(search("a")), wants(search("b")), says("There were 17 errors [e1], and no word of a deploy [e2].")]
+    brings = [brought({"errors": 17}), brought("", OutcomeKind.EMPTY, "the tool answered nothing")]
+    answer, room = ask(tmp_path, turns, brings=brings)
+    assert (answer.failed, answer.confidence, answer.unverified) == (0, "high", 0)
+    assert answer.cited == ("e1",)
+    assert 'outcome="empty"' in told(room)
+
+
+def test_an_agent_that_looks_in_many_places_where_nothing_is_has_not_failed_in_a_row(tmp_path: Path) -> None:
+    places = [f"place {number}" for number in range(13)]
+    turns = [*(wants(search(place)) for place in places), says("I found nothing.")]
+    brings = [brought("", OutcomeKind.EMPTY, "the tool answered nothing")] * len(places)
+    answer, _ = ask(tmp_path, turns, brings=brings, role=replace(ROLE, turns_max=20))
+    assert (answer.stop, answer.calls, answer.failed) == (Stop.ANSWERED, 13, 0)
 
 
 # -- what models invent ------------------------------------------------------------------------------------------------

@@ -184,7 +184,9 @@ class Hands:
         if self._seat.witness is not None:
             await self._seat.witness.saw(wanted, outcome, exhibit, reason=intent)
         repeats, count = counted(talk.repeats, wanted, outcome)
-        failures = 0 if outcome.is_citable else talk.failures + 1
+        # That there is nothing is an answer, and no failure; nor does it end a row of them.
+        is_failed = not outcome.is_citable and outcome.kind is not OutcomeKind.EMPTY
+        failures = 0 if outcome.is_citable else talk.failures + is_failed
         notice = ""
         if judged(count, failures, nudge=self._role.repeats_nudge, most=self._role.repeats_max) != "fine":
             notice = _NUDGE_REPEAT.format(n=max(count, failures))
@@ -202,7 +204,7 @@ class Hands:
             repeats=repeats,
             failures=failures,
             calls=talk.calls + 1,
-            failed=talk.failed + (not outcome.is_citable),
+            failed=talk.failed + is_failed,
             is_tainted=True,
         )
 
