@@ -42,7 +42,7 @@ def doctor_command(session: Session) -> int:
     checks = [_versions(), _config(session)]
     settings = session.known_settings
     if settings is not None:
-        checks += [_state_dir(settings), _disk(settings), _engine(settings), _intake(settings)]
+        checks += [_state_dir(settings), _disk(settings), _engine(settings), _intake(settings), *_models(session)]
         if checks[2].status != "bad":
             checks += [*_living(session), *_authority(session)]
     is_ok = all(check.status != "bad" for check in checks)
@@ -134,6 +134,21 @@ def _engine(settings: Settings) -> Check:
         hint = "pip install 'quell[embedded]', or set store.url to an existing ClickHouse"
         return Check(name="engine", status="bad", detail="the embedded engine (chdb) is not installed", hint=hint)
     return Check(name="engine", status="ok", detail="the embedded engine (chdb) is installed")
+
+
+def _models(session: Session) -> list[Check]:
+    """Look at the models that agents name; none is asked anything that costs money."""
+    from quell.cli._doctor_models import model_checks
+    from quell.cli._loop import run_until_done
+
+    checks: list[Check] = []
+
+    async def use() -> int:
+        checks.extend(await model_checks(session.loaded().agents, env=session.env))
+        return ExitCode.DONE
+
+    run_until_done(use)
+    return checks
 
 
 def _living(session: Session) -> list[Check]:
