@@ -97,6 +97,10 @@ def test_row_10_too_much_at_once_is_refused_with_its_size_and_a_wrong_path_names
     _read(tmp_path, reader, most=500)
     whole, wrong, beyond = reader.results[1:]
     assert re.search(r"too large: about [\d,]+ of 500 tokens; use schema, get_in or iterate_over", whole)
+    told = json.loads(next(line for line in whole.splitlines() if line.startswith("{")))
+    assert (told["error"], told["tokens_max"]) == ("read_too_large", 500)
+    assert told["tokens"] > 500
+    assert "get_in" in told["suggestions"]
     assert "items" in wrong
     assert "items here: 0 to 399" in beyond
 

@@ -164,8 +164,28 @@ def test_an_error_says_what_is_there_and_what_to_ask_instead(
     shop: Desk, tool: str, arguments: dict[str, object], words: list[str]
 ) -> None:
     reading = shop.ask(tool, **arguments)
-    assert (reading.kind, reading.content) == (OutcomeKind.TOOL_ERROR, "")
+    assert (reading.kind, bool(reading.content)) == (OutcomeKind.TOOL_ERROR, "too large" in words)
     assert [word for word in words if word not in reading.detail] == [], reading.detail
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "suggestions"),
+    [
+        ("get_in", {"path": "items"}, ["get_in with offset and limit", "item_schema", "iterate_over"]),
+        ("get_in", {"path": ""}, ["schema", "get_in of one of its keys"]),
+        ("get_in", {"path": "note"}, ["get_in with offset and limit"]),
+        ("read", {}, ["schema", "get_in", "iterate_over", "read with offset=0"]),
+    ],
+)
+def test_what_is_too_large_is_told_in_json_with_its_tokens_and_what_to_use_instead(
+    shop: Desk, tool: str, arguments: dict[str, object], suggestions: list[str]
+) -> None:
+    reading = shop.ask(tool, **arguments)
+    told = json.loads(reading.content)
+    assert reading.is_json
+    assert (told["error"], told["suggestions"]) == (f"{tool}_too_large", suggestions)
+    assert told["tokens"] > told["tokens_max"] > 0
+    assert f"about {told['tokens']:,} of {told['tokens_max']:,} tokens" in reading.detail
 
 
 def test_what_does_not_fit_is_cut_between_values_and_says_where_to_go_on(shop: Desk) -> None:

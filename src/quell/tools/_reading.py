@@ -306,17 +306,30 @@ def _get_in(opened: Opened, given: Given) -> PadReading:
     written = raw(opened.pages, node) if node.end - node.start <= 20 * opened.bytes_max else b""
     if written and len(written) <= opened.bytes_max:
         return PadReading(kind=OutcomeKind.OK, content=written.decode("utf-8", "replace"), is_json=True)
-    size = f"too large: about {tokens_of(len(written) or node.end - node.start):,} of {opened.limits.reading_tokens:,} tokens"
+    tokens = tokens_of(len(written) or node.end - node.start)
     if kind == "object":
         parts = [
             f"{child.key} ({child.end - child.start:,} bytes)"
             for child in islice(children(opened.pages, node), _SHOWN_KEYS)
         ]
-        raise UsageError(f"{size}; an object with {clip(', '.join(parts), bytes_max=2_000)}: ask for one of its keys")
+        words = f"an object with {clip(', '.join(parts), bytes_max=2_000)}: ask for one of its keys"
+        return _too_large(opened, "get_in", words, tokens=tokens, instead=("schema", "get_in of one of its keys"))
     if kind == "array":
-        items = count(opened.pages, node)
-        raise UsageError(f"{size}; an array of {items:,}: give offset and limit, or use item_schema or iterate_over")
-    raise UsageError(f"{size}; give offset and limit, counted in characters")
+        words = f"an array of {count(opened.pages, node):,}: give offset and limit, or use item_schema or iterate_over"
+        instead = ("get_in with offset and limit", "item_schema", "iterate_over")
+        return _too_large(opened, "get_in", words, tokens=tokens, instead=instead)
+    words = "give offset and limit, counted in characters"
+    return _too_large(opened, "get_in", words, tokens=tokens, instead=("get_in with offset and limit",))
+
+
+def _too_large(opened: Opened, tool: str, words: str, *, tokens: int, instead: tuple[str, ...]) -> PadReading:
+    """Say that an answer would be too large: in words, and in the JSON by which AURA's tools say it."""
+    most = opened.limits.reading_tokens
+    told = {"error": f"{tool}_too_large", "tokens": tokens, "tokens_max": most, "suggestions": instead}
+    detail = f"too large: about {tokens:,} of {most:,} tokens; {words}"
+    return PadReading(
+        kind=OutcomeKind.TOOL_ERROR, content=msgspec.json.encode(told).decode(), is_json=True, detail=detail
+    )
 
 
 def _items(opened: Opened, node: Node, window: Given) -> PadReading:
@@ -328,9 +341,9 @@ def _items(opened: Opened, node: Node, window: Given) -> PadReading:
             raw(opened.pages, item).decode("utf-8", "replace")
         ):
             if not page.lines:
-                raise UsageError(
-                    f"item {offset} alone is too large; ask for its parts, such as `{offset}.…` behind the path"
-                )
+                words = f"item {offset} alone is too large; ask for its parts, such as `{offset}.…` behind the path"
+                instead = ("item_schema", f"get_in of a part of item {offset}")
+                return _too_large(opened, "get_in", words, tokens=tokens_of(item.end - item.start), instead=instead)
             detail = f"items {offset} to {offset + number - 1} fitted; go on with offset={offset + number}"
             return PadReading(
                 kind=OutcomeKind.TRUNCATED, content=f"[{','.join(page.lines)}]", is_json=True, detail=detail
@@ -409,11 +422,9 @@ def _read(opened: Opened, given: Given) -> PadReading:
             return PadReading(
                 kind=OutcomeKind.OK, content=whole.decode("utf-8", "replace"), is_json=opened.form == "json"
             )
-        better = "schema, get_in or iterate_over" if opened.form == "json" else "head, slice or grep"
-        raise UsageError(
-            f"too large: about {tokens_of(size_bytes):,} of {opened.limits.reading_tokens:,} tokens; "
-            f"use {better}, or read it piece by piece from offset=0"
-        )
+        better = ("schema", "get_in", "iterate_over") if opened.form == "json" else ("head", "slice", "grep")
+        words = f"use {better[0]}, {better[1]} or {better[2]}, or read it piece by piece from offset=0"
+        return _too_large(opened, "read", words, tokens=tokens_of(size_bytes), instead=(*better, "read with offset=0"))
     offset = _number(given, "offset")
     if offset >= size_bytes:
         raise UsageError(f"the result has {size_bytes:,} bytes, counted from 0")
