@@ -197,7 +197,7 @@ def test_a_run_whose_agent_has_no_file_any_more_is_still_its_caller_s(tmp_path: 
                 begun = await wire.http.post("/v1/responses", json={"model": "sre", "input": "?", "background": True})
                 answer = begun.json()["id"]
                 others = agents_of(tmp_path / "others", file_of("ops", model.url), file_of("dev", model.url))
-                wire.app.agents.take(others)
+                await wire.app.agents.take(others)
                 stands = await wire.http.get(f"/v1/responses/{answer}")
                 assert (stands.status_code, stands.json()["status"]) == (200, "in_progress")
                 gone = await wire.http.post(f"/v1/responses/{answer}/cancel")

@@ -177,7 +177,7 @@ class Embedded:
     async def use_model(self, wanted: str) -> None:
         """Have every agent answer with this model from now on; what goes on keeps its own. Raises UsageError."""
         desk = self._app.agents
-        desk.take(with_model(desk.agents(), wanted, self._session))
+        await desk.take(with_model(desk.agents(), wanted, self._session))
 
     async def history(self, session: str) -> tuple[Message, ...]:
         """Return what was said in a conversation of this person, by whatever protocol."""

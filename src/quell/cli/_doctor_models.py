@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from quell.cli._check import Check
 from quell.cli._init_senses import KEYS
@@ -105,8 +104,8 @@ def _judged(use: _Use, offers: Offers, *, env: Mapping[str, str]) -> Check:
 
 def _place_of(llm: LlmSettings) -> str:
     """Say where it is, when the file does: who may stand in an address before its host is nobody's business."""
-    parts = urlsplit(llm.base_url)
-    return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if llm.base_url else ""
+    scheme, _, rest = llm.base_url.partition("://")
+    return f" at {scheme}://{rest.rpartition('@')[2]}" if llm.base_url else ""
 
 
 def _key_of(llm: LlmSettings, *, env: Mapping[str, str]) -> str:
