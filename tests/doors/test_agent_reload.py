@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,11 @@ import pytest
 from quell.app import App
 from quell.config import AgentSettings
 from quell.domain import AuditKind, ConfigError, Heard, OutcomeKind
+from tests._mcp_bench import ROGUE
 from tests._mcp_rogue import OBJECT, Rogue, rogue
 from tests.doors._desk_bench import ANN, NOWHERE, a_desk, agents_of, asked, file_of, heard, text_of
 from tests.doors._model_bench import Answer, Provider, delta, end, provider, sse, usage
+from tests.doors._wire_bench import a_wire, settings_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -197,6 +203,53 @@ def test_files_whose_servers_cannot_be_change_nothing(tmp_path: Path) -> None:
                 assert set(app.settings.mcp.servers) == {"shop"}
                 await asks(app)
                 assert "echo" in offered_to(model, 1)
+
+    asyncio.run(story())
+
+
+def test_the_program_of_a_server_that_a_file_has_no_more_ends(tmp_path: Path) -> None:
+    program = tmp_path / "programs" / "rogue.py"
+    program.parent.mkdir()
+    shutil.copy(ROGUE, program)
+
+    def running() -> int:
+        lines = []
+        for each in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                lines.append(each.read_bytes())
+        return sum(str(program).encode() in line for line in lines)
+
+    async def story() -> None:
+        async with provider(CALM) as model:
+            pipes = f'[mcp.servers.pipes]\ntransport = "stdio"\ncmd = ["{sys.executable}"]\nargs = ["{program}"]\n'
+            agents = agents_of(tmp_path / "a", file_of("sre", model.url, more=pipes))
+            async with a_desk(tmp_path / "state", agents) as app:
+                await asks(app)
+                assert "echo" in offered_to(model, 0)
+                assert running()
+                await app.agents.take(agents_of(tmp_path / "a", file_of("sre", model.url)))
+                await until(running, lambda count: count() == 0)
+
+    asyncio.run(story())
+
+
+def test_a_server_that_serves_tells_of_what_its_files_say_now(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with provider(CALM) as model, rogue() as shop:
+            _shop(shop)
+            at = tmp_path / "a"
+            agents = agents_with(at, model, {})
+            settings = replace(settings_of(tmp_path / "state"), agents=str(at))
+            async with a_wire(settings, agents) as wire:
+                await wire.app.agents.look()
+                agents_with(at, model, {"shop": shop.url})
+                await wire.app.agents.look()
+                told = (await wire.http.get("/aura/info?detail=tools:summary")).json()
+                (server,) = told["agents"][0]["mcp_servers"].values()
+                assert [tool["name"] for tool in server["tools"]] == ["echo"]
+                body = {"model": "sre", "messages": [{"role": "user", "content": "How is the shop?"}]}
+                assert (await wire.http.post("/v1/chat/completions", json=body)).status_code == 200
+                assert "echo" in offered_to(model, 0)
 
     asyncio.run(story())
 

@@ -257,6 +257,12 @@ class AgentRoom:
         """Close the models of versions that no run uses and that are not the present ones, and servers that only they had."""
         if all(self._open.minds.get(mind.id) is mind for mind in self._open.whole):
             return
+        try:
+            await self._settle()
+        except Exception as error:  # noqa: BLE001 - what fails to close must not fail the run that ended
+            telemetry.event("app.part_failed", part="agents", error=f"while closing: {type(error).__name__}: {error}")
+
+    async def _settle(self) -> None:
         async with self._opening:
             live = [*self._open.minds.values(), *self._uses.values()]
             gone = [mind for mind in self._open.whole if not any(mind is each for each in live)]
@@ -442,11 +448,11 @@ class AgentRoom:
             self._tickets[run] = ticket
 
     async def _miss(self) -> None:
-        """Forget runs of other versions than the present ones that went on elsewhere and ended there."""
-        for run, ticket in list(self._tickets.items())[:_MISSED_MAX]:
-            mind = self._uses.get(ticket)
-            if mind is None or self._open.minds.get(mind.id) is mind:
-                continue
+        """Forget runs that went on elsewhere and ended there: those of earlier versions, and the oldest of too many."""
+        present = list(self._open.minds.values())
+        used = [(run, ticket, self._uses.get(ticket)) for run, ticket in self._tickets.items()]
+        old = [each for each in used if each[2] is not None and not any(each[2] is mind for mind in present)]
+        for run, ticket, _ in (*old[:_MISSED_MAX], *(used[:_MISSED_MAX] if len(used) > _HELD_MAX else ())):
             try:
                 has_ended = (await self._warden.runs.get(run)).status in ENDED
             except UsageError:
