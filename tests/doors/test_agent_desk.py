@@ -40,6 +40,44 @@ def test_without_any_file_there_is_an_agent_that_answers_without_a_model(tmp_pat
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("before", ["", "I look."])
+def test_who_comes_in_the_middle_of_a_later_turn_hears_it_once_and_after_the_earlier_ones(
+    tmp_path: Path, before: str
+) -> None:
+    async def story() -> None:
+        call = {"index": 0, "id": "x", "function": {"name": "incidents", "arguments": "{}"}}
+        over = asyncio.Event()
+
+        async def second(writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+            writer.write(f"data: {json.dumps(delta('All of it. Now'))}\n\n".encode())
+            await writer.drain()
+            await over.wait()
+            writer.write(f"data: {json.dumps(end())}\n\ndata: [DONE]\n\n".encode())
+            writer.close()
+
+        looking = [delta(before)] if before else []
+        first = sse(*looking, delta(tool_calls=[call]), end("tool_calls"), usage(10, 2))
+        async with provider(first, second) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with a_desk(tmp_path / "state", agents) as app:
+                run = await app.agents.start(asked("Count."), by=ANN)
+                async for each in app.agents.follow(run.id):
+                    if each.name == "text" and "All" in str(each.body["text"]):
+                        break
+                late = asyncio.create_task(heard(app, run.id))
+                await asyncio.sleep(0.1)
+                over.set()
+                answer = await app.agents.answer(run.id, timeout_s=10)
+                assert answer is not None
+                told = await late
+                assert answer.text == "All of it. Now"
+                assert text_of(told).strip() == before + answer.text
+                assert "void" not in [each.name for each in told]
+
+    asyncio.run(story())
+
+
 def test_who_comes_back_with_the_id_of_what_it_heard_last_misses_nothing_and_hears_nothing_twice(
     tmp_path: Path,
 ) -> None:

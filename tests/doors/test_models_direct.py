@@ -328,8 +328,7 @@ def test_gemini_streams_thoughts_text_calls_and_usage() -> None:
     reply, _ = _asked(GEMINI, answers[0], requests=(first,))
     assert (reply.text, reply.reasoning, reply.reason) == ("I look.", "Logs first.", "calls")
     assert [(each.name, each.arguments) for each in reply.calls] == [("read_logs", '{"service":"cart"}')]
-    assert reply.usage == TokenUsage(input_tokens=40, output_tokens=9, cached_tokens=8)
-    assert reply.usage.reasoning_tokens == 3
+    assert reply.usage == TokenUsage(input_tokens=40, output_tokens=9, cached_tokens=8, reasoning_tokens=3)
     last, state = _asked(GEMINI, *answers, requests=(first, second))
     assert (last.text, last.reason) == ("Nothing.", "length")
     contents = state.bodies[1]["contents"]

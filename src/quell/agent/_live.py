@@ -92,6 +92,10 @@ class Ear:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def forget_pieces(self) -> None:
+        """Forget what waits of what was said: who listens has it by another way."""
+        self._heard = deque(each for each in self._heard if not isinstance(each, Piece))
+
     def hear(self, piece: Piece | Moved) -> None:
         """Hand on what is said: at once where that is wanted and keeps the order."""
         if self.at_once is not None and self._waiter is not None and not self._heard and isinstance(piece, Piece):

@@ -152,8 +152,9 @@ class Follower:
             self._agent = str(body.get("agent", ""))
             yield from self.whole(Piece(self.run, turn, self.place.attempt, "text", self._last, self._agent))
             self._ended = max(self._ended, turn)
-            # Only the end of the turn: other events may be read from the journal while it is being said.
-            self.place.chars = self.place.digest = 0
+            if turn >= self.place.turn:
+                # Only the end of this turn: events of earlier ones, and others, may be read while it is being said.
+                self.place.chars = self.place.digest = 0
         elif event.name == "agent.answered":
             yield from self._label(str(body.get("text", "")))
         self.place.seq = event.seq
@@ -204,24 +205,21 @@ def followed(
 async def _followed(
     runs: Runs, live: Live, follower: Follower, straight: Straight | None
 ) -> AsyncGenerator[Heard, None]:
-    run = follower.run
-    with live.listen(run) as ear:
-        ear.at_once = None if straight is None else partial(follower.at_once, straight)
+    with live.listen(follower.run) as ear:
         if follower.place.seq:
             await _remember(runs, follower)
+        async for heard in _caught_up(runs, live, follower, forget=ear.forget_pieces):
+            yield heard
+        ear.at_once = None if straight is None else partial(follower.at_once, straight)
 
         async def pump() -> None:
             try:
-                async for event in runs.follow(run=run, after=follower.place.seq):
-                    if event.name.startswith(_KEPT):
-                        ear.put_nowait(event)
+                async for event in runs.follow(run=follower.run, after=follower.place.seq):
+                    ear.put_nowait(event)
             finally:
                 # A journal that is away ends it as well: who listens would wait for nothing.
                 ear.put_nowait(None)
 
-        # What was said before this ear was there, as far as the journal has not got it yet.
-        if (said := live.said(run)) is not None:
-            ear.put_nowait([said])
         pumping = asyncio.create_task(pump())
         try:
             while (item := await ear.get()) is not None:
@@ -231,6 +229,24 @@ async def _followed(
         finally:
             pumping.cancel()
             await asyncio.wait({pumping})
+
+
+async def _caught_up(
+    runs: Runs, live: Live, follower: Follower, *, forget: Callable[[], None]
+) -> AsyncGenerator[Heard, None]:
+    """Yield what the journal has, and after it what was said before anybody listened here and is not in it yet."""
+    while True:
+        said = live.said(follower.run)
+        forget()  # it is in one of the two
+        batch = await runs.events(run=follower.run, after=follower.place.seq)
+        if not batch:
+            break
+        for event in batch:
+            for heard in _heard_of(follower, event):
+                yield heard
+            follower.place.seq = event.seq
+    for heard in () if said is None else follower.whole(said):
+        yield heard
 
 
 async def _remember(runs: Runs, follower: Follower) -> None:
@@ -247,9 +263,7 @@ def _heard_of(follower: Follower, item: object) -> Iterator[Heard]:
     match item:
         case Piece():
             yield from follower.piece(item)
-        case [Piece() as whole]:
-            yield from follower.whole(whole)
         case Moved():
             yield follower.moved(item)
-        case Event():
+        case Event() if item.name.startswith(_KEPT):
             yield from follower.event(item)
