@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 
-from quell.domain import ASK_PEOPLE, CallRequest, OutcomeKind, Recovery, ResourceRule, Tool, ToolClass, ToolOutcome
+from quell.domain import ASK_PEOPLE, CallRequest, OutcomeKind, ResourceRule, Tool, ToolOutcome, own_read
 from quell.tools import LocalHand
 
 _DESCRIPTION = (
@@ -28,19 +26,8 @@ _APPROVED = "Approved: people let you go on with exactly this. It permits no too
 
 def ask_people_hand() -> tuple[Tool, LocalHand]:
     """Return `request_approval`. The guard lets no call of it through but those that people approved."""
-    schema = json.dumps(_SCHEMA, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(f"{ASK_PEOPLE}\n{_DESCRIPTION}\n{schema}".encode()).hexdigest()
-    tool = Tool(
-        name=ASK_PEOPLE,
-        server="",
-        original=ASK_PEOPLE,
-        description=_DESCRIPTION,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
-        resource=ResourceRule(kind="People"),
-        pin=f"sha256:{digest}",
-    )
+    resource = ResourceRule(kind="People")
+    tool = own_read(ASK_PEOPLE, description=_DESCRIPTION, takes=_SCHEMA, resource=resource)
     return tool, LocalHand(ASK_PEOPLE, _approved)
 
 

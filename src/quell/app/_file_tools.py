@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -19,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Self
 
-from quell.domain import CallRequest, OutcomeKind, Recovery, RefusedError, ResourceRule, Tool, ToolClass, ToolOutcome
+from quell.domain import CallRequest, OutcomeKind, RefusedError, ResourceRule, Tool, ToolOutcome, own_read
 from quell.tools import LocalHand
 
 READ_MAX_BYTES = 1_048_576
@@ -226,8 +225,6 @@ def _hand(
     required: Sequence[str],
 ) -> tuple[Tool, LocalHand]:
     shape = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-    schema = json.dumps(shape, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(f"{name}\n{description}\n{schema}".encode()).hexdigest()
 
     async def use(request: CallRequest, _key: str) -> ToolOutcome:
         try:
@@ -235,16 +232,6 @@ def _hand(
         except RefusedError as refusal:
             return _ended(request, OutcomeKind.DENIED, detail=f"{refusal}; {refusal.hint}")
 
-    tool = Tool(
-        name=name,
-        server="",
-        original=name,
-        description=description,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
-        resource=ResourceRule(kind="File", name="/path"),
-        timeout_s=_TIMEOUT_S,
-        pin=f"sha256:{digest}",
-    )
+    resource = ResourceRule(kind="File", name="/path")
+    tool = own_read(name, description=description, takes=shape, resource=resource, timeout_s=_TIMEOUT_S)
     return tool, LocalHand(name, use)

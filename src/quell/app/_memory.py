@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -15,11 +14,10 @@ from quell.domain import (
     ConfigError,
     OutcomeKind,
     QuellError,
-    Recovery,
     ResourceRule,
     Tool,
-    ToolClass,
     ToolOutcome,
+    own_read,
 )
 from quell.memory import Audience, BedrockStore, DocumentStore, Library, Passage, QdrantStore, Shelf, Skills
 from quell.models import open_embedder
@@ -154,20 +152,8 @@ def _hand(
     timeout_s: float,
 ) -> tuple[Tool, LocalHand]:
     shape = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-    schema = json.dumps(shape, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(f"{name}\n{description}\n{schema}".encode()).hexdigest()
-    tool = Tool(
-        name=name,
-        server="",
-        original=name,
-        description=description,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
-        resource=ResourceRule(kind="Memory"),
-        timeout_s=timeout_s,
-        pin=f"sha256:{digest}",
-    )
+    resource = ResourceRule(kind="Memory")
+    tool = own_read(name, description=description, takes=shape, resource=resource, timeout_s=timeout_s)
     return tool, LocalHand(name, _answering(work))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 
-from quell.domain import CallRequest, OutcomeKind, Recovery, ResourceRule, Tool, ToolClass, ToolOutcome
+from quell.domain import CallRequest, OutcomeKind, ResourceRule, Tool, ToolOutcome, own_read
 from quell.tools import LocalHand
 
 MINUTES_MAX = 1_440
@@ -99,19 +97,10 @@ def _tool(
     name: str, description: str, properties: Mapping[str, object], required: tuple[str, ...], timeout_s: float
 ) -> Tool:
     shape: dict[str, object] = {"type": "object", "properties": properties, "additionalProperties": False}
-    schema = json.dumps(
-        shape | ({"required": list(required)} if required else {}), sort_keys=True, separators=(",", ":")
-    )
-    digest = hashlib.sha256(f"{name}\n{description}\n{schema}".encode()).hexdigest()
-    return Tool(
-        name=name,
-        server="",
-        original=name,
+    return own_read(
+        name,
         description=description,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
+        takes=shape | ({"required": list(required)} if required else {}),
         resource=ResourceRule(kind="Production"),
         timeout_s=timeout_s,
-        pin=f"sha256:{digest}",
     )

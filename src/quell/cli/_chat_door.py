@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from quell.cli._person import API_KEY_VARIABLE
+from quell.cli._person import person_in
 from quell.cli._session import Session
 from quell.domain import ChatAsk, Heard, Message, RunStatus, UsageError
 
@@ -196,25 +196,6 @@ class Embedded:
             what=calls,
             text=text,
         )
-
-
-async def person_in(app: App, session: Session) -> Principal:
-    """Return who acts: whoever the API key in the environment proves, else the owner. Raises RefusedError."""
-    from quell.domain import Caller, LocalOwner, Principal, RefusedError
-
-    key, identity = session.env.get(API_KEY_VARIABLE, ""), app.settings.identity
-    if not key:
-        owner = LocalOwner(tenant=(identity.tenants or (LocalOwner().tenant,))[0], roles=identity.owner_roles)
-        return Principal(user=owner.user, tenant=owner.tenant, roles=owner.roles)
-    shown = (("Authorization", f"Bearer {key}"),)
-    found = await app.warden.identify(Caller(peer="", headers=shown, is_loopback=True))
-    if isinstance(found, Principal):
-        return found
-    raise RefusedError(
-        "the API key proves nobody here",
-        hint=f"`quell key list` tells which keys hold; without {API_KEY_VARIABLE} you are the owner",
-        code="unauthenticated",
-    )
 
 
 def card_of(agent: AgentSettings) -> Card:

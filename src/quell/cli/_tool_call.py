@@ -13,6 +13,7 @@ import click
 from quell.cli._events import body_of
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, put_document, put_text
+from quell.cli._person import person_in
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
 
@@ -39,8 +40,6 @@ def call_tool(session: Session, name: str, *, arguments: str, wait: bool) -> int
     wanted = _read(arguments)
 
     async def use(app: App) -> int:
-        from quell.cli._chat_door import person_in
-
         by = await person_in(app, session)
         await app.launch(way="direct")
         run = await app.calls.start(name, arguments=wanted, by=by)

@@ -108,6 +108,7 @@ from quell.domain._guard import Tool as Tool
 from quell.domain._guard import ToolClass as ToolClass
 from quell.domain._guard import ToolOutcome as ToolOutcome
 from quell.domain._guard import Verdict as Verdict
+from quell.domain._guard import own_read as own_read
 from quell.domain._identity import AgentGrant as AgentGrant
 from quell.domain._identity import ApiKey as ApiKey
 from quell.domain._identity import Caller as Caller

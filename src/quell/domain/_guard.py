@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -117,6 +119,26 @@ class Tool:
     result_max_bytes: int = 8_000_000
     pin: str
     """`sha256:` digest of the raw definition and of all fields above that people set."""
+
+
+def own_read(
+    name: str, *, description: str, takes: Mapping[str, object], resource: ResourceRule, timeout_s: float = 60.0
+) -> Tool:
+    """Define a read of our own, which may be sent again; `takes` is the JSON Schema of its arguments."""
+    schema = json.dumps(takes, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(f"{name}\n{description}\n{schema}".encode()).hexdigest()
+    return Tool(
+        name=name,
+        server="",
+        original=name,
+        description=description,
+        input_schema=schema,
+        tool_class=ToolClass.READ,
+        recovery=Recovery.NATURAL,
+        resource=resource,
+        timeout_s=timeout_s,
+        pin=f"sha256:{digest}",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

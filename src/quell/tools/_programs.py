@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 
@@ -11,13 +10,12 @@ from quell.domain import (
     OutcomeKind,
     PadOwner,
     PadReading,
-    Recovery,
     RefusedError,
     ResourceRule,
     Tool,
-    ToolClass,
     UsageError,
     WorldError,
+    own_read,
 )
 from quell.tools._code import CodeTool
 from quell.tools._scratchpad import Reader, Scratchpad
@@ -57,20 +55,8 @@ _SCHEMA = {
 
 def definition() -> Tool:
     """Define the tool for the registry: a read that touches nothing, and may be sent again."""
-    schema = json.dumps(_SCHEMA, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(f"{NAME}\n{_DESCRIPTION}\n{schema}".encode()).hexdigest()
-    return Tool(
-        name=NAME,
-        server="",
-        original=NAME,
-        description=_DESCRIPTION,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
-        resource=ResourceRule(kind="Result"),
-        timeout_s=_TIMEOUT_S,
-        pin=f"sha256:{digest}",
-    )
+    resource = ResourceRule(kind="Result")
+    return own_read(NAME, description=_DESCRIPTION, takes=_SCHEMA, resource=resource, timeout_s=_TIMEOUT_S)
 
 
 def program_reader(code: CodeTool, pad: Scratchpad) -> Reader:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-import msgspec
-
-from quell.domain import OutcomeKind, PadReading, Recovery, ResourceRule, ScratchpadLimits, Tool, ToolClass, UsageError
+from quell.domain import OutcomeKind, PadReading, ResourceRule, ScratchpadLimits, Tool, UsageError, own_read
 from quell.tools._scratchpad_files import Form
 from quell.tools._scratchpad_grep import PATTERN_MAX, Search, around, compiled, search
 from quell.tools._scratchpad_json import Node, Pages, children, count, find, kind_of, raw, root_of, steps_of, text_of
@@ -537,24 +534,11 @@ def definitions() -> tuple[Tool, ...]:
 
 
 def _definition(name: str, it: _ReadingTool) -> Tool:
-    schema = msgspec.json.encode(
-        {
-            "type": "object",
-            "properties": {name: argument.schema() for name, argument in it.arguments.items()},
-            "required": sorted(name for name, argument in it.arguments.items() if argument.is_required),
-            "additionalProperties": False,
-        },
-        order="sorted",
-    ).decode()
-    digest = hashlib.sha256(f"{name}\n{it.description}\n{schema}".encode()).hexdigest()
-    return Tool(
-        name=name,
-        server="",
-        original=name,
-        description=it.description,
-        input_schema=schema,
-        tool_class=ToolClass.READ,
-        recovery=Recovery.NATURAL,
-        resource=ResourceRule(kind="Result", name="/handle"),
-        pin=f"sha256:{digest}",
-    )
+    takes = {
+        "type": "object",
+        "properties": {name: argument.schema() for name, argument in it.arguments.items()},
+        "required": sorted(name for name, argument in it.arguments.items() if argument.is_required),
+        "additionalProperties": False,
+    }
+    resource = ResourceRule(kind="Result", name="/handle")
+    return own_read(name, description=it.description, takes=takes, resource=resource)
