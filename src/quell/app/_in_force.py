@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from quell.app._office import login_name
 from quell.config import version_of
 from quell.domain import AuditKind
 
@@ -60,7 +60,7 @@ def record_in_force(authority: Authority, *, known: InForce | None) -> InForce:
             "policies": list(wanted.policies),
             "watched": list(wanted.watched_policies),
             "process": os.getpid(),
-            "login": _login(),
+            "login": login_name(),
         }
         entry = audit.entry(AuditKind.POLICY, run="", principal="", body=body)
         with authority.runs.database.writing() as connection:
@@ -74,11 +74,3 @@ def _told_last(authority: Authority) -> InForce | None:
         if told.get("verb") == VERB:
             return InForce(**told["after"])
     return None
-
-
-def _login() -> str:
-    """Return the account of this machine that runs the process; no variable sets it."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +56,14 @@ _CAP_KINDS: Mapping[str, tuple[BudgetKind, int]] = {
     "units": (BudgetKind.BLAST, 1),
 }
 _RUN, _DAY, _TENANT = BudgetScope.RUN, BudgetScope.DAY, BudgetScope.TENANT
+
+
+def login_name() -> str:
+    """Return the account of this machine that runs the process: told beside a person's name, and no variable sets it."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
 
 
 def redactor_of(settings: Settings, *, env: Mapping[str, str]) -> Redactor:
@@ -227,8 +237,8 @@ class Office:
         body: Mapping[str, object],
         run: str = "",
     ) -> int:
-        """Keep the account of what a person did, in the transaction that does it; return the number of the record."""
-        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body}
+        """Keep the account of what a person did here, in the transaction that does it; return the number of the record."""
+        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body, "login": login_name()}
         (record,) = self.audit.append(connection, self.audit.entry(kind, run=run, principal=by.user, body=told))
         return record.number
 

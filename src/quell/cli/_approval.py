@@ -12,7 +12,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_cut, note_none, put_document, put_table, put_text
-from quell.cli._person import login_name, person_of, tenant_option
+from quell.cli._person import person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import away
@@ -210,7 +210,7 @@ def _decide(
             )
             approval = decided.approval
             if decided.change != "none":
-                body = decided.account(verdict=way, reason=reason, way="cli") | {"login": login_name()}
+                body = decided.account(verdict=way, reason=reason, way="cli")
                 body |= {"answers": told} if told else {}
                 office.record(connection, AuditKind.APPROVAL, by=by, verb=verb, body=body, run=approval.terms.run)
         waits = approval.status is ApprovalStatus.REQUESTED

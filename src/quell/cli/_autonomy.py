@@ -9,7 +9,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_none, put_document, put_text
-from quell.cli._person import login_name, one_of, person_of, tenant_option
+from quell.cli._person import one_of, person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import clock_time
@@ -137,7 +137,7 @@ def _move(session: Session, where: _Where, *, level: int, reason: str, way: Lite
             else:
                 step = office.autonomy.demote(connection, scope, to=to, by=by, reason=reason)
             body = {**_body(scope), "to": level, "level": int(step.after.level), "record": step.record.seq}
-            body |= {"reason": reason, "login": login_name()}
+            body["reason"] = reason
             office.record(connection, AuditKind.AUTONOMY, by=by, verb=verb, body=body)
         is_there = step.after.level == to
         if session.is_json:

@@ -8,7 +8,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_cut, note_none, put_document, put_table, put_text
-from quell.cli._person import login_name, one_of, person_of, tenant_option
+from quell.cli._person import one_of, person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import away, clock_time
@@ -51,7 +51,6 @@ def open_break_glass(session: Session, *, reason: str, run_id: str, tenant: str)
                 "reason": opened.reason,
                 "expires_at": opened.expires_at.isoformat(),
                 "review_due_at": opened.review_due_at.isoformat(),
-                "login": login_name(),
             }
             office.record(connection, AuditKind.IDENTITY, by=by, verb=verb, body=body, run=run)
         await office.runs.emit(
@@ -120,7 +119,6 @@ def review_break_glass(session: Session, break_glass_id: str, *, review: str, te
                 "covers": reviewed.run,
                 "opened_by": reviewed.user,
                 "review": reviewed.review,
-                "login": login_name(),
             }
             office.record(connection, AuditKind.IDENTITY, by=by, verb=verb, body=body, run=reviewed.run)
         if session.is_json:

@@ -9,7 +9,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note_cut, note_none, put_document, put_table, put_text
-from quell.cli._person import login_name, one_of, person_of, tenant_option
+from quell.cli._person import one_of, person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import away, clock_time
@@ -122,7 +122,6 @@ def settle_effect(session: Session, key: str, *, verdict: str, reason: str, tena
                 "digest": effect.call.digest,
                 "state": effect.state.value,
                 "reason": reason,
-                "login": login_name(),
             }
             office.record(connection, AuditKind.OUTCOME, by=by, verb="effect.settle", body=body, run=effect.call.run)
         if session.is_json:

@@ -9,7 +9,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_none, put_document, put_table, put_text
-from quell.cli._person import API_KEY_VARIABLE, login_name, one_of, person_of, tenant_option
+from quell.cli._person import API_KEY_VARIABLE, one_of, person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import LONG_LENGTH, away, clock_time
@@ -83,7 +83,6 @@ def new_key(
                 "key_roles": list(key.roles),
                 "scopes": list(key.scopes),
                 "expires_at": key.expires_at.isoformat(),
-                "login": login_name(),
             }
             office.record(connection, AuditKind.IDENTITY, by=by, verb="key.new", body=body)
         if session.is_json:
@@ -141,7 +140,7 @@ def revoke_key(session: Session, key_id: str, *, tenant: str) -> int:
             known = [key.id for key in identities.keys(connection, by=by)]
             named = one_of(key_id, known, what="key", hint="`quell key list` names them")
             key = identities.revoke_key(connection, named, by=by)
-            body = {"key": key.id, "name": key.name, "user": key.user, "login": login_name()}
+            body = {"key": key.id, "name": key.name, "user": key.user}
             office.record(connection, AuditKind.IDENTITY, by=by, verb="key.revoke", body=body)
         if session.is_json:
             put_document("key", key=key)

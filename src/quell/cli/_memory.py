@@ -13,7 +13,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_cut, note_none, put_document, put_table, put_text, wants_colour
-from quell.cli._person import login_name, person_of, tenant_option
+from quell.cli._person import person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import away
@@ -193,7 +193,7 @@ def _record(office: Office, by: Principal, *, verb: str, told: dict[str, object]
     from quell.domain import AuditKind
 
     with office.changing(by, verb=verb, about=verb) as connection:
-        office.record(connection, AuditKind.EVIDENCE, by=by, verb=verb, body={**told, "login": login_name()})
+        office.record(connection, AuditKind.EVIDENCE, by=by, verb=verb, body=told)
 
 
 def _row(source: Source, *, now: datetime) -> tuple[str, ...]:

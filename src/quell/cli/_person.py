@@ -48,17 +48,6 @@ async def person_in(app: App, session: Session) -> Principal:
     )
 
 
-def login_name() -> str:
-    """Return the account of this machine that runs the command: told beside the owner's name, and no variable sets it."""
-    import os
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"
-
-
 def one_of(beginning: str, names: Iterable[str], *, what: str, hint: str) -> str:
     """Return the one name that begins so. Raises UsageError when there is none, or more than one."""
     from quell.domain import UsageError

@@ -10,7 +10,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, put_document, put_table, put_text
-from quell.cli._person import confirmed, login_name, person_of
+from quell.cli._person import confirmed, person_of
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.domain import one_line
@@ -152,7 +152,7 @@ def pin_skills(session: Session, source: str, *, digest: str, yes: bool) -> int:
                 )
             with office.changing(by, verb="skill.pin", about=_named(wanted)) as connection:
                 pin = book.accept(connection, look, by=by)
-                body = {**book.account(pin, was=look.pin), "login": login_name()}
+                body = book.account(pin, was=look.pin)
                 office.record(connection, AuditKind.PIN, by=by, verb="skill.pin", body=body)
             note("agents of a server that runs load it at their next question; runs that go on keep theirs")
         if session.is_json:

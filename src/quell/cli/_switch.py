@@ -9,7 +9,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_none, put_document, put_table, put_text
-from quell.cli._person import login_name, one_of, person_of, tenant_option
+from quell.cli._person import one_of, person_of, tenant_option
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._values import MOMENT, away, clock_time, moment_of
@@ -164,7 +164,7 @@ def list_switches(session: Session, *, tenant: str) -> int:
 def _record(office: Office, connection: Connection, by: Principal, verb: str, body: dict[str, object]) -> None:
     from quell.domain import AuditKind
 
-    office.record(connection, AuditKind.SWITCH, by=by, verb=verb, body={**body, "login": login_name()})
+    office.record(connection, AuditKind.SWITCH, by=by, verb=verb, body=body)
 
 
 def _body(switch: Switch) -> dict[str, object]:

@@ -11,7 +11,7 @@ import click
 
 from quell.cli._exit import ExitCode
 from quell.cli._output import note, note_none, put_document, put_table, put_text
-from quell.cli._person import confirmed, login_name, person_of
+from quell.cli._person import confirmed, person_of
 from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 from quell.cli._tool_call import call_tool
@@ -185,7 +185,6 @@ def pin_tool(session: Session, server: str, name: str, *, yes: bool, digest: str
                 "was": old.digest if old else "",
                 "class": terms.tool_class.value,
                 "recovery": terms.recovery.value,
-                "login": login_name(),
             }
             office.record(connection, AuditKind.PIN, by=by, verb="tool.pin", body=body)
         _put_pinned(session, pin, change=verdict)
@@ -210,7 +209,7 @@ def unpin_tool(session: Session, server: str, name: str) -> int:
                 raise RefusedError("only a person with the role operator or admin takes pins back", hint="ask one")
             if not toolset.pins.drop(connection, server, name):
                 raise UsageError(f"{name!r} of {server!r} is not pinned", hint="`quell tool list` names what is")
-            body = {"server": server, "tool": name, "login": login_name()}
+            body = {"server": server, "tool": name}
             office.record(connection, AuditKind.PIN, by=by, verb="tool.unpin", body=body)
         if session.is_json:
             put_document("tool_unpinned", server=server, tool=name)
