@@ -76,7 +76,6 @@ _OURS = (
     ".skills.git.path",
 )
 """Keys of ours in a table of theirs."""
-_LLM_PLACES = ("agent.llm.", "orchestration.worker.*.llm.")
 
 
 def _llm_alike(path: str) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from quell.agent._odd import warning_of
 from quell.agent._talk import Exhibit
-from quell.domain import OutcomeKind, Parked, ToolOutcome
+from quell.domain import OutcomeKind, ToolOutcome
 
 EXHIBIT_MAX_CHARS = 16_000
 """As much as stands in a result that is given whole."""
@@ -79,11 +79,6 @@ def result_text(exhibit: Exhibit, outcome: ToolOutcome, *, key: str, notice: str
 def notice_text(notice: str, *, key: str) -> str:
     """Write words of our own, told from those of results by the key."""
     return f"[notice {key}] {notice}"
-
-
-def parked_text(parked: Parked) -> str:
-    """Say to a model that people decide."""
-    return f"(waits for {parked.quorum} of {', '.join(parked.approver_roles)}: approval {parked.approval})"
 
 
 def dropped_text(exhibit: Exhibit, *, key: str) -> str:

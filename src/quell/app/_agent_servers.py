@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from quell.config import AgentMcpServer, AgentSettings, McpServerSettings, Settings, WorkerSettings
-from quell.domain import ASK_PEOPLE, SpillRule, SpillTable, Tool, ToolOutcome, is_transport_header, matches_glob
+from quell.domain import ASK_PEOPLE, SpillRule, SpillTable, Tool, is_transport_header, matches_glob
 
 FILE_TOOLS = ("read_file", "list_dir")
 _SKILL_TOOLS = ("load_skill", "read_skill_file")
@@ -19,7 +19,6 @@ _LIBRARY, _STORE = "search_documents", "vector_search_"
 _SENSE, _RESULT = "Production", "Result"
 """On what our own tools act: what goes on in production, results that were put aside."""
 _ROUTE_S: Mapping[str, float] = {"conversational": 60.0, "webhook": 300.0}
-_TOKEN_BYTES = 4
 _NAME_MAX = 32
 _MARK_CHARS = 6
 _FOREIGN = re.compile(r"[^a-z0-9]+")
@@ -111,17 +110,6 @@ def spill_of(
         for glob, each in server.scratchpad.items()
     )
     return SpillTable(rules=rules, reading_tokens=max(1, pad.max_extraction_tokens))
-
-
-def pad_usage(outcomes: Iterable[ToolOutcome], tools: Iterable[Tool]) -> tuple[int, int]:
-    """Return the tokens that were put aside, and those that were read of what was put aside, over these outcomes."""
-    readers = {tool.name for tool in tools if not tool.server and tool.resource.kind == _RESULT}
-    aside = read = 0
-    for outcome in outcomes:
-        tokens = -(-outcome.size_bytes // _TOKEN_BYTES)
-        aside += tokens if outcome.handle else 0
-        read += tokens if outcome.tool in readers else 0
-    return aside, read
 
 
 def _ours(agent: AgentSettings, worker: WorkerSettings | None) -> frozenset[str]:

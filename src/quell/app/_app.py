@@ -53,7 +53,6 @@ _AUTHORITY_INTERVAL_S = 5.0
 _SIGN_INTERVAL_S = 60.0
 _HERALD_INTERVAL_S = 1.0
 _AGENTS_INTERVAL_S = 2.0
-_SERIES_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
