@@ -20,6 +20,7 @@ from tests.doors._wire_bench import CHAT, a_wire, settings_of
 
 pytestmark = pytest.mark.timeout(60)
 USER = [{"role": "user", "content": "Hello?"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
@@ -70,6 +71,15 @@ def refusal(raw: bytes) -> ChatError:
         (body(audio={"voice": "x"}), 400, "unsupported_parameter", "audio"),
         (body(tools=[{"type": "web_search"}]), 400, "unsupported_value", "tools[0].type"),
         (body(tool_choice="maybe"), 400, "invalid_value", "tool_choice"),
+        (body(tool_choice={"type": "custom"}), 400, "unsupported_value", "tool_choice.type"),
+        (body(tool_choice={"type": "function"}), 400, "missing_required_parameter", "tool_choice.function"),
+        (
+            body(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "look", "more": 1}}),
+            400,
+            "unsupported_parameter",
+            "tool_choice.function.more",
+        ),
+        (body(tools=[TOOL, TOOL]), 400, "invalid_value", "tools"),
         (body(response_format={"type": "xml"}), 400, "invalid_value", "response_format.type"),
         (
             body(response_format={"type": "json_schema"}),

@@ -156,6 +156,8 @@ def test_a_model_that_fails_is_a_failed_response(tmp_path: Path) -> None:
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "truncation": "auto"}, "truncation"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "function", "name": "look"}] * 2}, "tools"),
+        ({"input": "x", "tool_choice": {"type": "function", "name": "look"}}, "tool_choice.name"),
         ({"input": "x", "stream": True, "background": True}, "background"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
     ],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 from quell.domain import CallWanted, Message, ToolSpec
 from quell.server._wish import Wish
 
+Form: TypeAlias = Literal["nested", "flat"]
+"""Where a function stands: below `function`, as in chat completions, or in the object itself, as in responses."""
 _MESSAGES_MAX = 4_000
 _PARTS_MAX = 1_000
 _CALLS_MAX = 256
-TOOLS_MAX = 512
+_TOOLS_MAX = 512
 _ECHOED = ("name", "refusal", "annotations", "audio", "reasoning", "reasoning_content", "reasoning_details", "id")
 """What clients send back as they got it, from here or from elsewhere, and what has no meaning in a question."""
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def messages_of(wish: Wish) -> tuple[Message, ...]:
@@ -31,19 +34,18 @@ def messages_of(wish: Wish) -> tuple[Message, ...]:
     return messages
 
 
-def tools_of(wish: Wish) -> tuple[ToolSpec, ...]:
+def tools_of(wish: Wish, *, form: Form) -> tuple[ToolSpec, ...]:
     """Read `tools`: functions that the client carries out."""
     found: list[ToolSpec] = []
-    for tool in wish.objects("tools", items_max=TOOLS_MAX):
+    for tool in wish.objects("tools", items_max=_TOOLS_MAX):
         kind = tool.text("type")
         if kind != "function":
             tool.wrong("type", f"is {kind[:40]!r}: only tools of the type function are taken", "unsupported_value")
             continue
-        function = tool.below("function")
+        function = _function_of(tool, form)
         if function is None:
-            tool.wrong("function", "is required", "missing_required_parameter")
             continue
-        spec = spec_of(function)
+        spec = _spec_of(function)
         function.rest()
         tool.rest()
         if spec is not None:
@@ -54,7 +56,36 @@ def tools_of(wish: Wish) -> tuple[ToolSpec, ...]:
     return tuple(found)
 
 
-def spec_of(function: Wish) -> ToolSpec | None:
+def choice_of(wish: Wish, names: set[str], *, form: Form) -> str:
+    """Read `tool_choice`: which of these tools is to be called; empty when it says nothing."""
+    found = wish.take("tool_choice")
+    if found is None or isinstance(found, str):
+        if found not in {None, "auto", "none", "required"}:
+            wish.wrong("tool_choice", "must be auto, none, required, or name a function")
+        return found or ""
+    below = wish.below("tool_choice")
+    if below is None:
+        return ""
+    below.only("type", "function", why="only a function can be chosen")
+    function = _function_of(below, form)
+    if function is None:
+        return ""
+    name = function.text("name")
+    function.rest()
+    below.rest()
+    if name not in names:
+        function.wrong("name", "is none of the tools of this request")
+    return name
+
+
+def _function_of(wish: Wish, form: Form) -> Wish | None:
+    function = wish if form == "flat" else wish.below("function")
+    if function is None:
+        wish.wrong("function", "is required", "missing_required_parameter")
+    return function
+
+
+def _spec_of(function: Wish) -> ToolSpec | None:
     """Read the name, the description and the parameters of a function."""
     name = function.text("name", length_max=64)
     description = function.text("description")
@@ -93,8 +124,8 @@ def _part(part: Wish, kinds: Sequence[str]) -> str:
 
 def _message(wish: Wish) -> Message | None:
     role = wish.text("role")
-    if role not in ROLES:
-        wish.wrong("role", f"is {role[:40]!r}, and must be one of {', '.join(ROLES)}")
+    if role not in _ROLES:
+        wish.wrong("role", f"is {role[:40]!r}, and must be one of {', '.join(_ROLES)}")
         return None
     wish.passed(*(name for name in _ECHOED if name != "name" or role != "function"))
     text = text_of(wish, "content")

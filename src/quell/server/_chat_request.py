@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 from quell.config import AgentSettings
 from quell.domain import ChatAsk, ToolSpec
-from quell.server._chat_messages import messages_of, tools_of
+from quell.server._chat_messages import choice_of, messages_of, tools_of
 from quell.server._openai_errors import ChatError
 from quell.server._wish import Wish
 
@@ -49,8 +49,8 @@ def read_chat(body: bytes) -> ChatWish:
     """Read a request. Raises ChatError with every mistake of it."""
     wish = Wish.of(body)
     messages = messages_of(wish)
-    tools = tools_of(wish)
-    choice = _choice_of(wish, {tool.name for tool in tools})
+    tools = tools_of(wish, form="nested")
+    choice = choice_of(wish, {tool.name for tool in tools}, form="nested")
     is_streamed = wish.flag("stream") or False
     usage = _usage_of(wish)
     metadata = wish.table("metadata", items_max=METADATA_MAX, value_max=TEXT_MAX)
@@ -85,29 +85,6 @@ def _usage_of(wish: Wish) -> Literal["last chunk", "own chunk"]:
     options.passed("include_obfuscation")
     options.rest()
     return "own chunk" if is_wanted else "last chunk"
-
-
-def _choice_of(wish: Wish, names: set[str]) -> str:
-    """Read `tool_choice`; empty when it says nothing."""
-    found = wish.take("tool_choice")
-    if found is None:
-        return ""
-    if isinstance(found, str):
-        if found not in {"auto", "none", "required"}:
-            wish.wrong("tool_choice", "must be auto, none, required, or name a function")
-        return found
-    below = wish.below("tool_choice")
-    if below is None:
-        return ""
-    kind = below.text("type")
-    function = below.below("function") if kind == "function" else None
-    if function is None:
-        below.wrong("type", f"is {kind[:40]!r}: only a function can be chosen", "unsupported_value")
-        return ""
-    name = function.text("name")
-    if name not in names:
-        function.wrong("name", "is none of the tools of this request")
-    return name
 
 
 def _schema_of(wish: Wish) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quell.domain import CallWanted, ChatAsk, Message, ToolSpec
-from quell.server._chat_messages import TOOLS_MAX, paired, required, spec_of, text_of
+from quell.domain import CallWanted, ChatAsk, Message
+from quell.server._chat_messages import choice_of, paired, required, text_of, tools_of
 from quell.server._chat_request import (
     EFFORTS,
     METADATA_MAX,
@@ -44,8 +44,8 @@ def read_response(body: bytes) -> ResponseWish:
     messages = _input_of(wish)
     if instructions:
         messages = (Message(role="system", text=instructions), *messages)
-    tools = _tools_of(wish)
-    choice = _choice_of(wish, {tool.name for tool in tools})
+    tools = tools_of(wish, form="flat")
+    choice = choice_of(wish, {tool.name for tool in tools}, form="flat")
     metadata = wish.table("metadata", items_max=METADATA_MAX, value_max=TEXT_MAX)
     ask = ChatAsk(
         messages=messages,
@@ -169,37 +169,6 @@ def _message(item: Wish) -> Message | None:
     if role == "user":
         return Message(role="user", text=text)
     return Message(role="assistant", text=text) if role == "assistant" else Message(role="system", text=text)
-
-
-def _tools_of(wish: Wish) -> tuple[ToolSpec, ...]:
-    found: list[ToolSpec] = []
-    for tool in wish.objects("tools", items_max=TOOLS_MAX):
-        kind = tool.text("type")
-        if kind != "function":
-            tool.wrong("type", f"is {kind[:40]!r}: only tools of the type function are taken", "unsupported_value")
-            continue
-        spec = spec_of(tool)
-        tool.rest()
-        if spec is not None:
-            found.append(spec)
-    return tuple(found)
-
-
-def _choice_of(wish: Wish, names: set[str]) -> str:
-    found = wish.take("tool_choice")
-    if found is None or isinstance(found, str):
-        if found not in {None, "auto", "none", "required"}:
-            wish.wrong("tool_choice", "must be auto, none, required, or name a function")
-        return found or ""
-    below = wish.below("tool_choice")
-    if below is None:
-        return ""
-    below.only("type", "function", why="only a function can be chosen")
-    name = below.text("name")
-    below.rest()
-    if name not in names:
-        below.wrong("name", "is none of the tools of this request")
-    return name
 
 
 def _schema_of(wish: Wish) -> str:

@@ -181,6 +181,7 @@ class Wish:
         """Refuse by name what nobody has taken."""
         for name in sorted(self._left):
             self.wrong(name, f"is not supported: {why}", "unsupported_parameter")
+        self._left.clear()
 
     def finish(self) -> None:
         """Raise ChatError with every mistake, under the place of the first."""
