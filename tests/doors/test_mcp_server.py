@@ -23,7 +23,7 @@ from quell.runs import system_clock
 from quell.server import serve
 from tests.doors._authority_house import settings_of
 from tests.doors._desk_bench import agents_of, file_of, first_of
-from tests.doors._model_bench import delta, end, provider, sse, usage
+from tests.doors._model_bench import Answer, delta, end, provider, sse, usage
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -50,6 +50,22 @@ async def served(
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+_CREW = """
+[orchestration]
+enabled = true
+[orchestration.worker.reader]
+description = "reads what there is"
+preamble = "Read it."
+mcp_filter = []
+"""
+
+
+def _calling(name: str, given: dict[str, object]) -> Answer:
+    """Play a turn that calls one tool."""
+    asked = {"index": 0, "id": "x", "function": {"name": name, "arguments": json.dumps(given)}}
+    return sse(delta(tool_calls=[asked]), end("tool_calls"), usage(1, 1))
 
 
 def told(result: object) -> dict[str, object]:
@@ -92,6 +108,37 @@ def test_a_client_asks_and_reads_what_the_answer_rests_on(tmp_path: Path) -> Non
             assert json.loads(str(whole["content"]))["state"] == "unclear"
             again = told(await client.call_tool("run", {"run": answer["run"]}))
             assert again["answer"] == answer["answer"]
+
+    asyncio.run(story())
+
+
+def test_evidence_has_the_ids_that_the_answer_of_a_crew_cites(tmp_path: Path) -> None:
+    async def story() -> None:
+        task = {"type": "task", "task": "look", "worker": "reader"}
+        plan = {"goal": "g", "steps": [task, task], "routing_rationale": "r", "planning_summary": "s"}
+        submitted = {"summary": "done", "result": "Nothing is open [t1e1].", "confidence": "high"}
+        twice = {**submitted, "result": "Still nothing [t2e1]."}
+        answers = [
+            _calling("create_plan", plan),
+            _calling("incidents", {}),
+            _calling("submit_result", submitted),
+            _calling("incidents", {"state": "all"}),
+            _calling("submit_result", twice),
+            _calling("respond_directly", {"response": "Nothing is open [t2e1].", "routing_rationale": "r"}),
+        ]
+        async with provider(*answers) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=_CREW))
+            async with served(tmp_path / "state", agents) as at, Client(f"{at.url}/mcp") as client:
+                answer = told(await client.call_tool("ask", {"question": "Is anything open?"}))
+                assert answer["cited"] == ["t2e1"]
+                listed = told(await client.call_tool("evidence", {"run": answer["run"]}))["evidence"]
+                assert isinstance(listed, list)
+                # Decisions of the coordinator are calls too, and no evidence.
+                assert [(each["id"], each["tool"]) for each in listed] == [("t1e1", "incidents"), ("t2e1", "incidents")]
+                cited = told(await client.call_tool("evidence", {"run": answer["run"], "id": "t2e1"}))
+                assert cited["call"] == "t2.1.1"
+                none = await client.call_tool("evidence", {"run": answer["run"], "id": "e1"})
+                assert (none.is_error, "it has: t1e1, t2e1" in str(none.content[0])) == (True, True)
 
     asyncio.run(story())
 

@@ -173,7 +173,8 @@ class Hands:
                 await context.emit("agent.call_parked", key=f"{wanted.id}.parked", **as_told(ended.parked), **whose)
             elif ended.outcome is not None:
                 talk = await self._with_outcome(talk, wanted, ended.outcome)
-                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **as_told(ended.outcome), **whose)
+                told = {**as_told(ended.outcome), "evidence": talk.exhibits[-1].id, **whose}
+                await context.emit("agent.call_ended", key=f"{wanted.id}.ended", **told)
         return replace(talk, waiting=tuple(left)), parked, closing
 
     async def _with_outcome(self, talk: Talk, wanted: CallWanted, outcome: ToolOutcome) -> Talk:

@@ -103,8 +103,8 @@ class Reply:
         call = self.calls.setdefault(str(body.get("call", "")), Call(str(body.get("tool", "")), ""))
         call.outcome, call.detail = str(body.get("kind", "")), str(body.get("detail", ""))
         call.content = str(body.get("content", ""))
-        # Of results that an answer may cite, the number in their order is their name.
-        call.evidence = f"e{sum(bool(each.outcome) for each in self.calls.values())}"
+        # A server tells no names: of its results that an answer may cite, the number in their order is the name.
+        call.evidence = str(body.get("evidence") or f"e{sum(bool(each.outcome) for each in self.calls.values())}")
 
 
 def stage_of(heard: Heard, reply: Reply) -> Stage | None:

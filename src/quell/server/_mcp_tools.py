@@ -280,12 +280,14 @@ class Handy:
     async def _evidence(self, arguments: Mapping[str, object], by: Principal, _progress: Progress) -> Brought:
         run = await self._own(str(arguments["run"]), by=by)
         wanted = str(arguments.get("id", ""))
-        ended = [e for e in await self._app.runs.events(run=run, limit=10_000) if e.name == "agent.call_ended"]
-        exhibits = [_exhibit(number, msgspec.json.decode(event.body)) for number, event in enumerate(ended, start=1)]
+        events = await self._app.runs.events(run=run, limit=10_000)
+        ended = [msgspec.json.decode(event.body) for event in events if event.name == "agent.call_ended"]
+        exhibits = [_exhibit(body) for body in ended if body.get("evidence")]
         if wanted:
             found = [each for each in exhibits if wanted in (each["id"], each["call"])]
             if not found:
-                raise UsageError(f"the run has no evidence {wanted!r}", hint=f"it has e1 to e{len(exhibits)}")
+                has = ", ".join(str(each["id"]) for each in exhibits[:_ITEMS_MAX])
+                raise UsageError(f"the run has no evidence {wanted!r}", hint=f"it has: {has or 'none'}")
             return Brought(text=json.dumps(found[0], ensure_ascii=False), data=found[0])
         short = [each | {"content": str(each["content"])[:_SUMMARY_CHARS]} for each in exhibits]
         lines = [f"[{each['id']}] {each['tool']}: {each['outcome']}: {each['content']}" for each in short]
@@ -363,9 +365,9 @@ def _of_answer(answer: AgentAnswer) -> dict[str, object]:
     }
 
 
-def _exhibit(number: int, body: Mapping[str, object]) -> dict[str, object]:
+def _exhibit(body: Mapping[str, object]) -> dict[str, object]:
     return {
-        "id": f"e{number}",
+        "id": body["evidence"],
         "call": body.get("call", ""),
         "tool": body.get("tool", ""),
         "outcome": body.get("kind", ""),

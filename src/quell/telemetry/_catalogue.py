@@ -94,7 +94,9 @@ EVENTS: Mapping[str, EventSpec] = {
     "agent.call_parked": _spec(
         "info", "A call of an agent waits for people.", "call", "approval", "expires_at", "agent", "task"
     ),
-    "agent.call_ended": _spec("debug", "A call of an agent ended.", "call", "tool", "kind", "detail", "agent", "task"),
+    "agent.call_ended": _spec(
+        "debug", "A call of an agent ended.", "call", "tool", "kind", "detail", "evidence", "agent", "task"
+    ),
     "agent.compacted": _spec(
         "info",
         "Part of a conversation was left out of a request to make room.",
