@@ -25,40 +25,24 @@ from tests.doors._hand_bench import SmallWorld
 
 
 @dataclass(slots=True, kw_only=True)
-class AgentRoom:
-    """An agent and what it stands on."""
+class Ground:
+    """What agents stand on, and what is seen of them there."""
 
     runs: Runs
     authority: Authority
     world: SmallWorld
-    model: Model
     live: Live
-    answers: dict[str, AgentAnswer] = field(default_factory=dict)
 
-    async def ask(self, question: str, *, timeout_s: float = 10.0) -> AgentAnswer:
-        run = await self.start(question)
-        return await self.answer(run, timeout_s=timeout_s)
+    async def told(self, run: Run, name: str) -> list[dict[str, object]]:
+        """Return the bodies of all events of a name."""
+        events = await self.runs.events(run=run.id)
+        return [msgspec.json.decode(event.body) for event in events if event.name == name]
 
-    async def start(self, question: str, *, past: Sequence[Message] = ()) -> Run:
-        said = [msgspec.to_builtins(message) for message in past]
-        return await self.runs.start("chat", subject=question, arguments={"question": question, "past": said})
-
-    async def answer(self, run: Run, *, timeout_s: float = 10.0) -> AgentAnswer:
+    async def answer(self, run: Run, *, timeout_s: float = 15.0) -> AgentAnswer:
         ended = await self.runs.wait(run.id, timeout_s=timeout_s)
         assert ended.status == "succeeded", ended
-        (told,) = [event.body for event in await self.runs.events(run=run.id) if event.name == "agent.answered"]
-        return msgspec.json.decode(told, type=AgentAnswer)
-
-    async def parked(self, run: Run, *, timeout_s: float = 5.0) -> Parked:
-        """Wait until the run waits for people, and return what it waits for."""
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + timeout_s
-        while loop.time() < ends_at:
-            for event in await self.runs.events(run=run.id):
-                if event.name == "agent.call_parked":
-                    return msgspec.json.decode(event.body, type=Parked)
-            await asyncio.sleep(0.02)
-        raise AssertionError("the run does not wait for people")
+        (told,) = await self.told(run, "agent.answered")
+        return msgspec.convert(told, type=AgentAnswer)
 
     async def approve(self, parked: Parked, run: Run) -> None:
         with self.runs.database.writing() as connection:
@@ -71,6 +55,33 @@ class AgentRoom:
                 reason="",
             )
         assert await self.runs.wake(run.id)
+
+
+@dataclass(slots=True, kw_only=True)
+class AgentRoom(Ground):
+    """An agent and what it stands on."""
+
+    model: Model
+    answers: dict[str, AgentAnswer] = field(default_factory=dict)
+
+    async def ask(self, question: str, *, timeout_s: float = 10.0) -> AgentAnswer:
+        run = await self.start(question)
+        return await self.answer(run, timeout_s=timeout_s)
+
+    async def start(self, question: str, *, past: Sequence[Message] = ()) -> Run:
+        said = [msgspec.to_builtins(message) for message in past]
+        return await self.runs.start("chat", subject=question, arguments={"question": question, "past": said})
+
+    async def parked(self, run: Run, *, timeout_s: float = 5.0) -> Parked:
+        """Wait until the run waits for people, and return what it waits for."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout_s
+        while loop.time() < ends_at:
+            for event in await self.runs.events(run=run.id):
+                if event.name == "agent.call_parked":
+                    return msgspec.json.decode(event.body, type=Parked)
+            await asyncio.sleep(0.02)
+        raise AssertionError("the run does not wait for people")
 
 
 @asynccontextmanager

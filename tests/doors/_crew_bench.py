@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 
 from quell.agent import AgentAnswer, Crew, Live, Role, WorkerSpec
-from quell.app import Authority, open_authority
+from quell.app import open_authority
 from quell.config import JournalSettings, OrchestrationSettings, Secret, Settings, StoreSettings
-from quell.domain import CallWanted, Message, ModelRequest, Parked, Principal, Run
+from quell.domain import CallWanted, Message, ModelRequest, Parked, Run
 from quell.models import ScriptedModel
 from quell.models._scripted import Turn, wants
 from quell.runs import Done, Next, RunContext, Runs, WaitUntil, system_clock
 from tests import _canaries
-from tests.doors._agent_bench import caller_of
+from tests.doors._agent_bench import Ground, caller_of
 from tests.doors._hand_bench import SmallWorld
 
 Script = Iterable[Turn] | Callable[[ModelRequest], Turn]
@@ -68,15 +68,11 @@ class Mind:
 
 
 @dataclass(slots=True, kw_only=True)
-class CrewRoom:
+class CrewRoom(Ground):
     """A crew and what it stands on."""
 
-    runs: Runs
-    authority: Authority
-    world: SmallWorld
     coordinator: ScriptedModel
     workers: Mapping[str, ScriptedModel]
-    live: Live
     pauses: list[float] = field(default_factory=list)
 
     async def ask(self, question: str, *, session: str = "s1", timeout_s: float = 15.0) -> AgentAnswer:
@@ -85,17 +81,6 @@ class CrewRoom:
     async def start(self, question: str, *, session: str = "s1", tenant: str = "local", user: str = "owner") -> Run:
         arguments = {"question": question, "session": session, "tenant": tenant, "user": user}
         return await self.runs.start("crew", subject=question, arguments=arguments)
-
-    async def answer(self, run: Run, *, timeout_s: float = 15.0) -> AgentAnswer:
-        ended = await self.runs.wait(run.id, timeout_s=timeout_s)
-        assert ended.status == "succeeded", ended
-        (told,) = await self.told(run, "agent.answered")
-        return msgspec.convert(told, type=AgentAnswer)
-
-    async def told(self, run: Run, name: str) -> list[dict[str, object]]:
-        """Return the bodies of all events of a name."""
-        events = await self.runs.events(run=run.id)
-        return [msgspec.json.decode(event.body) for event in events if event.name == name]
 
     async def names(self, run: Run) -> list[str]:
         """Return the names of what happened, without steps, turns and calls."""
@@ -113,18 +98,6 @@ class CrewRoom:
                 return msgspec.convert(found[-1], type=Parked)
             await asyncio.sleep(0.02)
         raise AssertionError("the run does not wait for people")
-
-    async def approve(self, parked: Parked, run: Run) -> None:
-        with self.runs.database.writing() as connection:
-            self.authority.guard.approvals.decide(
-                connection,
-                parked.approval,
-                by=Principal(user="bob", roles=("approver",)),
-                verdict="approve",
-                digest_seen=parked.digest,
-                reason="",
-            )
-        assert await self.runs.wake(run.id)
 
 
 @asynccontextmanager

@@ -14,7 +14,8 @@ from quell.agent._board import Board, board_of
 from quell.agent._ending import Ended, opened
 from quell.agent._means import Means, Options, WorkerSpec
 from quell.agent._shift import Shift
-from quell.agent._talk import AgentAnswer, Role
+from quell.agent._talk import Role
+from quell.agent._telling import tell_end
 from quell.config import OrchestrationSettings
 from quell.domain import Message, ToolCaller
 from quell.models import Model
@@ -76,15 +77,5 @@ class Crew:
             if part == "first":
                 invoked.began()
             ended = await Shift(means, context, board, caller=caller).work()
-            if isinstance(ended, AgentAnswer):
-                invoked.ended(
-                    stop=ended.stop.value,
-                    is_partial=ended.stop.is_partial,
-                    fault=ended.fault.partition(":")[0],
-                    turns=ended.turns,
-                    elapsed_s=means.monotonic() - began_s,
-                    answer=ended.text,
-                )
-            else:
-                invoked.waits()
+            tell_end(invoked, ended, elapsed_s=means.monotonic() - began_s)
             return ended

@@ -38,17 +38,22 @@ def told(
             if talk.turn == 0:
                 invoked.began()
             ended = await converse(who, context, talk, *args, **named)
-            if isinstance(ended, AgentAnswer):
-                invoked.ended(
-                    stop=ended.stop.value,
-                    is_partial=ended.stop.is_partial,
-                    fault=ended.fault.partition(":")[0],
-                    turns=ended.turns,
-                    elapsed_s=time.perf_counter() - began_s,
-                    answer=ended.text,
-                )
-            else:
-                invoked.waits()
+            tell_end(invoked, ended, elapsed_s=time.perf_counter() - began_s)
             return ended
 
     return telling
+
+
+def tell_end(invoked: genai.Invoked, ended: AgentAnswer | WaitUntil, *, elapsed_s: float) -> None:
+    """Tell how a segment ended: with an answer, or waiting for people."""
+    if isinstance(ended, WaitUntil):
+        invoked.waits()
+        return
+    invoked.ended(
+        stop=ended.stop.value,
+        is_partial=ended.stop.is_partial,
+        fault=ended.fault.partition(":")[0],
+        turns=ended.turns,
+        elapsed_s=elapsed_s,
+        answer=ended.text,
+    )

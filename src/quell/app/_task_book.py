@@ -99,9 +99,7 @@ class TaskBook:
                 "SELECT task, hook, settings, told, tries FROM quell_task_hooks WHERE task = :task ORDER BY hook",
                 task=task,
             )
-        return [
-            TaskHook(task=row.task, id=row.hook, settings=row.settings, told=row.told, tries=row.tries) for row in rows
-        ]
+        return [_hook(row) for row in rows]
 
     def due_hooks(self, *, rows_max: int, after: tuple[str, str] = ("", "")) -> Sequence[TaskHook]:
         """Return who may have to be told something now, in the order of tasks; `after` is the last of an earlier look."""
@@ -114,9 +112,7 @@ class TaskBook:
                 hook=after[1],
                 most=rows_max,
             )
-        return [
-            TaskHook(task=row.task, id=row.hook, settings=row.settings, told=row.told, tries=row.tries) for row in rows
-        ]
+        return [_hook(row) for row in rows]
 
     def told(self, hook: TaskHook, *, state: str) -> None:
         """Note what somebody was told."""
@@ -158,3 +154,8 @@ def forget_tasks(connection: Connection) -> int:
 def _task(row: object) -> AgentTask:
     number, task, run, context, at = (getattr(row, name) for name in ("number", "task", "run", "context", "at"))
     return AgentTask(number=number, task=task, run=run, context=context, at=datetime.fromisoformat(at))
+
+
+def _hook(row: object) -> TaskHook:
+    task, hook, settings, told, tries = (getattr(row, name) for name in ("task", "hook", "settings", "told", "tries"))
+    return TaskHook(task=task, id=hook, settings=settings, told=told, tries=tries)

@@ -97,28 +97,13 @@ class OllamaModel:
     ) -> None:
         """Reach a model. Raises ConfigError for an address that is none."""
         self._exchange = Exchange(base_url, headers=headers, clock=clock, patience=patience, tls=tls, via=via)
-        self._name = name
-        self._window = window
-        self._counter = TokenCounter.for_model(name)
-
-    @property
-    def name(self) -> str:
-        """Return its name at the server."""
-        return self._name
-
-    @property
-    def window(self) -> int | None:
-        """Return how many tokens request and answer may have together."""
-        return self._window
-
-    @property
-    def counter(self) -> TokenCounter:
-        """Return what counts its tokens."""
-        return self._counter
+        self.name = name
+        self.window = window
+        self.counter = TokenCounter.for_model(name)
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
-        body = _ENCODER.encode(chat_body(request, name=self._name, window=self._window))
+        body = _ENCODER.encode(chat_body(request, name=self.name, window=self.window))
         asked = self._exchange.asked("/api/chat", body, accept="application/x-ndjson", deadline_s=deadline_s)
         async with asked as wire:
             reader = _Reader()

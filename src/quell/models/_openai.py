@@ -149,29 +149,14 @@ class OpenAIModel:
             hear=hear,
             via=via,
         )
-        self._name = name
-        self._window = window
-        self._counter = counter or TokenCounter.for_model(name)
+        self.name = name
+        self.window = window
+        self.counter = counter or TokenCounter.for_model(name)
 
     @property
     def provider(self) -> str:
         """Return who runs it, as the price table names it."""
         return self._endpoint.provider
-
-    @property
-    def name(self) -> str:
-        """Return its name at the provider."""
-        return self._name
-
-    @property
-    def window(self) -> int | None:
-        """Return how many tokens request and answer may have together."""
-        return self._window
-
-    @property
-    def counter(self) -> TokenCounter:
-        """Return what counts its tokens."""
-        return self._counter
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
@@ -204,7 +189,7 @@ class OpenAIModel:
                 reader.finish()
 
     def _asked(self, request: ModelRequest, *, deadline_s: float) -> AbstractAsyncContextManager[Wire]:
-        body = _ENCODER.encode(body_of(request, name=self._name, endpoint=self._endpoint))
+        body = _ENCODER.encode(body_of(request, name=self.name, endpoint=self._endpoint))
         return self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
 
     async def offered(self, *, timeout_s: float = 10.0) -> tuple[str, ...]:

@@ -50,27 +50,12 @@ class ScriptedModel:
         """Play these turns; a call beyond the last is a fault of the test and raises BoundExceededError."""
         self._of = turns if callable(turns) else None
         self._turns = [] if callable(turns) else [tuple(turn) for turn in turns]
-        self._name = name
-        self._window = window
+        self.name = name
+        self.window = window
         self._pause = pause
-        self._counter = TokenCounter()
+        self.counter = TokenCounter()
         self.asked: list[ModelRequest] = []
         """Every request so far."""
-
-    @property
-    def name(self) -> str:
-        """Return its name."""
-        return self._name
-
-    @property
-    def window(self) -> int | None:
-        """Return how many tokens it is said to take."""
-        return self._window
-
-    @property
-    def counter(self) -> TokenCounter:
-        """Return what counts its tokens."""
-        return self._counter
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Play the next turn. Raises as `Model.stream` does."""
