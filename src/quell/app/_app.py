@@ -16,12 +16,12 @@ from quell import __version__, telemetry
 from quell.app._agent_routes import routes_of, with_secrets_of
 from quell.app._agent_servers import merged
 from quell.app._incident_room import IncidentRoom
-from quell.app._office import redactor_of
 from quell.app._person_calls import PersonCalls
 from quell.app._run_trace import trace_of
 from quell.app._sources import CleanReader
 from quell.app._vault import STORE_RETRY_S, Role, StoreReader, Vault
 from quell.app._warden import Warden
+from quell.audit import Redactor
 from quell.config import AgentSettings, McpServerSettings, Settings, version_of
 from quell.domain import (
     Alert,
@@ -42,7 +42,6 @@ from quell.telemetry import Telemetry, open_telemetry
 if TYPE_CHECKING:
     from quell.app._agents import AgentDesk
     from quell.app._authority import Authority
-    from quell.audit import Redactor
     from quell.incidents import Desk
     from quell.signals import Detector, PrometheusReader, Receiver, Store
 
@@ -328,7 +327,7 @@ async def _ground(
 ) -> tuple[Telemetry, Runs, Redactor]:
     """Open what everything else speaks and writes through, and what keeps secrets out of it, one for the process."""
     instance = f"{os.uname().nodename}-{os.getpid()}"
-    redactor = redactor_of(settings, env=env)
+    redactor = Redactor.of(settings, environment=env)
     telling = open_telemetry(
         settings,
         role=role,

@@ -66,11 +66,6 @@ def login_name() -> str:
         return f"uid {os.getuid()}"
 
 
-def redactor_of(settings: Settings, *, env: Mapping[str, str]) -> Redactor:
-    """Return what takes every secret of the settings and the environment out of what a process says and keeps."""
-    return Redactor.of(settings, environment=env)
-
-
 @dataclass(slots=True, kw_only=True)
 class Office:
     """Who may decide, and where the account of it lies, on one journal."""
@@ -111,7 +106,7 @@ class Office:
             JournalError: the journal cannot be used.
         """
         database, directory = runs.database, settings.state_dir / "audit"
-        redactor = redactor or redactor_of(settings, env=env)
+        redactor = redactor or Redactor.of(settings, environment=env)
         ledger = Ledger(database, clock=clock, clean=redactor.text)
         audit = Audit(
             database,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
-from quell.app._office import redactor_of
+from quell.audit import Redactor
 from quell.config import Settings
 from quell.domain import (
     Approval,
+    ApprovalStatus,
     AuditKind,
     Caller,
     Clock,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from quell.app._herald import AskerOf, Herald
     from quell.app._in_force import InForce
     from quell.app._votes import Way
-    from quell.audit import Redactor
     from quell.governance import Identities
     from quell.tools import LocalHand
 
@@ -65,7 +65,7 @@ class Warden:
         self._clock = clock
         self._entropy = entropy
         self._env = env
-        self.redactor = redactor or redactor_of(settings, env=env)
+        self.redactor = redactor or Redactor.of(settings, environment=env)
         """What takes secrets out of everything that this process says."""
         self._opening = asyncio.Lock()
         self._knowing = asyncio.Lock()
@@ -211,6 +211,22 @@ class Warden:
         from quell.app._votes import masked  # noqa: PLC0415 - as above
 
         return masked(approval, self.redactor)
+
+    async def waiting(self, run: str, *, items_max: int = 50) -> Sequence[Approval]:
+        """Return what a run asks people and nobody decided yet, as it may be shown."""
+        authority = await self.open()
+
+        def read() -> list[Approval]:
+            with self.runs.database.reading() as connection:
+                return [
+                    approval
+                    for tenant in self.settings.identity.tenants
+                    for approval in authority.guard.approvals.listed(
+                        connection, tenant=tenant, status=ApprovalStatus.REQUESTED, run=run, items_max=items_max
+                    )
+                ]
+
+        return [await self.shown(each) for each in await asyncio.to_thread(read)]
 
     async def look(self) -> None:
         """Tell people outside what waits for them."""

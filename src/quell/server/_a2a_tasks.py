@@ -29,7 +29,6 @@ from quell.app import App, TaskBook
 from quell.domain import (
     AgentTask,
     Approval,
-    ApprovalStatus,
     ChatAsk,
     Heard,
     Principal,
@@ -177,24 +176,7 @@ class Tasks:
             return None
 
     async def _waiting(self, run: str) -> Sequence[Approval]:
-        authority = await self._app.open_authority()
-        tenants = self._app.settings.identity.tenants
-
-        def read() -> list[Approval]:
-            with authority.runs.database.reading() as connection:
-                return [
-                    approval
-                    for tenant in tenants
-                    for approval in authority.guard.approvals.listed(
-                        connection,
-                        tenant=tenant,
-                        status=ApprovalStatus.REQUESTED,
-                        run=run,
-                        items_max=_APPROVALS_MAX,
-                    )
-                ]
-
-        return [await self._app.warden.shown(each) for each in await asyncio.to_thread(read)]
+        return await self._app.warden.waiting(run, items_max=_APPROVALS_MAX)
 
     # -- following ----------------------------------------------------------------------------------------------------
 

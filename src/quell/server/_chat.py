@@ -148,7 +148,7 @@ class Chats:
         place = f"{by.tenant}\n{by.user}\n{key}".encode()
         fresh = hashlib.sha256(place).digest() if key else self._app.entropy(16)
         fit = fitted(wish, agent, session=session_of(wish.ask.session, headers, fresh=fresh))
-        if not wish.is_streamed and agent.hitl is not None and agent.hitl.route is not None:
+        if not wish.is_streamed:
             _refuse_conversation(agent)
         run = await self._app.agents.start(fit.ask, by=by, headers=headers, key=key)
         for warning in fit.warnings:

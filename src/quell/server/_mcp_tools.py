@@ -202,8 +202,7 @@ class Handy:
         return Brought(text=text, data=body if isinstance(body, dict) else None, is_error=not came.kind.is_answer)
 
     async def _memory(self, arguments: Mapping[str, object], by: Principal, _progress: Progress) -> Brought:
-        found = await self._through(_SEARCH, arguments, by=by, call=self._app.entropy(8).hex())
-        return found if found.data is not None or found.is_error else Brought(text=found.text)
+        return await self._through(_SEARCH, arguments, by=by, call=self._app.entropy(8).hex())
 
     async def _ask(self, arguments: Mapping[str, object], by: Principal, progress: Progress) -> Brought:
         session = str(arguments.get("session", ""))
@@ -253,7 +252,7 @@ class Handy:
     async def _stands(self, run: str, *, wait_s: float) -> Brought:
         answer = await self._app.agents.answer(run, timeout_s=wait_s)
         if answer is None:
-            parked = await self._parked(run)
+            parked = [each.id for each in await self._app.warden.waiting(run)]
             going: dict[str, object] = {"run": run, "state": "waits_for_people" if parked else "running"}
             waits = f" and waits for people: {', '.join(parked)}" if parked else ""
             return Brought(
@@ -261,21 +260,6 @@ class Handy:
             )
         told: dict[str, object] = {"run": run, "state": "ended"} | _of_answer(answer)
         return Brought(text=answer.text or answer.fault, data=told, is_error=bool(answer.fault))
-
-    async def _parked(self, run: str) -> list[str]:
-        authority = await self._app.open_authority()
-
-        def read() -> list[str]:
-            with authority.runs.database.reading() as connection:
-                found = [
-                    authority.guard.approvals.listed(
-                        connection, tenant=tenant, status=ApprovalStatus.REQUESTED, run=run, items_max=_ITEMS_MAX
-                    )
-                    for tenant in self._app.settings.identity.tenants
-                ]
-            return [approval.id for approvals in found for approval in approvals]
-
-        return await asyncio.to_thread(read)
 
     async def _evidence(self, arguments: Mapping[str, object], by: Principal, _progress: Progress) -> Brought:
         run = await self._own(str(arguments["run"]), by=by)
