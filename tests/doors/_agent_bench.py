@@ -93,6 +93,7 @@ async def agent_room(
     accounts: Accounts | None = None,
     window: int | None = None,
     way: Literal["queue", "direct"] = "queue",
+    world: SmallWorld | None = None,
 ) -> AsyncIterator[AgentRoom]:
     """Open everything, register the work `chat`, and launch."""
     settings = Settings(
@@ -101,7 +102,7 @@ async def agent_room(
         store=StoreSettings(password=Secret(_canaries.IN_SETTINGS)),
     )
     runs = await Runs.open(settings.journal, state_dir=state_dir, clock=system_clock, entropy=os.urandom, version="v1")
-    world, live = SmallWorld(), Live()
+    world, live = world or SmallWorld(), Live()
     model = turns if hasattr(turns, "stream") else ScriptedModel(turns, window=window)
     try:
         authority = await open_authority(

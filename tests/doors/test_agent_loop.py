@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from quell.agent import AgentAnswer, Role, Stop
 from quell.domain import (
     BoundExceededError,
+    CallRequest,
     CallWanted,
     Ended,
     ModelError,
@@ -24,8 +26,9 @@ from quell.domain import (
     ToolOutcome,
 )
 from quell.models import Model
-from quell.models._scripted import ScriptedModel, Turn, says, wants
+from quell.models._scripted import Pause, ScriptedModel, Turn, says, wants
 from tests.doors._agent_bench import AgentRoom, agent_room
+from tests.doors._hand_bench import SmallWorld
 
 USAGE = TokenUsage(input_tokens=100, output_tokens=10)
 ROLE = Role(name="sre", preamble="You look after a small shop.")
@@ -156,8 +159,23 @@ def test_an_invented_tool_and_arguments_that_no_schema_allows_come_back_as_refus
 
 
 def test_reads_of_one_turn_run_together_and_stay_in_their_order(tmp_path: Path) -> None:
-    turns = [wants(*[search(query=str(number)) for number in range(6)]), says("Done.")]
-    _, room = _ask(tmp_path, turns)
+    @dataclass(slots=True)
+    class Gate(SmallWorld):
+        """Lets nobody go on before all six are there."""
+
+        barrier: asyncio.Barrier = field(default_factory=lambda: asyncio.Barrier(6))
+
+        async def use(self, request: CallRequest, key: str) -> ToolOutcome:
+            await asyncio.wait_for(self.barrier.wait(), 5)
+            return await SmallWorld.use(self, request, key)
+
+    async def story() -> AgentRoom:
+        turns = [wants(*[search(query=str(number)) for number in range(6)]), says("Done.")]
+        async with agent_room(tmp_path, turns, world=Gate()) as room:
+            assert (await room.ask("Why?")).failed == 0
+            return room
+
+    room = asyncio.run(story())
     told = [message for message in _asked(room)[1].messages if message.role == "tool"]
     assert [message.call for message in told] == [f"1.{number}" for number in range(1, 7)]
     assert [f'id="e{number}"' in message.text for number, message in enumerate(told, start=1)] == [True] * 6
@@ -205,6 +223,16 @@ def test_rounds_are_bounded_and_the_model_is_told_when_the_last_one_comes(tmp_pa
     assert ["remain" in text for text in texts] == [False, True, False, False]
     assert ["FINAL TURN" in text for text in texts] == [False, False, True, True]
     assert _asked(room)[-1].tools == ()
+
+
+def test_time_is_bounded_and_nobody_is_asked_for_a_last_word_after_it(tmp_path: Path) -> None:
+    def turn(_request: ModelRequest) -> Turn:
+        return [Pause(seconds=0.3), *wants(search())]
+
+    answer, room = _ask(tmp_path, turn, role=Role(name="r", preamble="p", minutes_max=0.2 / 60))
+    assert (answer.stop, answer.calls, len(_asked(room))) == (Stop.TIME, 1, 1)
+    assert answer.text.startswith("What was found so far:\n- logs_search [e1]")
+    assert answer.text.endswith("[Partial answer: stopped by time.]")
 
 
 @pytest.mark.parametrize("fault", [ModelFault.AUTH, ModelFault.INVALID, ModelFault.NOT_FOUND, ModelFault.QUOTA])
@@ -293,13 +321,14 @@ def test_an_effect_waits_for_people_as_a_row_and_goes_on_when_they_said_yes(tmp_
         async with agent_room(tmp_path, turns) as room:
             run = await room.start("Scale web.")
             parked = await room.parked(run)
-            assert room.world.done == []
+            assert (room.world.done, room.world.reads) == ([], 0), "what is wanted after an effect waits for it"
             await room.approve(parked, run)
             return await room.answer(run, timeout_s=20), room, list(room.world.done)
 
     answer, room, done = asyncio.run(story())
     assert answer.stop is Stop.ANSWERED
     assert len(done) == 1
+    assert [request.call.id for request in room.world.seen] == ["1.1", "1.2"]
     assert len(_asked(room)) == 2
 
 
