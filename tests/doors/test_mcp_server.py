@@ -74,6 +74,12 @@ def told(result: object) -> dict[str, object]:
     return body
 
 
+def _rows(result: object) -> list[dict[str, object]]:
+    rows = told(result)["approvals"]
+    assert isinstance(rows, list)
+    return rows
+
+
 def test_a_client_asks_and_reads_what_the_answer_rests_on(tmp_path: Path) -> None:
     async def story() -> None:
         async with served(tmp_path) as at, Client(f"{at.url}/mcp") as client:
@@ -139,6 +145,28 @@ def test_evidence_has_the_ids_that_the_answer_of_a_crew_cites(tmp_path: Path) ->
                 assert cited["call"] == "t2.1.1"
                 none = await client.call_tool("evidence", {"run": answer["run"], "id": "e1"})
                 assert (none.is_error, "it has: t1e1, t2e1" in str(none.content[0])) == (True, True)
+
+    asyncio.run(story())
+
+
+def test_what_waits_for_people_is_told_and_decided_here(tmp_path: Path) -> None:
+    async def story() -> None:
+        gate = '[hitl]\nrequire_approval = ["incidents"]\n'
+        async with provider(_calling("incidents", {}), sse(delta("None is open."), end(), usage(9, 3))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=gate))
+            async with served(tmp_path / "state", agents) as at, Client(f"{at.url}/mcp") as client:
+                stands = told(await client.call_tool("ask", {"question": "Is anything open?", "wait_s": 0.1}))
+                while stands["state"] != "waits_for_people":
+                    stands = told(await client.call_tool("run", {"run": stands["run"], "wait_s": 0.1}))
+                (waiting,) = _rows(await client.call_tool("approvals", {}))
+                assert [waiting["approval"]] == stands["approvals"]
+                verdict = {"id": waiting["approval"], "decision": "approve", "digest": "sha256:of something else"}
+                assert (await client.call_tool("decide_approval", verdict)).is_error
+                decided = await client.call_tool("decide_approval", {**verdict, "digest": waiting["digest"]})
+                assert not decided.is_error
+                ended = told(await client.call_tool("run", {"run": stands["run"], "wait_s": 20}))
+                assert (ended["state"], ended["answer"]) == ("ended", "None is open.")
+                assert _rows(await client.call_tool("approvals", {})) == []
 
     asyncio.run(story())
 

@@ -134,6 +134,33 @@ def test_what_runs_in_the_background_is_asked_for_later_and_may_be_cancelled(tmp
     asyncio.run(story())
 
 
+def test_what_waits_for_people_is_an_item_and_its_id_is_where_they_answer(tmp_path: Path) -> None:
+    async def story() -> None:
+        gate = f'[hitl]\nrequire_approval = ["system_overview"]\n{LOOSE}'
+        turns = (sse(delta(tool_calls=[CALL]), end("tool_calls"), usage(9, 3)), sse(delta("Well."), end(), usage(9, 3)))
+        async with provider(*turns) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=gate))
+            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+                begun = (await wire.http.post(AT, json={"input": "Well?", "background": True})).json()
+
+                async def until(kind: str, *, status: str) -> dict[str, Any]:
+                    while True:
+                        now = (await wire.http.get(f"{AT}/{begun['id']}")).json()
+                        found = [item for item in now["output"] if item["type"] == kind]
+                        if found and now["status"] == status:
+                            return found[0]
+                        await asyncio.sleep(0.05)
+
+                asked = await until("mcp_approval_request", status="in_progress")
+                assert (asked["name"], asked["arguments"]) == ("system_overview", "{}")
+                answer = await wire.http.post(f"/v1/approvals/{asked['id']}", json={"approved": True})
+                assert answer.status_code == 204
+                assert (await until("message", status="completed"))["content"][0]["text"] == "Well."
+                assert (await until("mcp_call", status="completed"))["status"] == "completed"
+
+    asyncio.run(story())
+
+
 def test_a_model_that_fails_is_a_failed_response(tmp_path: Path) -> None:
     async def story() -> None:
         async with provider(plain(401, {"error": {"message": "bad key"}})) as model:

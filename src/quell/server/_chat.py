@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
@@ -196,6 +196,10 @@ class Chats:
     async def has_ended(self, run: str) -> bool:
         """Tell whether a run has ended, in whatever way."""
         return (await self._app.runs.get(run)).status in _ENDED
+
+    async def waiting(self, run: str) -> Sequence[Approval]:
+        """Return what a run asks people and nobody decided yet."""
+        return await self._app.warden.waiting(run)
 
     def follow(self, run: str) -> AsyncGenerator[Heard, None]:
         """Yield all that happened in a run."""

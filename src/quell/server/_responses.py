@@ -56,6 +56,8 @@ class Responses:
         begun = await self._chats.found(request.path_params["id"], by=caller_of(request))
         items = self._items(begun, {"metadata": begun.ask.metadata})
         if not await self._chats.has_ended(begun.run):
+            for approval in await self._chats.waiting(begun.run):
+                items.ask_people(approval)
             return self._json(items.response("in_progress"), begun)
         async for heard in self._chats.follow(begun.run):
             items.feed(heard, approval=await self._chats.approval(heard, "", begun))

@@ -63,7 +63,7 @@ class ResponseItems:
             case "agent.call_asked" if not body.get("task"):
                 return self._close() + self._asked(body)
             case "agent.call_parked" if approval is not None:
-                return self._parked(approval)
+                return self.ask_people(approval)
             case "agent.call_ended" if not body.get("task"):
                 return self._ended(body)
         self.account.hear(heard)
@@ -234,7 +234,7 @@ class ResponseItems:
             "response.output_item.done", output_index=index, item=item
         )
 
-    def _parked(self, approval: Approval) -> bytes:
+    def ask_people(self, approval: Approval) -> bytes:
         """Tell that people are asked; POST /v1/approvals/ID with the id of the item answers."""
         identifier = Approvals.decision_id_of(approval.id)
         if any(item["id"] == identifier for item in self._items):
