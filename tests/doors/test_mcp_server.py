@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ mcp_filter = []
 """
 
 
-def _calling(name: str, given: dict[str, object]) -> Answer:
+def _calling(name: str, given: Mapping[str, object]) -> Answer:
     """Play a turn that calls one tool."""
     asked = {"index": 0, "id": "x", "function": {"name": name, "arguments": json.dumps(given)}}
     return sse(delta(tool_calls=[asked]), end("tool_calls"), usage(1, 1))

@@ -146,7 +146,7 @@ def test_what_waits_for_people_is_an_item_and_its_id_is_where_they_answer(tmp_pa
                 async def until(kind: str, *, status: str) -> dict[str, Any]:
                     while True:
                         now = (await wire.http.get(f"{AT}/{begun['id']}")).json()
-                        found = [item for item in now["output"] if item["type"] == kind]
+                        found: list[dict[str, Any]] = [item for item in now["output"] if item["type"] == kind]
                         if found and now["status"] == status:
                             return found[0]
                         await asyncio.sleep(0.05)
