@@ -69,4 +69,7 @@ def test_a_worker_has_its_own_stores_and_what_it_does_not_say_is_the_agent_s(tmp
 
 def test_all_that_we_offer_ourselves_has_a_strict_shape(tmp_path: Path) -> None:
     for tool in _catalog(tmp_path):
-        jsonschema.Draft202012Validator.check_schema(json.loads(strict_schema(tool.input_schema)))
+        strict = json.loads(strict_schema(tool.input_schema))
+        jsonschema.Draft202012Validator.check_schema(strict)
+        assert set(strict["required"]) == set(strict["properties"]) == set(json.loads(tool.input_schema)["properties"])
+        assert strict["additionalProperties"] is False

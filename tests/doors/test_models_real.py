@@ -137,7 +137,7 @@ def test_a_weak_model_that_is_held_to_a_schema_makes_valid_calls(real_model: Rea
 def test_without_the_schema_the_same_model_only_talks_and_that_is_no_call(real_model: RealModel) -> None:
     request = _request("Restart the cart service.", tools=(RESTART,), output_max_tokens=40)
     reply = _asked(real_model, request, fallback_tool_parsing=True)
-    assert reply.calls == () or [call.name for call in reply.calls] == ["restart"]
+    assert (reply.calls, bool(reply.text)) == ((), True)
     assert reply.usage.output_tokens <= 40
 
 
