@@ -1,6 +1,7 @@
 """A real process in which an agent answers, asking a model at the address that it is given; the test kills it.
 
-Writes a line for every tool call into `calls`, and prints how the run ended.
+Writes a line for every tool call into `calls`, and prints how the run ended. With the name of a step it dies itself, right
+after that step was kept and before anything else can happen.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from quell.agent import Agent, Role
 from quell.app import open_authority
@@ -23,8 +27,10 @@ from quell.tools import LocalHand
 from tests.doors._agent_bench import caller_of
 from tests.doors._hand_bench import TOOLS
 
+T = TypeVar("T")
 
-async def life(directory: Path, url: str) -> None:
+
+async def life(directory: Path, url: str, kill_after: str = "") -> None:
     """Answer the one question of this directory, or go on with it."""
     settings = Settings(state_dir=directory, journal=JournalSettings(url=Secret(""), executor="the-one", lease_s=2.0))
     runs = await Runs.open(settings.journal, state_dir=directory, clock=system_clock, entropy=os.urandom, version="v1")
@@ -43,6 +49,17 @@ async def life(directory: Path, url: str) -> None:
     agent = Agent(role, model=model, toolbox=authority.toolbox, monotonic=time.monotonic)
 
     async def chat(context: RunContext) -> Next:
+        keep = context.step
+
+        async def step(
+            name: str, work: Callable[[], Awaitable[T]], *, returns: type[T], timeout_s: float, attempts: int = 1
+        ) -> T:
+            value = await keep(name, work, returns=returns, timeout_s=timeout_s, attempts=attempts)
+            if name == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return value
+
+        context.step = step  # type: ignore[method-assign]  # the one place where a test may cut the power
         ended = await agent.begin(context, [Message(role="user", text="Why?")], caller=caller_of(context))
         assert not isinstance(ended, WaitUntil)
         return Done(result={"text": ended.text, "stop": ended.stop.value})
@@ -60,4 +77,4 @@ async def life(directory: Path, url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(life(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(life(Path(sys.argv[1]), *sys.argv[2:]))

@@ -122,6 +122,16 @@ def test_thoughts_and_readings_of_results_have_switches_of_their_own() -> None:
     assert names == ["aura.reasoning", "aura.tool_requested", "aura.tool_start", "aura.tool_complete"]
 
 
+def test_what_a_worker_thinks_aloud_is_told_with_its_task() -> None:
+    thought = ("reasoning", {"agent": "logs", "task": "t2", "turn": 0, "text": "hm"})
+    found = told([thought], settings=replace(ON, emit_reasoning=True), agent=CREW)
+    (_, of_plan), (_, plain) = found
+    assert [name for name, _ in found] == ["aura.orchestrator.worker_reasoning", "aura.reasoning"]
+    assert (of_plan["task_id"], of_plan["worker_id"], of_plan["content"]) == (1, "logs", "hm")
+    assert (plain["agent_id"], plain["parent_agent_id"], plain["content"]) == ("logs", "coordinator", "hm")
+    assert told([thought], agent=CREW) == []
+
+
 def test_results_are_told_where_that_is_the_mode_and_never_cut_inside_a_letter() -> None:
     ended = call("agent.call_ended", kind="ok", content="é" * 10)
     (_, start), (_, complete) = told([ended], settings=replace(ON, tool_result_mode="aura", tool_result_max_length=5))
