@@ -288,6 +288,20 @@ def test_schemas_stay_as_they_are_where_the_file_says_so(tmp_path: Path) -> None
     assert shown(model, 1)["echo"]["required"] == ["n"]
 
 
+def test_workers_have_the_small_model_where_the_file_names_one_and_their_own_where_they_do(tmp_path: Path) -> None:
+    async def story() -> list[object]:
+        async with provider(*LOOKS) as model, rogue() as server:
+            llm = f'provider = "openai"\napi_key = "none"\nbase_url = "{model.url}"\nmodel = '
+            more = f'[quell.small]\n{llm}"tiny"\n[orchestration.worker.keeper.llm]\n{llm}"of the keeper"\n'
+            agents = crew_of(tmp_path / "agents", model, server, more=more)
+            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+                assert (await wire.ask("Is all well?")).status_code == 200
+            return [body["model"] for body in model.bodies]
+
+    # The coordinator plans, the reader calls and submits, the keeper submits, the coordinator answers.
+    assert asyncio.run(story()) == ["played", "tiny", "tiny", "of the keeper", "played"]
+
+
 def test_each_worker_has_skills_and_bounds_of_its_own(tmp_path: Path) -> None:
     for name in ("sweep", "count"):
         (tmp_path / name / name).mkdir(parents=True)
