@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from quell.agent import Stop
+from quell.app._agent_minds import version_of_agent
+from quell.app._in_force import InForce
 from quell.config import LlmSettings, Secret, agent_kept, kept_agent
 from quell.domain import ConfigError, Heard
+from tests._mcp_rogue import Rogue, rogue
 from tests.doors._desk_bench import ANN, a_desk, agents_of, asked, file_of, heard, text_of
 from tests.doors._model_bench import Answer, delta, end, provider, sse, usage
+from tests.doors._wire_bench import settings_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,6 +50,34 @@ def test_a_version_is_named_by_all_that_makes_the_answers_what_they_are(tmp_path
             assert len(set(versions)) == 3
 
     asyncio.run(story())
+
+
+def test_tools_policy_and_prices_are_a_part_of_it(tmp_path: Path) -> None:
+    policy = tmp_path / "own.cedar"
+    settings = settings_of(tmp_path / "state")
+    settings = replace(settings, governance=replace(settings.governance, policies=(str(policy),)))
+
+    async def version(server: Rogue, tools: str, permits: str) -> str:
+        server.tools = [{"name": name, "inputSchema": {"type": "object"}} for name in tools.split()]
+        policy.write_text(f'@id("own") {permits} (principal, action, resource) when {{ resource.name == "moon" }};')
+        table = f'[mcp.servers.shop]\ntransport = "http_streamable"\nurl = "{server.url}"\n'
+        agents = agents_of(tmp_path / "agents", file_of("sre", "http://127.0.0.1:9/v1", more=table))
+        async with a_desk(tmp_path / "state", agents, settings=settings) as app:
+            run = await app.agents.start(asked("Well?"), by=ANN)
+            return (await app.agents.wanted(run.id)).version
+
+    async def story() -> list[str]:
+        async with rogue() as server:
+            said = [("echo", "permit"), ("echo", "permit"), ("echo", "forbid"), ("echo wipe", "forbid")]
+            return [await version(server, *each) for each in said]
+
+    first, again, governed, offered = asyncio.run(story())
+    assert first == again
+    assert len({first, governed, offered}) == 3
+    (agent,) = agents_of(tmp_path / "agents", file_of("sre", "http://127.0.0.1:9/v1"))
+    same = InForce(policy="p", tools="t", settings="s")
+    named = {version_of_agent(agent, skills=(), prices=(price,), in_force=same) for price in ("1.0", "2.0")}
+    assert len(named) == 2
 
 
 def test_a_run_goes_on_with_its_version_when_its_file_is_written_anew(tmp_path: Path) -> None:
