@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+from quell.app._own_answers import Work, answering, as_json
 from quell.config import VectorStoreSettings
 from quell.domain import (
     CallRequest,
     Clock,
     ConfigError,
-    OutcomeKind,
-    QuellError,
     ResourceRule,
     Tool,
-    ToolOutcome,
     own_read,
 )
 from quell.memory import Audience, BedrockStore, DocumentStore, Library, Passage, QdrantStore, Shelf, Skills
@@ -29,9 +26,6 @@ _NAME = {"type": "string", "minLength": 1, "maxLength": 64}
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PASSAGES, _PASSAGES_MAX = 5, 20
 _SKILL_S, _SEARCH_S = 5.0, 45.0
-
-Work = Callable[[CallRequest, Mapping[str, object]], Awaitable[tuple[str, bool]]]
-"""Does what a tool does: returns what it brings, and whether that is JSON."""
 
 
 def skill_hands(skills_of: Callable[[CallRequest], Skills]) -> list[tuple[Tool, LocalHand]]:
@@ -78,7 +72,7 @@ def search_hand(store: DocumentStore, *, clock: Clock, context_prefix: str = "")
         )
         if not found:
             return f"Nothing in {store.name} that the caller may see fits this question.", False
-        return _json([_written(passage, now=clock()) for passage in found]), True
+        return as_json([_written(passage, now=clock()) for passage in found]), True
 
     about = f"{context_prefix.strip()} " if context_prefix.strip() else ""
     words = {"type": "string", "minLength": 1, "maxLength": 10_000}
@@ -154,22 +148,4 @@ def _hand(
     shape = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
     resource = ResourceRule(kind="Memory")
     tool = own_read(name, description=description, takes=shape, resource=resource, timeout_s=timeout_s)
-    return tool, LocalHand(name, _answering(work))
-
-
-def _answering(work: Work) -> Callable[[CallRequest, str], Awaitable[ToolOutcome]]:
-    async def use(request: CallRequest, _key: str) -> ToolOutcome:
-        call, tool = request.call.id, request.call.tool
-        try:
-            content, is_json = await work(request, json.loads(request.call.arguments))
-        except QuellError as error:
-            told = f"{error}; {error.hint}" if error.hint else str(error)
-            return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.TOOL_ERROR, detail=told)
-        size = len(content.encode(errors="surrogatepass"))
-        return ToolOutcome(call=call, tool=tool, kind=OutcomeKind.OK, content=content, is_json=is_json, size_bytes=size)
-
-    return use
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return tool, LocalHand(name, answering(work))

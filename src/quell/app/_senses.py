@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -12,6 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from quell.app._authority import Authority
+from quell.app._own_answers import Work, answering, as_json
 from quell.app._senses_advice import Desired, proposals
 from quell.app._senses_lines import (
     alert_line,
@@ -35,16 +35,13 @@ from quell.domain import (
     Diagnosis,
     Incident,
     Outcome,
-    OutcomeKind,
     Principal,
-    QuellError,
     QuestionKind,
     RunStatus,
     Sensed,
     SenseState,
     Stage,
     Tool,
-    ToolOutcome,
     UsageError,
     Window,
 )
@@ -92,7 +89,7 @@ class Senses:
             "brief": self._brief,
             "advise": self._advise,
         }
-        return [(tool, LocalHand(tool.name, _answering(works[tool.name]))) for tool in sense_tools()]
+        return [(tool, LocalHand(tool.name, answering(_sensing(works[tool.name])))) for tool in sense_tools()]
 
     # -- telemetry ----------------------------------------------------------------------------------------------------
 
@@ -336,26 +333,11 @@ def desired_of(authority: Callable[[], Authority | None], *, environment: str) -
     return desired
 
 
-def _answering(
-    work: Callable[[CallRequest, Mapping[str, object]], Awaitable[Sensed]],
-) -> Callable[[CallRequest, str], Awaitable[ToolOutcome]]:
-    async def use(request: CallRequest, _key: str) -> ToolOutcome:
-        try:
-            sensed = await work(request, json.loads(request.call.arguments))
-        except QuellError as error:
-            told = f"{error}; {error.hint}" if error.hint else str(error)
-            return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=OutcomeKind.TOOL_ERROR, detail=told)
-        content = json.dumps(_written(sensed), ensure_ascii=False, separators=(",", ":"))
-        return ToolOutcome(
-            call=request.call.id,
-            tool=request.call.tool,
-            kind=OutcomeKind.OK,
-            content=content,
-            is_json=True,
-            size_bytes=len(content.encode()),
-        )
+def _sensing(work: Callable[[CallRequest, Mapping[str, object]], Awaitable[Sensed]]) -> Work:
+    async def told(request: CallRequest, given: Mapping[str, object]) -> tuple[str, bool]:
+        return as_json(_written(await work(request, given))), True
 
-    return use
+    return told
 
 
 def _written(sensed: Sensed) -> dict[str, object]:
