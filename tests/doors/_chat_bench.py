@@ -22,6 +22,8 @@ from tests.doors._model_bench import Answer, Provider, delta, end, provider, sse
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r")
 
+_ERASES = re.compile(rb"\x1b\[(?:[?]1049h|[?]47h|[1-3]J)")
+
 
 @contextmanager
 def played(*answers: Answer) -> Iterator[Provider]:
@@ -111,6 +113,8 @@ class Terminal:
             raw = os.read(self.descriptor, 65536)
         except OSError:
             return False
+        # What was printed stays: no other screen, nothing erased but the line that is being typed.
+        assert not _ERASES.search(raw), raw
         text = _ESCAPES.sub("", raw.decode(errors="replace"))
         _canaries.SEARCH.text("a terminal", text)
         self.seen += text
