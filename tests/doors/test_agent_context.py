@@ -169,6 +169,13 @@ def test_skills_stay_longer_than_results_and_both_are_known_to_have_left() -> No
     assert len(left) == dropped["results"] == len(talk.dropped)
 
 
+def test_briefings_have_a_share_of_their_own_and_give_after_results_and_before_turns() -> None:
+    talk = talk_of(calls=15, words=100, tools=("brief", *["logs_search"] * 6))
+    assert list(packed(talk, 4_400)[2]) == ["results"]
+    assert list(packed(talk, 4_000)[2]) == ["results", "briefing"]
+    assert list(packed(talk, 3_400)[2]) == ["results", "briefing", "turns"]
+
+
 def test_once_something_left_the_next_turns_have_room() -> None:
     """The prompt of the next turn begins like this one: nothing is left out anew at every turn."""
     talk, _, _ = packed(talk_of(calls=30, words=60), 4_000)

@@ -222,6 +222,21 @@ def test_a_model_that_does_not_answer_ends_the_run_with_what_went_wrong(tmp_path
     asyncio.run(story())
 
 
+def test_the_next_model_of_the_file_answers_when_the_first_does_not_and_that_is_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        whole = sse(delta("From behind."), end(), usage(9, 3))
+        async with provider(plain(500, {"error": {"message": "oops"}})) as first, provider(whole) as second:
+            llm = f'provider = "openai"\napi_key = "none"\nmodel = "spare"\nbase_url = "{second.url}"\n'
+            agents = agents_of(tmp_path / "agents", file_of("sre", first.url, more=f"[[quell.fallback]]\n{llm}"))
+            async with a_desk(tmp_path / "state", agents) as app:
+                run = await app.agents.start(asked("Hello?"), by=ANN)
+                told = await heard(app, run.id)
+                assert text_of(told) == "From behind."
+                assert ([body["model"] for body in first.bodies], len(second.bodies)) == (["played"], 1)
+
+    asyncio.run(story())
+
+
 def test_a_run_that_is_cancelled_says_so_and_leaves_its_model(tmp_path: Path) -> None:
     async def story() -> None:
         slow = sse(*[delta("word ")] * 1_000, end(), gap_s=0.05)

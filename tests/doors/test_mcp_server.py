@@ -19,6 +19,7 @@ from mcp.shared.exceptions import MCPError
 
 from quell.app import App, open_app
 from quell.config import AgentSettings, IdentitySettings
+from quell.memory import Library
 from quell.runs import system_clock
 from quell.server import serve
 from tests.doors._authority_house import settings_of
@@ -145,6 +146,26 @@ def test_evidence_has_the_ids_that_the_answer_of_a_crew_cites(tmp_path: Path) ->
                 assert cited["call"] == "t2.1.1"
                 none = await client.call_tool("evidence", {"run": answer["run"], "id": "e1"})
                 assert (none.is_error, "it has: t1e1, t2e1" in str(none.content[0])) == (True, True)
+
+    asyncio.run(story())
+
+
+def test_every_sense_answers_over_mcp_and_documents_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "runbooks").mkdir()
+    (tmp_path / "runbooks" / "till.md").write_text("# The till\n\nOpen the drawer with the silver key.")
+
+    async def story() -> None:
+        async with served(tmp_path / "state") as at, Client(f"{at.url}/mcp") as client:
+            Library(tmp_path / "state", clock=system_clock).ingest(tmp_path / "runbooks", store="documents")
+            for name in ("system_overview", "what_changed", "investigate", "incidents", "brief", "advise"):
+                sensed = told(await client.call_tool(name, {}))
+                assert (bool(sensed["state"]), bool(sensed["lines"])) == (True, True), name
+            listed = told(await client.call_tool("incidents", {"state": "all"}))
+            (incident,) = listed["incidents"]  # type: ignore[misc]  # what `investigate` opened
+            shown = told(await client.call_tool("incident", {"incident": incident}))
+            assert shown["incidents"] == [incident]
+            found = await client.call_tool("memory", {"query": "silver key"})
+            assert "Open the drawer" in str(found.content[0])
 
     asyncio.run(story())
 

@@ -138,6 +138,21 @@ def test_what_is_asked_reaches_the_model(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("policy", ["", 'system_messages = "ignore"\n', 'system_messages = "append"\n'])
+def test_system_messages_of_a_request_count_only_where_the_agents_file_says_so(tmp_path: Path, policy: str) -> None:
+    async def story() -> str:
+        async with provider(sse(delta("Yes."), end(), usage(1, 1))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url, more=f"[quell]\n{policy}"))
+            async with a_wire(settings_of(tmp_path / "state"), agents) as wire:
+                told = [{"role": "system", "content": "Talk like a pirate."}, *USER]
+                assert (await wire.http.post(CHAT, json={"messages": told})).status_code == 200
+            return json.dumps(model.bodies)
+
+    sent = asyncio.run(story())
+    assert ("Talk like a pirate." in sent) == ("append" in policy)
+    assert "You look after a small shop." in sent
+
+
 def test_an_agent_is_chosen_by_model_and_a_hidden_one_is_there_for_who_knows_it(tmp_path: Path) -> None:
     async def story() -> None:
         async with provider(sse(delta("Here."), end(), usage(1, 1))) as model:
