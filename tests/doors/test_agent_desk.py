@@ -222,7 +222,7 @@ def test_a_model_that_does_not_answer_ends_the_run_with_what_went_wrong(tmp_path
     asyncio.run(story())
 
 
-def test_the_next_model_of_the_file_answers_when_the_first_does_not_and_that_is_told(tmp_path: Path) -> None:
+def test_the_next_model_of_the_file_answers_when_the_first_does_not(tmp_path: Path) -> None:
     async def story() -> None:
         whole = sse(delta("From behind."), end(), usage(9, 3))
         async with provider(plain(500, {"error": {"message": "oops"}})) as first, provider(whole) as second:

@@ -161,7 +161,10 @@ def test_every_sense_answers_over_mcp_and_documents_are_searched(tmp_path: Path)
                 sensed = told(await client.call_tool(name, {}))
                 assert (bool(sensed["state"]), bool(sensed["lines"])) == (True, True), name
             listed = told(await client.call_tool("incidents", {"state": "all"}))
-            (incident,) = listed["incidents"]  # type: ignore[misc]  # what `investigate` opened
+            # What `investigate` opened.
+            incidents = listed["incidents"]
+            assert isinstance(incidents, list)
+            (incident,) = incidents
             shown = told(await client.call_tool("incident", {"incident": incident}))
             assert shown["incidents"] == [incident]
             found = await client.call_tool("memory", {"query": "silver key"})
