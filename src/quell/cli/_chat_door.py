@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from quell.cli._init_senses import PROVIDERS, key_variable
 from quell.cli._person import person_in
 from quell.cli._session import Session
 from quell.domain import ChatAsk, Heard, Message, RunStatus, UsageError
@@ -14,13 +15,6 @@ if TYPE_CHECKING:
     from quell.app import App
     from quell.config import AgentSettings
     from quell.domain import Approval, Principal
-
-MODEL_KEYS = {
-    "openai": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "gemini": "GEMINI_API_KEY",
-    "openrouter": "OPENROUTER_API_KEY",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,18 +208,16 @@ def with_model(agents: Sequence[AgentSettings], wanted: str, session: Session) -
     from quell.config import AgentSettings, AgentTable, LlmSettings, Secret
 
     provider, _, name = wanted.partition("/")
-    known = ("openai", "anthropic", "bedrock", "gemini", "ollama", "openrouter", "builtin")
-    if provider not in known or (not name and provider != "builtin"):
+    if provider not in PROVIDERS or (not name and provider != "builtin"):
         raise UsageError(
-            f"{wanted!r} is no model", hint=f"write PROVIDER/NAME or builtin; PROVIDER: {', '.join(known)}"
+            f"{wanted!r} is no model", hint=f"write PROVIDER/NAME or builtin; PROVIDER: {', '.join(PROVIDERS)}"
         )
-    variable = MODEL_KEYS.get(provider, "")
-    key = session.env.get(variable, "") or (session.env.get("GOOGLE_API_KEY", "") if provider == "gemini" else "")
+    variable = key_variable(provider, session.env)
     region = session.env.get("AWS_REGION", "") or session.env.get("AWS_DEFAULT_REGION", "")
     fresh = LlmSettings(
         provider=provider,  # type: ignore[arg-type]  # one of them, as checked
         model=name or "builtin",
-        api_key=Secret(key),
+        api_key=Secret(session.env.get(variable, "")),
         region=region if provider == "bedrock" else "",
     )
     if not agents:

@@ -41,7 +41,7 @@ from starlette.types import Receive
 from quell.domain import AgentTask, OverloadError, Principal, TaskHook
 from quell.server._a2a_push import Screen
 from quell.server._a2a_refusals import refuse
-from quell.server._a2a_tasks import Tasks
+from quell.server._a2a_tasks import ENDED, Tasks
 
 _PAGE, _PAGE_MAX = 50, 100
 _HOOKS_MAX = 10
@@ -128,7 +128,7 @@ class TaskHandler(RequestHandler):
         """Tell what happens in a task from now on, from whichever process it runs in."""
         row = await self._tasks.find(params.id, by=_caller(context))
         state = (await self._tasks.status(row)).state
-        if state in (TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED):
+        if state in ENDED:
             raise UnsupportedOperationError(message=f"task {row.task} has ended: get it instead")
         with self._placed(context):
             async with aclosing(self._tasks.follow(row)) as events:

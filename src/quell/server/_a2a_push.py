@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 from quell import telemetry
 from quell.app import TaskBook
 from quell.domain import Clock, TaskHook, WorldError
-from quell.server._a2a_tasks import Tasks
+from quell.server._a2a_tasks import ENDED, STILL, Tasks
 from quell.tools import post_webhook
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -27,15 +27,6 @@ _AT_ONCE, _LOOKED_AT = 20, 200
 _TIMEOUT_S = 10.0
 _TRIES_MAX = 8
 _PAUSE_FIRST_S = 2.0
-_TOLD = frozenset(
-    {
-        TaskState.TASK_STATE_COMPLETED,
-        TaskState.TASK_STATE_FAILED,
-        TaskState.TASK_STATE_CANCELED,
-        TaskState.TASK_STATE_INPUT_REQUIRED,
-    }
-)
-_LAST = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
 
 
 class Screen:
@@ -113,8 +104,8 @@ class Pusher:
             return
         status = await self._tasks.status(row)
         state = TaskState.Name(status.state)
-        if status.state not in _TOLD or hook.told == state:
-            if status.state in _LAST:
+        if status.state not in STILL or hook.told == state:
+            if status.state in ENDED:
                 await asyncio.to_thread(self._book.drop_hook, hook.task, hook.id)
             return
         update = TaskStatusUpdateEvent(task_id=row.task, context_id=row.context, status=status)

@@ -42,8 +42,9 @@ from quell.domain import Message as Said
 from quell.governance import Approvals
 from quell.server._rates import Rates
 
-_ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
-_STILL = _ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
+ENDED = frozenset({TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_CANCELED})
+STILL = ENDED | {TaskState.TASK_STATE_INPUT_REQUIRED}
+"""States that do not pass by themselves."""
 _FROM_RUN: Mapping[RunStatus, TaskState] = {
     RunStatus.QUEUED: TaskState.TASK_STATE_SUBMITTED,
     RunStatus.RUNNING: TaskState.TASK_STATE_WORKING,
@@ -86,7 +87,7 @@ class Tasks:
                 await self._decide(decision, row, by=by)
                 return row
             if state != TaskState.TASK_STATE_INPUT_REQUIRED or await self._waiting(row.run):
-                told = "it has ended" if state in _ENDED else "it is at work, or waits for a decision of people"
+                told = "it has ended" if state in ENDED else "it is at work, or waits for a decision of people"
                 raise UnsupportedOperationError(message=f"task {row.task} takes no message now: {told}")
             # One answer to what the run before asked: of two that come at once, one begins.
             ask = ChatAsk(messages=(), agent=agent, session=row.context, metadata=metadata)
@@ -185,7 +186,7 @@ class Tasks:
         task = await self.whole(row)
         if first:
             yield task
-        if task.status.state in _ENDED:
+        if task.status.state in ENDED:
             if first:
                 # It ended between two looks at it: whoever follows is told the end as such, as always.
                 yield _moved(row, task.status)
@@ -195,7 +196,7 @@ class Tasks:
             async for each in heard:
                 for event in await self._events(each, row):
                     yield event
-                    if isinstance(event, TaskStatusUpdateEvent) and event.status.state in _STILL:
+                    if isinstance(event, TaskStatusUpdateEvent) and event.status.state in STILL:
                         return
 
     async def _events(self, heard: Heard, row: AgentTask) -> Sequence[Event]:
@@ -216,7 +217,7 @@ class Tasks:
 
     async def cancel(self, row: AgentTask) -> Task:
         """Cancel a task wherever it is. Raises TaskNotCancelableError when it has ended."""
-        if (await self.status(row)).state in _ENDED:
+        if (await self.status(row)).state in ENDED:
             raise TaskNotCancelableError(message=f"task {row.task} has ended")
         run = await self._app.runs.get(row.run)
         if run.status is RunStatus.SUCCEEDED:
