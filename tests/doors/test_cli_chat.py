@@ -52,6 +52,18 @@ def test_slash_verbs_are_those_of_the_command_line(tmp_path: Path) -> None:
     assert told.stdout.endswith("Fine.\n")
 
 
+def test_another_model_answers_from_the_next_question_on(tmp_path: Path) -> None:
+    with played(says("It is pay.")) as model:
+        agent_file(tmp_path, model.url)
+        lines = "what is slow?\n/model builtin\nwhat can you do?\n/model\n/model nobody/none\n"
+        told = quell("chat", cwd=tmp_path, stdin=lines)
+    assert (told.returncode, len(model.bodies)) == (0, 1), told
+    assert told.stdout.startswith("It is pay.\n")
+    assert "without a language model" in told.stdout
+    assert "sre: builtin" in told.stderr
+    assert "'nobody/none' is no model" in told.stderr
+
+
 def test_what_others_wrote_cannot_move_the_cursor(tmp_path: Path) -> None:
     with played(says("a\x1b[2Jb \u202ec\nsecond line")) as model:
         agent_file(tmp_path, model.url, more='[quell]\nevidence = "off"\n')
