@@ -172,7 +172,7 @@ def results_text(
     if shows_reasons:
         notes += _listed("Why workers called their tools:", _reasons(board))
     if notes:
-        told = escaped("\n\n".join(notes), fence="notes")
+        told = escaped("\n\n".join(notes), fence="notes|task")
         parts.append(f"<notes>\n{told}\n</notes>")
     parts.append(FINAL_ATTEMPT if board.iteration >= rounds_max else REUSE)
     return "\n\n".join(parts)
@@ -204,7 +204,7 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 
 def _fenced(task: Task, end: TaskEnd, shown: str) -> str:
     head = f'<task id="{task.tag}" worker="{task.worker}" confidence="{end.confidence}">'
-    body = escaped(f"{task.text}\n---\n{end.summary}\n---\n{shown}", fence="task")
+    body = escaped(f"{task.text}\n---\n{end.summary}\n---\n{shown}", fence="notes|task")
     return f"{head}\n{body}\n</task>"
 
 

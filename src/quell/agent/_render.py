@@ -7,11 +7,11 @@ brought later has it taken out.
 from __future__ import annotations
 
 import json
-import re
 from typing import Literal
 
 from quell.agent._odd import warning_of
 from quell.agent._talk import Exhibit
+from quell.agent._words import escaped
 from quell.domain import OutcomeKind, ToolOutcome
 
 EXHIBIT_MAX_CHARS = 16_000
@@ -21,8 +21,6 @@ SKILLS = frozenset({"load_skill", "read_skill_file"})
 Source = Literal["", "operator"]
 """Who wrote a result: empty: nobody that is trusted."""
 _DETAIL_MAX_CHARS = 240
-_OPENING = re.compile(r"<(?=\s*(?:result|digest)\b)", re.IGNORECASE)
-_CLOSING = re.compile(r"</(?=\s*(?:result|digest)\b)", re.IGNORECASE)
 _FAILED: dict[OutcomeKind, str] = {
     OutcomeKind.TOOL_ERROR: "the tool failed",
     OutcomeKind.TRANSPORT_ERROR: "the tool could not be reached",
@@ -97,8 +95,8 @@ def _fenced(exhibit: Exhibit, body: str, *, key: str, more: str = "") -> str:
 
 
 def _escaped(text: str, key: str) -> str:
-    """Keep data from closing its own fence, from opening another, and from telling the key; JSON stays JSON."""
-    clean = _OPENING.sub("&lt;", _CLOSING.sub(r"<\\/", text))
+    """Keep data from closing its own fence, from opening another, and from telling the key."""
+    clean = escaped(text, fence="result|digest")
     return clean.replace(key, "*" * len(key)) if key else clean
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 ROUTING_RULES = """\
 You coordinate workers. You have no access to the system yourself: what is to be looked up or done, workers do.
 Call exactly one of these tools and nothing after it:
@@ -32,5 +34,6 @@ COORDINATOR_FAILED = "The coordinator could not go on"
 
 
 def escaped(text: str, *, fence: str) -> str:
-    """Keep a text from closing the fence that it stands in."""
-    return text.replace(f"</{fence}", f"<\\/{fence}")
+    """Keep a text from closing its fence and from opening another, which may be `one|other`; JSON stays JSON."""
+    closed = re.sub(rf"</(?=\s*(?:{fence})\b)", r"<\\/", text, flags=re.IGNORECASE)
+    return re.sub(rf"<(?=\s*(?:{fence})\b)", "&lt;", closed, flags=re.IGNORECASE)
