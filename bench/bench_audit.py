@@ -6,13 +6,12 @@ python -m bench.bench_audit [--json]
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from bench._shown import show
 from quell.audit import Audit, Redactor
 from quell.config import JournalSettings, Secret
 from quell.domain import AuditEntry, AuditKind
@@ -96,15 +95,5 @@ def measure() -> dict[str, float]:
     return {name: round(value, 1) for name, value in figures.items()}
 
 
-def main() -> None:
-    """Print the figures."""
-    figures = measure()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:20} {value:10,.1f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(measure(), form="10,.1f")

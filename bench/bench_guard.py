@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.doors._hand_bench import Room, hand_room
 
+from bench._shown import show
 from quell.config import BudgetSettings
 from quell.domain import CallRequest, Facts, OutcomeKind, ToolCall, ToolOutcome
 from quell.governance import freeze
@@ -89,15 +89,5 @@ def measure() -> dict[str, float]:
     return asyncio.run(_measured())
 
 
-def main() -> None:
-    """Print the figures."""
-    figures = measure()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:20} {value:10.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(measure(), form="10.3f")

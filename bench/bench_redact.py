@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
+from bench._shown import show
 from quell.audit import Redactor
 from quell.config import Secret
 
@@ -75,15 +75,5 @@ def measure() -> dict[str, float]:
     return {name: round(value, 1) for name, value in figures.items()}
 
 
-def main() -> None:
-    """Print the figures."""
-    figures = measure()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:20} {value:10,.1f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(measure(), form="10,.1f")

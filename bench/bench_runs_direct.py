@@ -8,10 +8,8 @@ Everything runs on SQLite, next to plain fsynced commits of one row. A run has t
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -20,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+from bench._shown import show
 from bench.bench_step import PAYLOAD, Floor
 from quell.config import JournalSettings
 from quell.runs import Done, Next, RunContext, Runs, system_clock
@@ -180,15 +179,5 @@ def measure() -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print the figures."""
-    figures = measure()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:42} {value:10.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(measure(), form="10.3f")

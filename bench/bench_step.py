@@ -6,15 +6,14 @@ python -m bench.bench_step [--json]
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from bench._shown import show
 from quell.config import JournalSettings
 from quell.runs import Done, Next, RunContext, Runs, system_clock
 
@@ -95,15 +94,5 @@ def measure() -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print the figures."""
-    figures = measure()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:20} {value:8.3f}")
-
-
 if __name__ == "__main__":
-    main()
+    show(measure(), form="8.3f")
