@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Literal, cast
 
 from quell.config import AgentSettings
-from quell.domain import ChatAsk, ToolSpec
+from quell.domain import ChatAsk, ToolSpec, matches_glob
 from quell.server._chat_messages import choice_of, messages_of, tools_of
 from quell.server._openai_errors import ChatError
 from quell.server._wish import Wish
@@ -174,7 +173,7 @@ def _tools_taken(ask: ChatAsk, agent: AgentSettings) -> tuple[tuple[ToolSpec, ..
     if not agent.agent.enable_client_tools:
         return (), ("tools ignored: agent.enable_client_tools is off",)
     globs = agent.agent.client_tool_filter
-    taken = tuple(tool for tool in ask.client_tools if not globs or any(fnmatchcase(tool.name, each) for each in globs))
+    taken = tuple(tool for tool in ask.client_tools if not globs or any(matches_glob(tool.name, each) for each in globs))
     left = [tool.name for tool in ask.client_tools if tool not in taken]
     return taken, ((f"tools ignored by agent.client_tool_filter: {', '.join(left)}",) if left else ())
 
