@@ -244,6 +244,24 @@ def test_callers_are_told_at_addresses_that_lead_nobody_inside(tmp_path: Path) -
     asyncio.run(story())
 
 
+def test_an_address_that_leads_inside_by_now_is_not_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with provider(sse(delta("Well."), end(), usage(9, 3))) as model, _listener() as (port, told):
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with served(tmp_path / "state", agents) as (app, url), client_of(url) as client:
+                task = task_of(await sent(client, says("Hello?")))
+                book = TaskBook(app.runs.database, clock=app.clock)
+                # As one that was let in when its name led elsewhere.
+                hook = json.dumps({"url": f"http://127.0.0.1:{port}/hook"})
+                await asyncio.to_thread(book.put_hook, task, "h", settings=hook)
+                async with asyncio.timeout(10):
+                    while not (await asyncio.to_thread(book.hooks, task))[0].tries:
+                        await asyncio.sleep(0.05)
+                assert told.empty()
+
+    asyncio.run(story())
+
+
 def test_the_card_tells_what_operators_wrote_and_no_prompt_and_old_clients_find_their_way(tmp_path: Path) -> None:
     async def story() -> None:
         url = "http://127.0.0.1:9/v1"
