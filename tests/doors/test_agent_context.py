@@ -169,6 +169,18 @@ def test_skills_stay_longer_than_results_and_both_are_known_to_have_left() -> No
     assert len(left) == dropped["results"] == len(talk.dropped)
 
 
+def test_all_turns_leave_before_a_skill_does_and_the_turn_that_loaded_it_last() -> None:
+    talk = talk_of(calls=20, words=60, tools=("load_skill", *["logs_search"] * 4))
+    small, _, dropped = packed(talk, 3_400)
+    assert dropped == {"results": 14, "turns": 15}
+    loaded = [each for each in small.messages if each.tool == "load_skill"]
+    assert [each.call for each in loaded] == ["5.1", "10.1", "15.1", "20.1"]
+    assert not any("left out to make room" in each.text for each in loaded)
+    smaller, _, dropped = packed(talk, 3_000)
+    assert dropped["skills"] == 3
+    assert len([each for each in smaller.messages if each.tool == "load_skill"]) == 3
+
+
 def test_briefings_have_a_share_of_their_own_and_give_after_results_and_before_turns() -> None:
     talk = talk_of(calls=15, words=100, tools=("brief", *["logs_search"] * 6))
     assert list(packed(talk, 4_400)[2]) == ["results"]

@@ -80,6 +80,7 @@ def refusal(raw: bytes) -> ChatError:
             "tool_choice.function.more",
         ),
         (body(tools=[TOOL, TOOL]), 400, "invalid_value", "tools"),
+        (body(tools=[TOOL], parallel_tool_calls=False), 400, "unsupported_value", "parallel_tool_calls"),
         (body(response_format={"type": "xml"}), 400, "invalid_value", "response_format.type"),
         (
             body(response_format={"type": "json_schema"}),

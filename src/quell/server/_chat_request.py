@@ -173,7 +173,9 @@ def _tools_taken(ask: ChatAsk, agent: AgentSettings) -> tuple[tuple[ToolSpec, ..
     if not agent.agent.enable_client_tools:
         return (), ("tools ignored: agent.enable_client_tools is off",)
     globs = agent.agent.client_tool_filter
-    taken = tuple(tool for tool in ask.client_tools if not globs or any(matches_glob(tool.name, each) for each in globs))
+    taken = tuple(
+        tool for tool in ask.client_tools if not globs or any(matches_glob(tool.name, each) for each in globs)
+    )
     left = [tool.name for tool in ask.client_tools if tool not in taken]
     return taken, ((f"tools ignored by agent.client_tool_filter: {', '.join(left)}",) if left else ())
 
