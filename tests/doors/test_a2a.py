@@ -172,6 +172,8 @@ def test_who_does_not_wait_comes_back_subscribes_and_cancels(tmp_path: Path) -> 
                     assert heard[-1].status.state == CANCELED  # type: ignore[attr-defined]  # a status update
                     with pytest.raises(Exception, match="has ended"):
                         await client.cancel_task(CancelTaskRequest(id=task))
+                    with pytest.raises(Exception, match="has ended"):
+                        await listen()
 
     asyncio.run(story())
 
