@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 
 from quell import telemetry
 from quell.app import Authority, open_authority
-from quell.app._office import redactor_of
 from quell.audit import Redactor
 from quell.config import Secret, Settings
 from quell.domain import (
@@ -355,7 +354,7 @@ async def opened(task: Task) -> Any:
     """Open what a serving process opens."""
     out = Path(task.out_dir)
     settings = settings_of(task)
-    redactor = redactor_of(settings, env=os.environ)
+    redactor = Redactor.of(settings, environment=os.environ)
     told = telemetry.open_telemetry(
         settings,
         role="serve",

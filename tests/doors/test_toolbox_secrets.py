@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from quell import telemetry
-from quell.app._office import redactor_of
 from quell.audit import Redactor
 from quell.config import JournalSettings, McpServerSettings, Secret, Settings
 from quell.domain import OutcomeKind, Parked, StepError, ToolCall, ToolOutcome
@@ -180,7 +179,7 @@ def test_the_log_knows_secrets_of_tool_servers_and_every_encoding(
         instance="i",
         clock=system_clock,
         env={},
-        clean=redactor_of(settings, env={}).text,
+        clean=Redactor.of(settings, environment={}).text,
     )
     try:
         message = f"{CANARY} and {CANARY.encode().hex()}"
