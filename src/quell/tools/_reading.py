@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+import msgspec
+
 from quell.domain import OutcomeKind, PadReading, ResourceRule, ScratchpadLimits, Tool, UsageError, own_read
 from quell.tools._scratchpad_files import Form
 from quell.tools._scratchpad_grep import PATTERN_MAX, Search, around, compiled, search
