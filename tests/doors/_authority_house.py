@@ -229,8 +229,9 @@ def frozen_with(number: int, *, arguments: str, name: str = "payments") -> Froze
     )
 
 
-def certificate(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """Make a certificate for this machine; return the file that says to trust it, and what serves with it."""
+def certificate(directory: Path, *hosts: str) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate for this machine and `hosts`; return the file that says to trust it, and what serves with it."""
+    names = [x509.DNSName(host) for host in hosts]
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
     now = datetime.now(UTC)  # noqa: TID251 - the library of certificates asks no other clock
@@ -242,7 +243,7 @@ def certificate(directory: Path) -> tuple[Path, ssl.SSLContext]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

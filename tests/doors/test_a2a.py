@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import httpx2
@@ -37,6 +39,7 @@ from quell.app import App, TaskBook, open_app
 from quell.config import AgentSettings, IdentitySettings, ServerSettings
 from quell.runs import system_clock
 from quell.server import serve
+from quell.server._a2a_push import Screen
 from quell.server._a2a_tasks import Tasks
 from quell.server._listening import Closing
 from quell.server._rates import Rates
@@ -260,6 +263,51 @@ def test_an_address_that_leads_inside_by_now_is_not_told(tmp_path: Path) -> None
                     while not (await asyncio.to_thread(book.hooks, task))[0].tries:
                         await asyncio.sleep(0.05)
                 assert told.empty()
+
+    asyncio.run(story())
+
+
+def test_the_address_that_is_told_is_the_one_that_was_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may lead outside when it is judged, and inside a moment later."""
+    posted: list[tuple[str, str]] = []
+    looked: list[str] = []
+
+    async def post(url: str, *, to: str, **_: object) -> None:
+        posted.append((url, to))
+
+    monkeypatch.setattr("quell.server._a2a_push.post_webhook", post)
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        real = loop.getaddrinfo
+
+        async def leads(host: str, port: int, **named: Any) -> list[Any]:
+            if host != "turns.example":
+                return await real(host, port, **named)
+            looked.append(host)
+            where = "93.184.216.34" if len(looked) == 1 else "127.0.0.1"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (where, port))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", leads, raising=False)
+        screen = Screen(inside=frozenset())
+        judged = await screen.judge("https://turns.example/hook")
+        assert (judged.refused, judged.to) == ("", "93.184.216.34")
+        again = await screen.judge("https://turns.example/hook")
+        assert (again.refused, again.to) == ("it leads to a private or local network", "")
+
+        looked.clear()
+        async with provider(sse(delta("Well."), end(), usage(9, 3))) as model:
+            agents = agents_of(tmp_path / "agents", file_of("sre", model.url))
+            async with served(tmp_path / "state", agents) as (app, url), client_of(url) as client:
+                task = task_of(await sent(client, says("Hello?")))
+                book = TaskBook(app.runs.database, clock=app.clock)
+                hook = json.dumps({"url": "https://turns.example/hook"})
+                await asyncio.to_thread(book.put_hook, task, "h", settings=hook)
+                async with asyncio.timeout(10):
+                    while not posted:
+                        await asyncio.sleep(0.05)
+        assert posted == [("https://turns.example/hook", "93.184.216.34")]
+        assert looked == ["turns.example"], "its name is looked up once"
 
     asyncio.run(story())
 

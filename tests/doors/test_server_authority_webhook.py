@@ -192,6 +192,30 @@ def test_a_service_whose_certificate_nobody_trusts_is_told_nothing(tmp_path: Pat
     asyncio.run(run())
 
 
+def test_an_address_that_was_judged_is_connected_to_and_held_to_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, tls = certificate(tmp_path, "hook.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    trusted.cache_clear()
+
+    async def run() -> None:
+        async with Service(tls=tls) as service:
+            port = service.url.rpartition(":")[2]
+            named, other = (f"https://{host}:{port}/in?x=1" for host in ("hook.example", "other.example"))
+            reply = await post_webhook(named, headers=[], body=b"{}", timeout_s=5, to="127.0.0.1")
+            assert reply.status == 200
+            assert (service.told[0].path, service.told[0].headers["host"]) == ("/in?x=1", f"hook.example:{port}")
+            with pytest.raises(WorldError):
+                await post_webhook(other, headers=[], body=b"{}", timeout_s=5, to="127.0.0.1")
+            assert len(service.told) == 1, "its certificate is for another name"
+
+    try:
+        asyncio.run(run())
+    finally:
+        trusted.cache_clear()
+
+
 def test_a_secret_over_plain_http_does_not_start(tmp_path: Path) -> None:
     async def opens(approvals: ApprovalSettings) -> None:
         async with a_house(settings_of(tmp_path, approvals=approvals)):

@@ -241,7 +241,7 @@ class TaskHandler(RequestHandler):
         return kept
 
     async def _screened(self, wanted: TaskPushNotificationConfig) -> None:
-        if why := await self._screen.refused(wanted.url):
+        if why := (await self._screen.judge(wanted.url)).refused:
             raise InvalidParamsError(message=f"this address is not told of tasks: {why}")
         shown = wanted.authentication
         if not all(map(_SHOWN.fullmatch, (wanted.token, shown.scheme, shown.credentials))):

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -29,6 +30,16 @@ _TRIES_MAX = 8
 _PAUSE_FIRST_S = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screened:
+    """What was found out about an address."""
+
+    refused: str = ""
+    """Why nobody is told there; empty: they may be."""
+    to: str = ""
+    """The IP address that was judged, and the only one to connect to; empty for what the operator named."""
+
+
 class Screen:
     """Says whether an address may be told: callers choose it, and it must lead nobody inside."""
 
@@ -36,24 +47,25 @@ class Screen:
         """Let `host:port` of `inside` through, which the operator named."""
         self._inside = inside
 
-    async def refused(self, url: str) -> str:
-        """Return why an address is refused; empty when it is not."""
+    async def judge(self, url: str) -> Screened:
+        """Say why an address is refused, or where it leads: its name is looked up here and nowhere else."""
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
-            return "it is no URL"
+            return Screened(refused="it is no URL")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-            return "it is no http or https address without a name and password in it"
+            return Screened(refused="it is no http or https address without a name and password in it")
         if f"{parts.hostname}:{port}" in self._inside:
-            return ""
+            return Screened()
         try:
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            return "its name cannot be resolved"
-        if not all(_is_public(str(each[4][0])) for each in found):
-            return "it leads to a private or local network"
-        return "" if parts.scheme == "https" else "it has to be https"
+            return Screened(refused="its name cannot be resolved")
+        addresses = [str(each[4][0]) for each in found]
+        if not addresses or not all(map(_is_public, addresses)):
+            return Screened(refused="it leads to a private or local network")
+        return Screened(to=addresses[0]) if parts.scheme == "https" else Screened(refused="it has to be https")
 
 
 def _is_public(written: str) -> bool:
@@ -116,9 +128,8 @@ class Pusher:
         settings = json.loads(hook.settings)
         url = str(settings.get("url", ""))
         # Names may lead elsewhere by now: screened again, every time.
-        trouble = await self._screen.refused(url)
-        if not trouble:
-            trouble = await _posted(url, settings, json.dumps(body).encode())
+        found = await self._screen.judge(url)
+        trouble = found.refused or await _posted(url, settings, json.dumps(body).encode(), to=found.to)
         if trouble:
             telemetry.event("a2a.push_failed", task=hook.task, tries=hook.tries + 1, error=trouble)
             if hook.tries + 1 >= _TRIES_MAX:
@@ -130,10 +141,10 @@ class Pusher:
             await asyncio.to_thread(self._book.told, hook, state=state)
 
 
-async def _posted(url: str, settings: Mapping[str, object], body: bytes) -> str:
+async def _posted(url: str, settings: Mapping[str, object], body: bytes, *, to: str) -> str:
     """Tell an address; return why it could not be told, empty when it was."""
     try:
-        await post_webhook(url, headers=_headers(settings), body=body, timeout_s=_TIMEOUT_S)
+        await post_webhook(url, headers=_headers(settings), body=body, timeout_s=_TIMEOUT_S, to=to)
     except WorldError as error:
         return str(error)
     except ValueError as error:
