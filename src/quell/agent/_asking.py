@@ -149,27 +149,30 @@ class _Saying:
 
     def __init__(self, voice: Voice, *, run: str, turn: int, attempt: int, holder: Holder | None) -> None:
         self._voice = voice
-        self._place = (run, turn, attempt)
+        self._run, self._turn, self._attempt = run, turn, attempt
         self._holder = holder
+        self._kind: Literal["text", "reasoning"] = "reasoning" if voice.task else "text"
 
     def text(self, piece: str) -> None:
-        self._say(piece if self._holder is None else self._holder.feed(piece))
+        if self._holder is not None:
+            piece = self._holder.feed(piece)
+        if piece:
+            self._say(piece, self._kind)
 
     def reasoning(self, piece: str) -> None:
-        self._say(piece, kind="reasoning")
+        if piece:
+            self._say(piece, "reasoning")
 
     def end(self) -> None:
-        if self._holder is not None:
-            self._say(self._holder.end())
+        if self._holder is not None and (rest := self._holder.end()):
+            self._say(rest, self._kind)
 
     def held(self) -> Held | None:
         return None if self._holder is None else self._holder.held(failed=0)
 
-    def _say(self, text: str, *, kind: Literal["text", "reasoning"] = "text") -> None:
+    def _say(self, text: str, kind: Literal["text", "reasoning"]) -> None:
         voice = self._voice
-        if text:
-            said = "reasoning" if voice.task else kind
-            voice.live.say(Piece(*self._place, said, text, agent=voice.agent, task=voice.task))
+        voice.live.say(Piece(self._run, self._turn, self._attempt, kind, text, voice.agent, voice.task))
 
 
 async def _once(

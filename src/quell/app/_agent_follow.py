@@ -21,6 +21,7 @@ from quell.runs import Runs
 
 _KEPT = ("agent.", "run.")
 _ID_MAX_CHARS = 80
+_PENDING_MAX = 32
 _NUMBER_MAX = 2**63 - 1
 """What the journal counts up to."""
 
@@ -44,8 +45,9 @@ class _Place:
     turn: int = -1
     attempt: int = 0
     chars: int = 0
-    digest: int = 0
-    """CRC of that text: another try of the turn says something else."""
+    _digest: int = 0
+    """CRC of that text, but for what is pending: another try of the turn says something else."""
+    _pending: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, written: str) -> Self:
@@ -60,7 +62,7 @@ class _Place:
             )
         seq, *more = numbers
         turn, chars, digest = more or (-1, 0, 0)
-        return cls(seq=seq, turn=turn, chars=chars, digest=digest)
+        return cls(seq=seq, turn=turn, chars=chars, _digest=digest)
 
     def written(self) -> str:
         """Return the id of this place."""
@@ -71,10 +73,29 @@ class _Place:
         """Write it."""
         return f"{self.seq}.{self.turn}.{self.chars}.{self.digest}" if self.chars else str(self.seq)
 
+    @property
+    def digest(self) -> int:
+        """Return the CRC of the text that was heard."""
+        if self._pending:
+            self._reckon()
+        return self._digest
+
     def said(self, text: str) -> None:
         """Note that this was heard as well."""
         self.chars += len(text)
-        self.digest = zlib.crc32(text.encode("utf-8", "surrogatepass"), self.digest)
+        self._pending.append(text)
+        if len(self._pending) > _PENDING_MAX:
+            self._reckon()
+
+    def _reckon(self) -> None:
+        """Reckon several pieces in one."""
+        self._digest = zlib.crc32("".join(self._pending).encode("utf-8", "surrogatepass"), self._digest)
+        self._pending.clear()
+
+    def forget(self) -> None:
+        """Nothing of the turn was heard, or nothing that counts."""
+        self.chars = self._digest = 0
+        self._pending.clear()
 
     def begins(self, text: str) -> bool:
         """Tell whether what was heard of a turn is how this text begins."""
@@ -109,10 +130,11 @@ class Follower:
         if piece.turn <= self._ended:
             return
         if piece.turn != place.turn:
-            place.turn, place.attempt, place.chars, place.digest = piece.turn, piece.attempt, 0, 0
+            place.turn, place.attempt = piece.turn, piece.attempt
+            place.forget()
         elif piece.attempt != place.attempt:
             if place.chars:
-                place.chars = place.digest = 0
+                place.forget()
                 yield self._heard("void", piece, "")
             place.attempt = piece.attempt
         place.said(piece.text)
@@ -120,12 +142,13 @@ class Follower:
 
     def at_once(self, straight: Straight, piece: Piece) -> bool:
         """Have some more text of a turn heard in this moment; False: it is not that, or it cannot be taken now."""
-        place = self.place
-        is_more = piece.turn == place.turn and piece.attempt == place.attempt and piece.turn > self._ended
+        place, turn = self.place, piece.turn
+        is_more = turn == place.turn and piece.attempt == place.attempt and turn > self._ended
         if not is_more or piece.task or piece.kind != "text" or not straight.is_ready:
             return False
-        place.said(piece.text)
-        straight.say(piece.text, agent=piece.agent, turn=piece.turn, id_of=place.written)
+        text = piece.text
+        place.said(text)
+        straight.say(text, agent=piece.agent, turn=turn, id_of=place.written)
         return True
 
     def whole(self, piece: Piece) -> Iterator[Heard]:
@@ -136,7 +159,7 @@ class Follower:
                 yield from self.piece(piece)
             return
         if not place.begins(piece.text):
-            place.chars = place.digest = 0
+            place.forget()
             yield self._heard("void", piece, "")
         place.attempt = piece.attempt
         if rest := piece.text[place.chars :]:
@@ -154,7 +177,7 @@ class Follower:
             self._ended = max(self._ended, turn)
             if turn >= self.place.turn:
                 # Only the end of this turn: events of earlier ones, and others, may be read while it is being said.
-                self.place.chars = self.place.digest = 0
+                self.place.forget()
         elif event.name == "agent.answered":
             yield from self._label(str(body.get("text", "")))
         self.place.seq = event.seq

@@ -188,7 +188,8 @@ class LimitedModel(Wrapped):
         async with self._admitted(request, deadline_s=deadline_s) as (left_s, note):
 
             def heard(event: ModelEvent) -> None:
-                note(event)
+                if isinstance(event, UsageTold):
+                    note(event)
                 hear(event)
 
             await tell(self._inner, request, deadline_s=left_s, hear=heard)

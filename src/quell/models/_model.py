@@ -98,7 +98,7 @@ class Gathering:
             case TextPiece():
                 self.text.append(event.text)
                 if len(self.text) > _PIECES_MAX:
-                    self.text = ["".join(self.text)]
+                    self.text[:] = ["".join(self.text)]
             case CallPiece():
                 call = self.calls.setdefault(event.index, ["", ""])
                 call[0] = call[0] or event.id
@@ -115,10 +115,14 @@ class Gathering:
 
     async def fill(self, model: Model, request: ModelRequest, *, deadline_s: float, also: Hear) -> None:
         """Ask a model, and take all that comes, each thing after `also` was told. Raises as `Model.stream` does."""
+        text = self.text
 
         def hear(event: ModelEvent) -> None:
             also(event)
-            self.take(event)
+            if type(event) is TextPiece and len(text) < _PIECES_MAX:
+                text.append(event.text)  # as nearly all are
+            else:
+                self.take(event)
 
         await tell(model, request, deadline_s=deadline_s, hear=hear)
 

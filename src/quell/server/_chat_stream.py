@@ -90,7 +90,10 @@ class ChatFrames:
 
     def said(self, text: str, agent: str, turn: int, id_of: Callable[[], str]) -> bytes:
         """Return what text of a turn is on the wire; `id_of` gives the id after which a stream goes on."""
-        sent = self._of(text, (agent, turn)) if text else b""
+        if self._said == (agent, turn) and text and not self._needs_gap:
+            sent = self._text_head + json_text(text) + self._text_tail  # it goes on, as nearly all does
+        else:
+            sent = self._of(text, (agent, turn)) if text else b""
         return self.marked(sent, id_of()) if sent and self._framing.with_ids else sent
 
     def _text(self, body: Mapping[str, object]) -> bytes:

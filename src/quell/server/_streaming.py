@@ -61,25 +61,18 @@ class Outlet:
 
     def __init__(self, send: Send, *, on_sent: Callable[[], None], at_once: AtOnce = never) -> None:
         self._send = send
-        self._at_once = at_once
+        self.at_once = at_once
         self._on_sent = on_sent
         self._waiting: list[bytes] = []
         self._sending = asyncio.Lock()
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether nothing is on its way that has to arrive before."""
-        return not self._waiting and not self._sending.locked()
+        self.is_busy = False
+        """Whether something is on its way that has to arrive before what comes next."""
 
     def put(self, piece: bytes) -> None:
         """Add to what is sent next."""
         if piece:
             self._waiting.append(piece)
-
-    def now(self, piece: bytes) -> None:
-        """Send at once; what the connection has no room for is on its way with the next `flush`."""
-        if piece and not self._at_once(piece):
-            self._waiting.append(piece)
+            self.is_busy = True
 
     async def flush(self) -> None:
         """Send what was gathered."""
@@ -91,7 +84,10 @@ class Outlet:
             body = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
             self._waiting.clear()
             self._on_sent()
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            try:
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            finally:
+                self.is_busy = bool(self._waiting)
 
 
 class Straight:
@@ -104,13 +100,15 @@ class Straight:
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether the connection can take something now."""
-        return self._outlet.is_ready
+        """Tell whether nothing is on its way that has to arrive before."""
+        return not self._outlet.is_busy
 
     def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
-        """Write some text."""
+        """Write some text; what the connection has no room for is on its way with the next `flush`."""
         self._on_said()
-        self._outlet.now(self._write(text, agent, turn, id_of))
+        piece = self._write(text, agent, turn, id_of)
+        if piece and not self._outlet.at_once(piece):
+            self._outlet.put(piece)
 
 
 @types.coroutine
