@@ -160,6 +160,23 @@ def test_tools_of_the_terminal_are_carried_out_as_the_rules_say(tmp_path: Path) 
     assert (tmp_path / "notes.txt").read_text() == "pay is down since noon\n"
 
 
+def test_what_may_not_be_read_is_not_found_by_a_search_either(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("the token is in the vault\n")
+    (tmp_path / "prod.env").write_text("token=of-the-shop\n")
+    (tmp_path / ".quell").mkdir()
+    rules = {"allow": ["SearchFiles(*)", "FindFiles(*)"], "deny": ["Read(*.env)", "FindFiles(*.env)"]}
+    (tmp_path / ".quell" / "permissions.json").write_text(json.dumps({"permissions": rules}))
+    answers = (calls("SearchFiles", pattern="token"), calls("FindFiles", pattern="*"), says("In the vault."))
+    with played(*answers) as model:
+        agent_file(tmp_path, model.url, agent="enable_client_tools = true")
+        told = quell("chat", "--client-tools", cwd=tmp_path, stdin="where is the token?\n")
+    assert told.stdout.endswith("In the vault.\n"), told
+    results = [each["content"] for each in model.bodies[-1]["messages"] if each["role"] == "tool"]  # type: ignore[attr-defined]
+    assert "the token is in the vault" in results[0]
+    assert "notes.txt" in results[1]
+    assert not any("prod.env" in each or "of-the-shop" in each for each in results)
+
+
 def test_who_gives_the_flag_is_told_when_the_agent_takes_no_tools(tmp_path: Path) -> None:
     with played(says("Hello.")) as model:
         agent_file(tmp_path, model.url)

@@ -40,7 +40,7 @@ class _Local:
 
     spec: ToolSpec
     main: str
-    work: Callable[[Arguments, Path], Awaitable[str]]
+    work: Callable[[Arguments, Permit], Awaitable[str]]
     preview: Callable[[Arguments, Path], str]
 
 
@@ -71,7 +71,7 @@ class ClientTools:
             main = _text(arguments, tool.main, default="." if tool.main == "path" else None)
             if not await self._may(tool, main, arguments):
                 return "denied: the person who sits there does not allow this"
-            done = await tool.work(arguments, self._permit.directory)
+            done = await tool.work(arguments, self._permit)
         except (ToolFailedError, OSError, TimeoutError, QuellError) as error:
             return f"error: {error or type(error).__name__}"
         if len(done) > _RESULT_CHARS_MAX:
@@ -95,21 +95,33 @@ class ClientTools:
         return answer in {"yes", "always"}
 
 
-async def _shell(arguments: Arguments, directory: Path) -> str:
+async def _shell(arguments: Arguments, permit: Permit) -> str:
     wanted = arguments.get("timeout_s")
     timeout_s = min(float(wanted), _SHELL_MAX_S) if isinstance(wanted, int | float) and wanted > 0 else _SHELL_S
     ran = await run_program(
-        ["/bin/sh", "-c", _text(arguments, "command")], env=os.environ, timeout_s=timeout_s, directory=str(directory)
+        ["/bin/sh", "-c", _text(arguments, "command")],
+        env=os.environ,
+        timeout_s=timeout_s,
+        directory=str(permit.directory),
     )
     parts = [ran.out, f"[stderr]\n{ran.err}" if ran.err else "", f"[exit {ran.code}]"]
     return "\n".join(part for part in parts if part)
 
 
-def _off(work: Callable[[Arguments, Path], str]) -> Callable[[Arguments, Path], Awaitable[str]]:
+def _off(work: Callable[[Arguments, Path], str]) -> Callable[[Arguments, Permit], Awaitable[str]]:
     """Do what blocks in a thread."""
 
-    async def done(arguments: Arguments, directory: Path) -> str:
-        return await asyncio.to_thread(work, arguments, directory)
+    async def done(arguments: Arguments, permit: Permit) -> str:
+        return await asyncio.to_thread(work, arguments, permit.directory)
+
+    return done
+
+
+def _among(work: Callable[[Arguments, Permit], str]) -> Callable[[Arguments, Permit], Awaitable[str]]:
+    """Do in a thread what goes through many files, each of which a rule may keep back."""
+
+    async def done(arguments: Arguments, permit: Permit) -> str:
+        return await asyncio.to_thread(work, arguments, permit)
 
     return done
 
@@ -129,19 +141,22 @@ def _list_files(arguments: Arguments, directory: Path) -> str:
     return "\n".join(told[:_ENTRIES_MAX]) + (f"\n[{len(told) - _ENTRIES_MAX} more]" if len(told) > _ENTRIES_MAX else "")
 
 
-def _find_files(arguments: Arguments, directory: Path) -> str:
-    root, glob = _path(arguments, directory), _text(arguments, "pattern")
+def _find_files(arguments: Arguments, permit: Permit) -> str:
+    root, glob = _path(arguments, permit.directory), _text(arguments, "pattern")
     found = [
         name
         for each in _below(root)
-        if fnmatchcase(name := each.relative_to(root).as_posix(), glob) or fnmatchcase(each.name, glob)
+        if (fnmatchcase(name := each.relative_to(root).as_posix(), glob) or fnmatchcase(each.name, glob))
+        and permit.judge("FindFiles", str(each)) != "deny"
     ]
     return "\n".join(found[:_ENTRIES_MAX]) + (
         f"\n[{len(found) - _ENTRIES_MAX} more]" if len(found) > _ENTRIES_MAX else ""
     )
 
 
-def _search_files(arguments: Arguments, directory: Path) -> str:
+def _search_files(arguments: Arguments, permit: Permit) -> str:
+    """Tell the lines that match; of a file that may not be read, or searched, none."""
+    directory = permit.directory
     root = _path(arguments, directory)
     try:
         pattern = re.compile(_text(arguments, "pattern"))
@@ -149,6 +164,8 @@ def _search_files(arguments: Arguments, directory: Path) -> str:
         raise ToolFailedError(f"the pattern is no regular expression: {error}") from error
     found: list[str] = []
     for path in [root] if root.is_file() else _below(root):
+        if "deny" in {permit.judge(tool, str(path)) for tool in ("SearchFiles", "Read")}:
+            continue
         with suppress(ToolFailedError, OSError):
             for number, line in enumerate(_content(path).splitlines(), start=1):
                 if pattern.search(line[:2_000]):
@@ -253,11 +270,11 @@ _TOOLS: Mapping[str, _Local] = {
         _Local(spec=_spec("ListFiles", "List a directory.", path=_WHERE), main="path", work=_off(_list_files), preview=_whole),
         _Local(
             spec=_spec("SearchFiles", "Search files for a regular expression.", "pattern", pattern="regular expression", path=_WHERE),
-            main="path", work=_off(_search_files), preview=_whole,
+            main="path", work=_among(_search_files), preview=_whole,
         ),
         _Local(
             spec=_spec("FindFiles", "Find files by name.", "pattern", pattern="glob of the name or path", path=_WHERE),
-            main="path", work=_off(_find_files), preview=_whole,
+            main="path", work=_among(_find_files), preview=_whole,
         ),
         _Local(spec=_spec("FileInfo", "Tell size, kind and age of a file.", "path", path=_WHERE), main="path", work=_off(_file_info), preview=_whole),
         _Local(
