@@ -6,13 +6,13 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 _QUEUE_MAX = 10_000
-_PARTS_MAX = 64
+_PARTS_MAX = 32
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):  # a dataclass takes eight times as long to make
@@ -51,7 +51,10 @@ class _Now:
     turn: int
     attempt: int
     parts: list[str]
+    """Its newest pieces."""
     agent: str = ""
+    passages: list[str] = field(default_factory=list)
+    """The text before its newest pieces, joined by so many."""
 
 
 class Ear:
@@ -125,7 +128,8 @@ class Live:
             else:
                 now.parts.append(piece.text)
                 if len(now.parts) > _PARTS_MAX:
-                    now.parts = ["".join(now.parts)]
+                    now.passages.append("".join(now.parts))
+                    now.parts.clear()
         for ear in self._ears.get(piece.run, ()):
             ear.hear(piece)
 
@@ -136,7 +140,11 @@ class Live:
     def said(self, run: str) -> Piece | None:
         """Return all that was said of the present turn, as one piece; None when nothing is being said."""
         now = self._now.get(run)
-        return None if now is None else Piece(run, now.turn, now.attempt, "text", "".join(now.parts), now.agent)
+        return (
+            None
+            if now is None
+            else Piece(run, now.turn, now.attempt, "text", "".join((*now.passages, *now.parts)), now.agent)
+        )
 
     @contextmanager
     def listen(self, run: str) -> Iterator[Ear]:

@@ -23,7 +23,7 @@ from quell.domain import (
 )
 from quell.models._tokens import TokenCounter
 
-_PIECES_MAX = 64
+_PIECES_MAX = 32
 """So many pieces are joined: each alone takes five times its text."""
 
 Hear: TypeAlias = Callable[[ModelEvent], None]
@@ -84,6 +84,9 @@ class Gathering:
     """A reply in the making: what has streamed so far."""
 
     text: list[str] = field(default_factory=list)
+    """Its newest pieces."""
+    passages: list[str] = field(default_factory=list)
+    """Its text before them, joined by so many pieces: all of it anew each time would cost ever more."""
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, list[str]] = field(default_factory=dict)
     """By index: id, name, and pieces of the arguments."""
@@ -98,7 +101,8 @@ class Gathering:
             case TextPiece():
                 self.text.append(event.text)
                 if len(self.text) > _PIECES_MAX:
-                    self.text[:] = ["".join(self.text)]
+                    self.passages.append("".join(self.text))
+                    self.text.clear()
             case CallPiece():
                 call = self.calls.setdefault(event.index, ["", ""])
                 call[0] = call[0] or event.id
@@ -129,7 +133,9 @@ class Gathering:
     def reply(self, *, request: ModelRequest, counter: TokenCounter) -> ModelReply:
         """Return the whole; tokens that nobody told are estimated. Raises ModelError when it has no end."""
         if self.ended is None:
-            raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(self.text))
+            raise ModelError(
+                "the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(self.text or self.passages)
+            )
         calls = tuple(
             CallWanted(
                 id=call[0],
@@ -139,7 +145,7 @@ class Gathering:
             )
             for index, call in sorted(self.calls.items())
         )
-        text, reasoning = "".join(self.text), "".join(self.reasoning)
+        text, reasoning = "".join((*self.passages, *self.text)), "".join(self.reasoning)
         reason: Literal["stop", "length", "calls", "filtered"] = self.ended.reason
         if calls and reason == "stop":
             # Some providers say `stop` where they wanted tools called.

@@ -320,7 +320,7 @@ class Chats:
                 outlet.put(frames.marked(sent, heard.id))
 
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, frames.said, on_said=listening.said)
+        straight = Straight(outlet, frames.said, pulse=listening.pulse)
         error: WireError | None = None
         try:
             ending = await self.hear(begun, listening, take, receive=receive, after=telling.after, straight=straight)

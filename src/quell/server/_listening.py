@@ -13,7 +13,7 @@ from quell.config import AuraSettings
 from quell.domain import Heard, OverloadError
 from quell.server._errors import RETRY_AFTER_S, WireError
 from quell.server._openai_errors import ChatError
-from quell.server._streaming import Ended, next_after
+from quell.server._streaming import Ended, Pulse, next_after
 
 Ending = Literal["ended", "left", "first", "inactivity", "time", "stopping"]
 _BEFORE_THE_FIRST = frozenset({"run.queued", "run.started", "run.recovered", "run.taken_over", "agent.began"})
@@ -42,8 +42,8 @@ class Listening:
         self._limit: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Future[None] | None = None
-        self._began_s = self._heard_s = self._sent_s = self._loop.time()
-        self._has_first = False
+        self.pulse = Pulse(self._loop.time)
+        self._began_s = self.pulse.heard_s
         self.ending: Ending = "ended"
 
     async def hear(
@@ -58,8 +58,8 @@ class Listening:
                 if self.ending != "ended":
                     limit.reschedule(0.0)
                 while (heard := await self._next(following)) is not None:
-                    self._heard_s = self._loop.time()
-                    self._has_first = self._has_first or heard.name not in _BEFORE_THE_FIRST
+                    self.pulse.heard_s = self._loop.time()
+                    self.pulse.has_first = self.pulse.has_first or heard.name not in _BEFORE_THE_FIRST
                     await take(heard)
         except TimeoutError:
             # Its own end is the only one that stops it; any other is a bug.
@@ -83,14 +83,9 @@ class Listening:
         except StopAsyncIteration:
             return None
 
-    def said(self) -> None:
-        """Remember that something was said just now, and went out."""
-        self._heard_s = self._sent_s = self._loop.time()
-        self._has_first = True
-
     def sent(self) -> None:
         """Remember that something went out just now."""
-        self._sent_s = self._loop.time()
+        self.pulse.sent_s = self._loop.time()
 
     def stop(self, ending: Ending) -> None:
         """End it for this reason, unless it has ended."""
@@ -109,21 +104,21 @@ class Listening:
         """Do what is due, and come again when the next thing is."""
         now_s, settings = self._loop.time(), self._settings
         waits: list[tuple[float, Ending]] = []
-        if settings.first_chunk_timeout_s and not self._has_first:
+        if settings.first_chunk_timeout_s and not self.pulse.has_first:
             waits.append((self._began_s + settings.first_chunk_timeout_s, "first"))
         if settings.streaming_timeout_s:
             waits.append((self._began_s + settings.streaming_timeout_s, "time"))
         if settings.stream_inactivity_timeout_s:
-            waits.append((self._heard_s + settings.stream_inactivity_timeout_s, "inactivity"))
+            waits.append((self.pulse.heard_s + settings.stream_inactivity_timeout_s, "inactivity"))
         due_s = min((at_s for at_s, _ in waits), default=float("inf"))
         if due_s <= now_s:
             self.stop(next(ending for at_s, ending in waits if at_s <= now_s))
             return
         if self.on_silence is not None:
-            if self._sent_s + settings.heartbeat_s <= now_s and (self._beating is None or self._beating.done()):
-                self._sent_s = now_s
+            if self.pulse.sent_s + settings.heartbeat_s <= now_s and (self._beating is None or self._beating.done()):
+                self.pulse.sent_s = now_s
                 self._beating = asyncio.ensure_future(self._beat(self.on_silence))
-            due_s = min(due_s, max(self._sent_s + settings.heartbeat_s, now_s + 0.01))
+            due_s = min(due_s, max(self.pulse.sent_s + settings.heartbeat_s, now_s + 0.01))
         if due_s != float("inf"):
             self._timer = self._loop.call_at(due_s, self._tick)
 

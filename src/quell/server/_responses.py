@@ -142,7 +142,7 @@ class Responses:
 
         outlet.put(items.begin())
         listening.on_silence, listening.before_waiting = beat, outlet.flush
-        straight = Straight(outlet, items.said, on_said=listening.said)
+        straight = Straight(outlet, items.said, pulse=listening.pulse)
         error: WireError | None = None
         try:
             ending = await self._chats.hear(begun, listening, take, receive=receive, straight=straight)

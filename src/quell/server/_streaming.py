@@ -59,6 +59,8 @@ class Streaming(StreamingResponse):
 class Outlet:
     """Gathers what is to be sent, and sends it in one go; or one thing at once, while nothing else is under way."""
 
+    __slots__ = ("_on_sent", "_send", "_sending", "_waiting", "at_once", "is_busy")
+
     def __init__(self, send: Send, *, on_sent: Callable[[], None], at_once: AtOnce = never) -> None:
         self._send = send
         self.at_once = at_once
@@ -90,13 +92,27 @@ class Outlet:
                 self.is_busy = bool(self._waiting)
 
 
+class Pulse:
+    """When something was last heard and last sent, by the clock of the loop."""
+
+    __slots__ = ("has_first", "heard_s", "now_s", "sent_s")
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.now_s = now_s
+        self.heard_s = self.sent_s = now_s()
+        self.has_first = False
+        """Whether a model has said or wanted anything."""
+
+
 class Straight:
     """Writes text to the connection in the moment in which it is said: no task wakes for it."""
 
-    def __init__(self, outlet: Outlet, write: Write, *, on_said: Callable[[], None]) -> None:
+    __slots__ = ("_outlet", "_pulse", "_write")
+
+    def __init__(self, outlet: Outlet, write: Write, *, pulse: Pulse) -> None:
         self._outlet = outlet
         self._write = write
-        self._on_said = on_said
+        self._pulse = pulse
 
     @property
     def is_ready(self) -> bool:
@@ -105,7 +121,9 @@ class Straight:
 
     def say(self, text: str, *, agent: str, turn: int, id_of: Callable[[], str]) -> None:
         """Write some text; what the connection has no room for is on its way with the next `flush`."""
-        self._on_said()
+        pulse = self._pulse
+        pulse.heard_s = pulse.sent_s = pulse.now_s()
+        pulse.has_first = True
         piece = self._write(text, agent, turn, id_of)
         if piece and not self._outlet.at_once(piece):
             self._outlet.put(piece)
