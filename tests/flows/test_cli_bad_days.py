@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from quell.cli import ExitCode
+from quell.cli._loop import begun
 from quell.config import JournalSettings
 from quell.runs import Runs, system_clock
 from quell.telemetry import EVENTS
@@ -252,6 +253,36 @@ def test_an_interrupted_investigation_ends_with_130_and_is_kept(tmp_path: Path, 
     assert told.returncode == 0, told.stderr
     for run in json.loads(told.stdout)["runs"]:
         assert run["status"] == "cancelled", "what was begun is journalled and not running"
+
+
+@pytest.mark.parametrize("how", ["begins", "fails"])
+def test_what_was_being_begun_when_the_signal_came_is_undone(how: str) -> None:
+    """Its row may be written by then, and nobody knows its id: somebody else would take it up."""
+
+    async def story() -> None:
+        on_record = asyncio.Event()
+        undone: list[str] = []
+
+        async def beginning() -> str:
+            await on_record.wait()
+            if how == "fails":
+                raise ValueError("nothing was begun")
+            return "run_1"
+
+        async def undo(run: str) -> None:
+            undone.append(run)
+
+        task = asyncio.create_task(begun(beginning(), undo=undo))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        on_record.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert undone == (["run_1"] if how == "begins" else [])
+
+    asyncio.run(story())
 
 
 def test_a_run_that_was_interrupted_can_be_resumed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quell.cli._exit import DeadlineError, ExitCode
+from quell.cli._loop import begun
 from quell.cli._output import note, note_lines, put_document, put_text
 from quell.cli._progress import Progress, progress
 from quell.cli._root import QuellCommand
@@ -187,7 +188,7 @@ async def _begun(door: ChatDoor, wanted: _Wanted, *, book: Book, talk: Conversat
         agent=talk.agent if talk is not None else wanted.agent or wanted.agent_otherwise,
         session=wanted.session,
     )
-    run = await door.begin(ask)
+    run = await begun(door.begin(ask), undo=door.cancel)
     if talk is not None:
         book.asked(talk, (asked,), run=run)
     return run

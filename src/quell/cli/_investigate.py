@@ -14,6 +14,7 @@ import click
 
 from quell.cli._exit import DeadlineError, ExitCode
 from quell.cli._incident import FORMS, check_output, put_case
+from quell.cli._loop import begun
 from quell.cli._output import note
 from quell.cli._progress import progress
 from quell.cli._root import QuellCommand
@@ -98,7 +99,10 @@ async def _investigated(app: App, request: Request, session: Session) -> CaseFil
     from quell.runs import system_clock
 
     began_at = system_clock()
-    run = await app.desk.investigate(request)
+    run = await begun(
+        app.desk.investigate(request),
+        undo=lambda run: _cancel_own(app, run, began_at=began_at, session=session),
+    )
     bounds = app.settings.investigation
     session.note = f"`quell run show {run.id}` tells how far it came"
     try:

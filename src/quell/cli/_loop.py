@@ -7,12 +7,16 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, TypeVar
 
 from quell.cli._exit import ExitCode
 from quell.cli._signals import TerminatedError, listen_to_signals
 
+T = TypeVar("T")
+
 _SIGNALS_MAX = 3
+_BEGIN_S = 5.0
 
 
 def run_until_done(work: Callable[[], Awaitable[int]], *, loop: Literal["standard", "quick"] = "standard") -> int:
@@ -58,3 +62,14 @@ def _quick_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # there is none for every platform
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+async def begun(beginning: Awaitable[T], *, undo: Callable[[T], Awaitable[object]]) -> T:
+    """Return what was begun. Told to stop in its middle, let it come to its end and undo it: it may be on record already."""
+    task = asyncio.ensure_future(beginning)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(Exception):  # what failed to begin is not there to be undone
+            await undo(await asyncio.wait_for(task, timeout=_BEGIN_S))
+        raise

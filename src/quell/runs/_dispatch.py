@@ -26,7 +26,7 @@ APPLICATION = "quell"
 APPLICATION_VERSION = "1"
 """Fixed, so that an upgrade of Quell or of dbos strands nothing: raise it only when segments of old cannot be executed."""
 _WORKFLOW = "segment_v1"
-_POLLING_S = 0.4
+_POLLING_S = 0.25
 _AT_ONCE_MAX = 8
 _NOTICES_S = 0.1
 _THREADS_MAX = 16
