@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from quell.app._run_trace import trace_of
 from quell.config import IdentitySettings
-from quell.domain import KeyRequest, Principal
+from quell.domain import CallWanted, KeyRequest, OutcomeKind, Principal, ToolOutcome
+from quell.models._scripted import says as replies
+from quell.models._scripted import wants
 from quell.runs import system_clock
 from tests._quell import NOWHERE, error_of, quell
+from tests.doors._agent_bench import agent_room
 from tests.doors._chat_bench import agent_file, calls, played, says
 from tests.doors._cli_bench import Desk
 from tests.doors._wire_bench import Wire, a_wire, settings_of
@@ -99,5 +103,29 @@ def test_a_trace_belongs_to_who_asked_and_to_the_first_tenant(tmp_path: Path) ->
             assert (await wire.http.get(f"/api/v1/runs/{runs['acme']}/trace")).status_code == 401
             narrow = await _key(wire, "narrow", "viewer", tenant="local", scopes=("verb:incident.read",))
             assert await seen(runs["local"], narrow) == 403
+
+    asyncio.run(story())
+
+
+def test_a_trace_counts_as_failed_what_the_agent_does(tmp_path: Path) -> None:
+    # None that is tried again: each call takes one of them.
+    kinds = [OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TOOL_ERROR, OutcomeKind.EMPTY]
+    brings = [
+        ToolOutcome(call=f"{turn}.1", tool="logs_search", kind=kind, content="three pods")
+        for turn, kind in enumerate(kinds, start=1)
+    ]
+    searches = [
+        CallWanted(id="x", name="logs_search", arguments=json.dumps({"service": "web", "query": f"part {number}"}))
+        for number, _ in enumerate(kinds)
+    ]
+
+    async def story() -> None:
+        async with agent_room(tmp_path, [*map(wants, searches), replies("I do not know.")]) as room:
+            room.world.says += brings
+            run = await room.start("Why?")
+            answer = await room.answer(run, timeout_s=30)
+            trace = await trace_of(room.runs, run.id, price_of=lambda *_: None)
+            assert (trace.totals.calls, trace.totals.failed_calls) == (answer.calls, answer.failed)
+            assert 0 < answer.failed < answer.calls, "that there is nothing is an answer"
 
     asyncio.run(story())

@@ -186,7 +186,7 @@ class Hands:
             await self._seat.witness.saw(wanted, outcome, exhibit, reason=intent)
         repeats, count = counted(talk.repeats, wanted, outcome)
         # That there is nothing is an answer, and no failure; nor does it end a row of them.
-        is_failed = not outcome.is_citable and outcome.kind is not OutcomeKind.EMPTY
+        is_failed = outcome.kind.counts_as_failed
         failures = 0 if outcome.is_citable else talk.failures + is_failed
         notice = ""
         if judged(count, failures, nudge=self._role.repeats_nudge, most=self._role.repeats_max) != "fine":

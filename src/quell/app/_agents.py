@@ -77,7 +77,6 @@ class AgentDesk:
         self._room = AgentRoom(tuple(agents) or (default_agent(),), warden=warden, clock=clock, env=env, links=links)
         self._runs = warden.runs
         self._warden = warden
-        self._clock = clock
         self._entropy = entropy
         self._env = env
         self._default = warden.settings.default_agent

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from quell.domain import Event, RunTrace, TokenUsage, TraceNode, TraceTotals
+from quell.domain import Event, OutcomeKind, RunTrace, TokenUsage, TraceNode, TraceTotals
 from quell.runs import Runs
 
 PriceOf: TypeAlias = Callable[[str, str, TokenUsage], int | None]
 """Tells the micro-USD of a turn by provider, model and what it took; None: nobody knows the price."""
 
 _ARGUMENTS_CHARS = 80
+_ASKED = "waits for people"
+_NOT_FAILED = {"", _ASKED} | {kind.value for kind in OutcomeKind if not kind.counts_as_failed}
 _MARKS: Mapping[str, str] = {
     "run.recovered": "died here; resumed in the same place",
     "run.taken_over": "died here; resumed by another process",
@@ -200,7 +202,7 @@ class _Tree:
 
     def _parked(self, event: Event, body: Mapping[str, object]) -> None:
         if (node := self._calls.get(str(body.get("call", "")))) is not None:
-            node.outcome = "waits for people"
+            node.outcome = _ASKED
             waits = _Node(kind="mark", name=f"people were asked: {body.get('approval')}", at=event.at)
             node.children.append(waits)
 
@@ -238,7 +240,7 @@ def _totals(root: _Node) -> TraceTotals:
     return TraceTotals(
         turns=len(turns),
         calls=len(calls),
-        failed_calls=sum(each.outcome not in {"ok", "", "waits for people"} for each in calls),
+        failed_calls=sum(each.outcome not in _NOT_FAILED for each in calls),
         input_tokens=sum(each.input_tokens for each in turns),
         output_tokens=sum(each.output_tokens for each in turns),
         micro_usd=sum(paid) if paid or not turns else None,

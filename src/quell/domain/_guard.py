@@ -60,6 +60,11 @@ class OutcomeKind(StrEnum):
         """Whether the tool did what it was called for, however little or old what it told is."""
         return self in {OutcomeKind.OK, OutcomeKind.EMPTY, OutcomeKind.TRUNCATED, OutcomeKind.STALE}
 
+    @property
+    def counts_as_failed(self) -> bool:
+        """Whether an agent counts the call as failed: that there is nothing is an answer, half of one or an old one is not."""
+        return self not in {OutcomeKind.OK, OutcomeKind.EMPTY}
+
 
 class Level(IntEnum):
     """How far an agent may go by itself, per workflow digest, action class and environment."""
