@@ -217,7 +217,7 @@ def test_what_cannot_be_recorded_does_not_happen(desk: Desk) -> None:
     assert json.loads(desk.done("key", "list", "--json"))["keys"] == []
     assert desk.ids["effect"][:16] in desk.done("effect", "list", "--unknown")
     assert "level 2" in desk.done("autonomy", "show")
-    assert "logs" in desk.done("tool", "list", "--server", "small")
+    assert "logs" in desk.done("tool", "list", "small")
 
 
 def test_a_secret_in_what_people_say_is_kept_nowhere(desk: Desk) -> None:
@@ -438,7 +438,7 @@ def test_a_tool_of_a_client_is_pinned_from_what_it_declares(desk: Desk) -> None:
     declared.write_text(json.dumps([{"name": "open_ticket", "inputSchema": {"type": "object", "properties": {}}}]))
     words = ("tool", "pin", "client", "open_ticket", "--yes", "--from", str(declared))
     assert "is pinned as irreversible" in desk.done(*words)
-    assert "open_ticket" in desk.done("tool", "list", "--server", "client")
+    assert "open_ticket" in desk.done("tool", "list", "client")
     assert desk.quell("tool", "pin", "client", "other", "--yes", "--from", str(declared)).code == ExitCode.USAGE
     assert desk.quell("tool", "pin", "small", "open_ticket", "--yes", "--from", str(declared)).code == ExitCode.USAGE
     declared.write_text("{")

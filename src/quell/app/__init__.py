@@ -16,8 +16,8 @@ if typing.TYPE_CHECKING:
     from quell.app._app import open_app as open_app
     from quell.app._authority import Authority as Authority
     from quell.app._authority import open_authority as open_authority
+    from quell.app._idle_tools import idle_tools as idle_tools
     from quell.app._office import Office as Office
-    from quell.app._senses_tools import idle_senses as idle_senses
     from quell.app._task_book import TaskBook as TaskBook
     from quell.app._toolset import Toolset as Toolset
     from quell.app._vault import Vault as Vault
@@ -34,7 +34,7 @@ _DOOR = {
     "Office": "_office",
     "Toolset": "_toolset",
     "Warden": "_warden",
-    "idle_senses": "_senses_tools",
+    "idle_tools": "_idle_tools",
     "TaskBook": "_task_book",
 }
 

@@ -33,7 +33,6 @@ from quell.domain import (
     ConfigError,
     Principal,
     QuellError,
-    RunStatus,
     ServerState,
     Spender,
     Tool,
@@ -55,7 +54,6 @@ _LOOK_S = 10.0
 _AGAIN_S = 30.0
 _FRESH_S = 30.0
 _MISSED_MAX = 200
-ENDED = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 _HELD_MAX = 10_000
 """Requests whose headers are kept: of runs that go on elsewhere nobody here learns that they ended."""
 
@@ -454,7 +452,7 @@ class AgentRoom:
         old = [each for each in used if each[2] is not None and not any(each[2] is mind for mind in present)]
         for run, ticket, _ in (*old[:_MISSED_MAX], *(used[:_MISSED_MAX] if len(used) > _HELD_MAX else ())):
             try:
-                has_ended = (await self._warden.runs.get(run)).status in ENDED
+                has_ended = (await self._warden.runs.get(run)).status.is_final
             except UsageError:
                 has_ended = True  # long ago
             if has_ended:

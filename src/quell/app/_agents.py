@@ -20,7 +20,7 @@ from quell.app._agent_book import Session
 from quell.app._agent_follow import Follower, Straight, followed
 from quell.app._agent_links import AgentLinks
 from quell.app._agent_minds import Mind, default_agent, parted
-from quell.app._agent_room import ENDED, KIND, AgentRoom, Wanted
+from quell.app._agent_room import KIND, AgentRoom, Wanted
 from quell.config import AgentSettings, McpServerSettings, load_agents
 from quell.domain import (
     Asker,
@@ -210,7 +210,7 @@ class AgentDesk:
         Raises WorldError when it failed, and RefusedError (`gone`) when it was cancelled.
         """
         ended = await self._runs.wait(run, timeout_s=timeout_s)
-        if ended.status not in ENDED:
+        if not ended.status.is_final:
             return None
         if ended.status is RunStatus.FAILED:
             raise WorldError(f"the run {ended.id} failed: {ended.error}", hint=f"quell run trace {ended.id}")

@@ -142,6 +142,8 @@ class App:
         """Return the whole id of a run that somebody of a tenant asked for. Raises UsageError for any other."""
         with suppress(UsageError):
             found = (await self.runs.get(run_id)).id
+            if await self.calls.is_of(found, tenant=tenant):
+                return found
             if self.desk_of_agents is not None and (await self.desk_of_agents.wanted(found)).by.tenant == tenant:
                 return found
         # Also of a beginning that several have: it would tell that they are there.
@@ -250,7 +252,7 @@ async def open_app(
             room=room,
             version=version_of(settings),
             desk_of_agents=talking,
-            calls=PersonCalls(warden),
+            calls=PersonCalls(warden, entropy=entropy),
         )
         await _start(app)
         yield app

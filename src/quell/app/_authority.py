@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from quell.app._office import Office
 from quell.app._skill_book import SkillBook
@@ -19,6 +20,9 @@ from quell.governance import Guard, PolicySet
 from quell.runs import Runs
 from quell.tools import LocalHand, Pins, Registry, Resilience, Scratchpad, Servers, Toolbox
 
+if TYPE_CHECKING:
+    from quell.app._tool_desk import ToolDesk
+
 _TOLD_MAX = 20
 
 
@@ -28,6 +32,8 @@ class Authority:
 
     runs: Runs
     settings: Settings
+    office: Office
+    """What people decide with."""
     guard: Guard
     registry: Registry
     toolset: Toolset
@@ -52,6 +58,10 @@ class Authority:
     def scratchpad(self) -> Scratchpad:
         """Return where large results are kept."""
         return self.toolset.scratchpad
+
+    def desk(self) -> ToolDesk:
+        """Return what people see of the tools."""
+        return self.toolset.desk(self.office, renew=self.toolbox.renew)
 
     async def reload(self) -> None:
         """Take the policies as they are written now, whole or not at all; pins are taken at the next call anyway.
@@ -113,6 +123,7 @@ async def open_authority(
     return Authority(
         runs=runs,
         settings=settings,
+        office=office,
         guard=guard,
         registry=registry,
         toolset=toolset,

@@ -231,9 +231,14 @@ class Office:
         verb: str,
         body: Mapping[str, object],
         run: str = "",
+        way: Literal["here", "api"] = "here",
     ) -> int:
-        """Keep the account of what a person did here, in the transaction that does it; return the number of the record."""
-        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body, "login": login_name()}
+        """Keep the account of what a person did, in the transaction that does it; return the number of the record.
+
+        `way`: at this machine, where the account of the process says more of them, or from elsewhere.
+        """
+        where = {"login": login_name()} if way == "here" else {"way": way}
+        told = {"verb": verb, "tenant": by.tenant, "roles": list(by.roles), **body, **where}
         (record,) = self.audit.append(connection, self.audit.entry(kind, run=run, principal=by.user, body=told))
         return record.number
 

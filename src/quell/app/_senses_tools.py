@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quell.domain import CallRequest, OutcomeKind, ResourceRule, Tool, ToolOutcome, own_read
-from quell.tools import LocalHand
+from quell.domain import ResourceRule, Tool, own_read
 
 MINUTES_MAX = 1_440
 _SERVICE = {"type": "string", "maxLength": 120}
@@ -81,16 +80,6 @@ def sense_tools() -> tuple[Tool, ...]:
         _tool(name, description, properties, required, timeout_s)
         for name, description, properties, required, timeout_s in _SENSES
     )
-
-
-def idle_senses() -> list[tuple[Tool, LocalHand]]:
-    """Return the senses for who lists tools and opens nothing that they could see with."""
-
-    async def refuse(request: CallRequest, _key: str) -> ToolOutcome:
-        told = "nothing is open here that could be looked at; a process with agents answers"
-        return ToolOutcome(call=request.call.id, tool=request.call.tool, kind=OutcomeKind.DENIED, detail=told)
-
-    return [(tool, LocalHand(tool.name, refuse)) for tool in sense_tools()]
 
 
 def _tool(

@@ -114,9 +114,12 @@ def _verbs(session: Session, *, server: str) -> Callable[[Word], Awaitable[str]]
         from quell.cli._chat_process import run_verb
         from quell.cli._chat_remote import remote_verb
 
-        if server:
+        if server and word.name != "tool":
             return await remote_verb(server, session, word)
-        ran = await run_verb(session, [word.name, *word.arguments], timeout_s=_VERB_S)
+        # Of tools every verb knows the way to a server itself.
+        there = ("--server", server) if server else ()
+        words = word.arguments or (("list",) if there else ())
+        ran = await run_verb(session, [word.name, *words, *there], timeout_s=_VERB_S)
         return "\n".join(part.rstrip("\n") for part in (ran.out, ran.err) if part.strip())
 
     return run

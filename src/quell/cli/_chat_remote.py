@@ -267,7 +267,7 @@ async def remote_verb(url: str, session: Session, word: Word) -> str:
         return told
     raise UsageError(
         f"/{word.name} {verb} is not there on a server, or lacks an ID",
-        hint="there: /approval list|show|approve|reject, /incident list|show, /run list|show|trace|cancel, /effect list",
+        hint="there: /approval list|show|approve|reject, /incident list|show, /run list|show|trace|cancel, /effect list, /tool list|show|check|diff|call",
     )
 
 

@@ -109,9 +109,10 @@ class Session:
         """Open the tools beside it; no server is asked before `work` does, and no policy has to be right."""
 
         async def use(office: Office) -> int:
-            from quell.app import Toolset, idle_senses
+            from quell.app import Toolset, idle_tools
 
-            toolset = await Toolset.open(office, builtin=idle_senses())
+            idle = idle_tools(office.settings, self.loaded().agents, clock=office.clock)
+            toolset = await Toolset.open(office, builtin=idle)
             try:
                 return await work(office, toolset)
             finally:

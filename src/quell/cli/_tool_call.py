@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from quell.cli._events import body_of
 from quell.cli._exit import ExitCode
+from quell.cli._loop import begun
 from quell.cli._output import note, put_document, put_text
-from quell.cli._person import person_in
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
+from quell.cli._tool_door import server_option, with_calls
+from quell.cli._values import clock_time
 
 if TYPE_CHECKING:
-    from quell.app import App
-    from quell.domain import OutcomeKind, ToolOutcome
+    from quell.cli._tool_door import CallDoor
+    from quell.domain import CallState, OutcomeKind, Parked
 
 _CANCEL_S = 5.0
 
@@ -30,8 +31,9 @@ _CANCEL_S = 5.0
     "--arguments", default="{}", metavar="JSON", help="Arguments of the call, @FILE with them, or - for stdin."
 )
 @click.option("--wait", is_flag=True, help="Wait when people are asked, instead of leaving with exit 5.")
+@server_option
 @click.pass_obj
-def call_tool(session: Session, name: str, *, arguments: str, wait: bool) -> int:
+def call_tool(session: Session, name: str, *, arguments: str, wait: bool, url: str) -> int:
     """Call a tool yourself: policy, approvals, budgets and the audit log hold for you as for any agent.
 
     Exit 0 when it answered, 3 when it failed, 4 when it was denied, 5 when people have to decide first: the call goes
@@ -39,29 +41,27 @@ def call_tool(session: Session, name: str, *, arguments: str, wait: bool) -> int
     """
     wanted = _read(arguments)
 
-    async def use(app: App) -> int:
-        by = await person_in(app, session)
-        await app.launch(way="direct")
-        run = await app.calls.start(name, arguments=wanted, by=by)
-        session.note = f"`quell run show {run.id}` tells where it stands"
-        parked: dict[str, object] = {}
+    async def use(door: CallDoor) -> int:
+        run = await begun(door.start(name, arguments=wanted), undo=door.cancel)
+        session.note = f"{door.shown_by(run)} tells where it stands"
         try:
-            async with aclosing(app.runs.follow(run=run.id)) as events:
-                async for event in events:
-                    if event.name == "agent.call_parked":
-                        parked = body_of(event)
-                        note(f"waits for people: approval {parked.get('approval')}, until {parked.get('expires_at')}")
-                        if not wait:
-                            return _waiting(parked, run=run.id)
+            state = await door.until(run, after=0)
+            while not state.status.is_final:
+                if state.parked is not None:
+                    note(
+                        f"waits for people: approval {state.parked.approval}, until {clock_time(state.parked.expires_at)}"
+                    )
+                    if not wait:
+                        return _waiting(state.parked, run=run, shown_by=door.shown_by(run))
+                state = await door.until(run, after=state.seq)
         except asyncio.CancelledError:
             with suppress(Exception):
-                await asyncio.wait_for(asyncio.shield(app.runs.cancel(run.id)), timeout=_CANCEL_S)
-                session.note = f"cancelled {run.id}; whether anything was done tells `quell run trace {run.id}`"
+                await asyncio.wait_for(asyncio.shield(door.cancel(run)), timeout=_CANCEL_S)
+                session.note = f"cancelled {run}; whether anything was done tells {door.shown_by(run)}"
             raise
-        ended = await app.runs.get(run.id)
-        return _put(app.calls.outcome_of(ended), session, run=run.id, error=ended.error)
+        return _put(state, session, shown_by=door.shown_by(run))
 
-    return session.with_app(use)
+    return with_calls(session, use, url=url)
 
 
 def _read(arguments: str) -> str:
@@ -78,31 +78,31 @@ def _read(arguments: str) -> str:
     return text
 
 
-def _waiting(parked: dict[str, object], *, run: str) -> int:
-    identifier, digest = parked.get("approval"), str(parked.get("digest", ""))
+def _waiting(parked: Parked, *, run: str, shown_by: str) -> int:
+    identifier, digest = parked.approval, parked.digest
     note(f"hint: `quell approval show {identifier}`, then `quell approval approve {identifier} --digest {digest[:20]}`")
-    note(f"it goes on under `quell serve`; `quell run show {run} --follow` watches it")
+    note(f"{run} goes on under `quell serve`; {shown_by} tells what it did")
     return ExitCode.WAITING
 
 
-def _put(outcome: ToolOutcome | None, session: Session, *, run: str, error: str) -> int:
+def _put(state: CallState, session: Session, *, shown_by: str) -> int:
     from quell.domain import RefusedError, WorldError
 
+    outcome = state.outcome
     if outcome is None:
-        raise WorldError(error or f"the call ended without a result (run {run})", hint=f"`quell run trace {run}`")
+        raise WorldError(state.error or f"the call ended without a result (run {state.run})", hint=shown_by)
     if not outcome.kind.is_answer:
         kind = RefusedError if outcome.kind.value == "denied" else WorldError
-        raise kind(
-            f"{outcome.tool}: {outcome.kind.value}: {outcome.detail or outcome.content}", hint=_hint(outcome.kind, run)
-        )
+        told = f"{outcome.tool}: {outcome.kind.value}: {outcome.detail or outcome.content}"
+        raise kind(told, hint=_hint(outcome.kind, shown_by))
     if session.is_json:
-        put_document("tool_outcome", run=run, outcome=outcome)
+        put_document("tool_outcome", run=state.run, outcome=outcome)
     else:
         put_text(outcome.content)
-        for told in filter(None, (outcome.detail, outcome.handle and f"the whole result: {outcome.handle}")):
-            note(told)
+        for each in filter(None, (outcome.detail, outcome.handle and f"the whole result: {outcome.handle}")):
+            note(each)
     return ExitCode.DONE
 
 
-def _hint(kind: OutcomeKind, run: str) -> str:
-    return "`quell policy explain` tells what decides" if kind.value == "denied" else f"`quell run trace {run}`"
+def _hint(kind: OutcomeKind, shown_by: str) -> str:
+    return "`quell policy explain` tells what decides" if kind.value == "denied" else shown_by

@@ -236,6 +236,16 @@ from quell.domain._signal import Scope as Scope
 from quell.domain._signal import Window as Window
 from quell.domain._strict_schema import strict_schema as strict_schema
 from quell.domain._strict_schema import without_nulls as without_nulls
+from quell.domain._tool_book import BareServer as BareServer
+from quell.domain._tool_book import CallState as CallState
+from quell.domain._tool_book import ListedTool as ListedTool
+from quell.domain._tool_book import OfferSheet as OfferSheet
+from quell.domain._tool_book import Pinned as Pinned
+from quell.domain._tool_book import PinNote as PinNote
+from quell.domain._tool_book import ServerCheck as ServerCheck
+from quell.domain._tool_book import ToolDrift as ToolDrift
+from quell.domain._tool_book import ToolList as ToolList
+from quell.domain._tool_book import ToolSheet as ToolSheet
 from quell.domain._trace import RunTrace as RunTrace
 from quell.domain._trace import TraceNode as TraceNode
 from quell.domain._trace import TraceTotals as TraceTotals

@@ -34,6 +34,11 @@ class RunStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing is done any more, unless a person lets it go on."""
+        return self in {RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED}
+
 
 class ApprovalStatus(StrEnum):
     """Where an Approval stands."""

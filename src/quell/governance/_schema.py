@@ -149,7 +149,8 @@ class ArgumentSchema:
             ) from None
         finally:
             _left.reset(token)
-        told = [words_of(mistake) for mistake in found[:_MISTAKES_MAX]]
+        # The library tells of each missing argument by itself, and our words name them all.
+        told = dict.fromkeys(words_of(mistake) for mistake in found[:_MISTAKES_MAX])
         return (*told, "and more") if len(found) > _MISTAKES_MAX else tuple(told)
 
 

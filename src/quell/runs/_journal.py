@@ -19,7 +19,6 @@ from quell.runs._place import without_place
 
 _ERROR_MAX = 2000
 _PREFIX_MATCHES_MAX = 5
-FINAL = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 
 
 class Journal:
@@ -427,7 +426,7 @@ class Journal:
         """Return whether a run has ended, and its events past a number; of all runs when none is named."""
         # The status first: a run that had ended then has no event after those that are read next.
         now = None if run is None else self.find_run(run)
-        return now is not None and now.status in FINAL, self.events(run=run, after=after, rows_max=rows_max)
+        return now is not None and now.status.is_final, self.events(run=run, after=after, rows_max=rows_max)
 
     def runs_with_news(self, after: int | None) -> tuple[int, list[str]]:
         """Return the newest sequence number, and which runs have events past that one."""

@@ -19,7 +19,7 @@ from quell.domain import Clock, Entropy, Event, Run, RunStatus, Step, UsageError
 from quell.runs._bell import ENDINGS, EVERYTHING, Bells
 from quell.runs._context import JsonObject, Work
 from quell.runs._database import Database, Told, open_database
-from quell.runs._journal import FINAL, Journal
+from quell.runs._journal import Journal
 from quell.runs._lane import Lane
 from quell.runs._lease import Leases
 from quell.runs._place import with_place
@@ -231,7 +231,7 @@ class Runs:
                 ear.listen()
                 run = await self.get(run.id)
                 left_s = deadline_s - loop.time()
-                if run.status in FINAL or left_s <= 0:
+                if run.status.is_final or left_s <= 0:
                     return run
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left_s):

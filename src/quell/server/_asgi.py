@@ -34,6 +34,7 @@ from quell.server._responses import Responses
 from quell.server._spans import traced
 from quell.server._stops import Stops
 from quell.server._telemetry import Intake, Signal
+from quell.server._tools import Tools
 
 if TYPE_CHECKING:
     from quell.server._a2a import A2A
@@ -61,6 +62,7 @@ def asgi(app: App) -> Starlette:
             *talking,
             *_trouble(app, gate, streams, bodies=bodies),
             *_authority(app, gate, bodies=bodies),
+            *_tools(app, gate, bodies=bodies, rates=rates),
             *_agents(app, gate, bodies=bodies, rates=rates),
         ],
         middleware=[Middleware(KnownNames, names=settings.names, reach=reach)],
@@ -141,6 +143,30 @@ def _authority(app: App, gate: Gate, *, bodies: Bodies) -> list[Route]:
         ),
         Route("/api/v1/effects", own("effect.list", stops.effects)),
         Route("/api/v1/audit/checkpoint", traced(gate.guarded(stops.checkpoint, Access(verb="audit.read")))),
+    ]
+
+
+def _tools(app: App, gate: Gate, *, bodies: Bodies, rates: Rates) -> list[Route]:
+    """Return the routes by which people see tools, pin them, and call them by hand."""
+    tools = Tools(app, bodies=bodies, rates=rates)
+
+    def whose(verb: str, endpoint: Endpoint) -> Endpoint:
+        return traced(gate.guarded(endpoint, Access(verb=verb, belongs_to="tenant")))
+
+    def ours(verb: str, endpoint: Endpoint, *, roles: frozenset[str] = READERS) -> Endpoint:
+        return traced(gate.guarded(endpoint, Access(verb=verb, roles=roles)))
+
+    return [
+        Route("/api/v1/tools", whose("tool.list", tools.listed)),
+        Route("/api/v1/tools/{name:path}", ours("tool.read", tools.one)),
+        Route("/api/v1/tool-servers", ours("tool.read", tools.checked)),
+        Route("/api/v1/tool-drift", ours("tool.read", tools.compared)),
+        Route("/api/v1/offers", ours("tool.read", tools.offered), methods=["POST"]),
+        Route("/api/v1/pins", ours("tool.pin", tools.pin, roles=OPERATORS), methods=["POST"]),
+        Route("/api/v1/pins/{server}/{tool:path}", ours("tool.pin", tools.unpin, roles=OPERATORS), methods=["DELETE"]),
+        Route("/api/v1/tool-calls", whose("tool.call", tools.call), methods=["POST"]),
+        Route("/api/v1/tool-calls/{run}", whose("tool.call", tools.state)),
+        Route("/api/v1/tool-calls/{run}/cancel", whose("tool.call", tools.cancel), methods=["POST"]),
     ]
 
 

@@ -17,7 +17,7 @@ from quell import telemetry
 from quell.agent import AgentAnswer
 from quell.app import App
 from quell.config import AgentSettings
-from quell.domain import Approval, ChatAsk, Heard, Principal, QuellError, RefusedError, RunStatus, UsageError
+from quell.domain import Approval, ChatAsk, Heard, Principal, QuellError, RefusedError, UsageError
 from quell.server._agent_list import AgentList
 from quell.server._approvals import caller_of
 from quell.server._aura_events import APPROVAL_EVENTS, AuraEvents
@@ -36,7 +36,6 @@ from quell.tools import Scratchpad
 Take: TypeAlias = Callable[[Heard], Awaitable[None]]
 BODY_MAX_MB = 16.0
 _KEY_MAX = 255
-_ENDED = frozenset({RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED})
 _IDS = "x-quell-event-ids"
 STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -195,7 +194,7 @@ class Chats:
 
     async def has_ended(self, run: str) -> bool:
         """Tell whether a run has ended, in whatever way."""
-        return (await self._app.runs.get(run)).status in _ENDED
+        return (await self._app.runs.get(run)).status.is_final
 
     async def waiting(self, run: str) -> Sequence[Approval]:
         """Return what a run asks people and nobody decided yet."""

@@ -6,13 +6,14 @@ import json
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from quell.domain import OverloadError, QuellError, RefusedError, RunTrace, UsageError, WorldError
 
+T = TypeVar("T")
 _CONNECT_S = 5.0
 _ANSWER_S = 30.0
 _SILENCE_S = 120.0
@@ -69,10 +70,20 @@ class ServerClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ask(self, method: str, path: str, *, body: object = None) -> Mapping[str, object]:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = _ANSWER_S,
+    ) -> Mapping[str, object]:
         """Return the JSON object that the server answers. Raises WorldError, RefusedError, UsageError or OverloadError."""
         try:
-            response = await self._http.request(method, f"{self.url}{path}", json=body, timeout=_ANSWER_S)
+            response = await self._http.request(
+                method, f"{self.url}{path}", json=body, headers=dict(headers or {}), timeout=timeout_s
+            )
         except (httpx2.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
         if not response.is_success:
@@ -83,15 +94,19 @@ class ServerClient:
 
     async def trace(self, run: str) -> RunTrace:
         """Return a run as a tree. Raises as `ask` does, and WorldError for a server that tells something else."""
-        # Only who wants a trace waits for it to load.
+        return self.read(await self.ask("GET", f"/api/v1/runs/{quote(run, safe='')}/trace"), RunTrace)
+
+    def read(self, told: object, kind: type[T]) -> T:
+        """Read an answer, or a part of one, as what it must be. Raises WorldError when it is something else."""
+        # Only who wants more than JSON waits for it to load.
         import msgspec  # noqa: PLC0415
 
-        told = await self.ask("GET", f"/api/v1/runs/{quote(run, safe='')}/trace")
         try:
-            return msgspec.convert(told, type=RunTrace)
+            return msgspec.convert(told, type=kind)
         except msgspec.ValidationError as error:
+            name = getattr(kind, "__name__", str(kind))
             raise WorldError(
-                f"{self.url} tells no trace: {error}", hint="is it a `quell serve` like this one?"
+                f"{self.url} tells no {name}: {error}", hint="is it a `quell serve` like this one?"
             ) from error
 
     async def stream(
