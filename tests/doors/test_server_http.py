@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -18,9 +19,10 @@ import httpx2
 import pytest
 from starlette.routing import Route
 
-from quell.app import App, Vault, Warden
+from quell.app import App, Vault
 from quell.app._incident_room import IncidentRoom
 from quell.app._person_calls import PersonCalls
+from quell.app._warden import Warden
 from quell.config import InvestigationSettings, JournalSettings, ServerSettings, Settings
 from quell.domain import BoundExceededError, ConfigError, ObservedChange, OverloadError, StateHeldError, UsageError
 from quell.incidents import CaseFile, Desk
@@ -586,7 +588,7 @@ def test_every_route_and_every_part_of_a_case_file_is_in_the_reference() -> None
     ]
     assert len(routes) > 10
     for path in routes:
-        written = path.replace("{id:path}", "ID").replace("{id}", "ID").replace("{form}", "FORM")
+        written = re.sub(r"{(\w+)(?::path)?}", lambda part: part[1].upper(), path)
         assert written in page, f"{written} is not in docs/reference/http.md"
     for part in fields(CaseFile):
         assert f"`{part.name}`" in page, f"{part.name} of a case file is not in docs/reference/http.md"

@@ -19,9 +19,9 @@ if typing.TYPE_CHECKING:
     from quell.app._idle_tools import idle_tools as idle_tools
     from quell.app._office import Office as Office
     from quell.app._task_book import TaskBook as TaskBook
+    from quell.app._tool_desk import ToolDesk as ToolDesk
     from quell.app._toolset import Toolset as Toolset
     from quell.app._vault import Vault as Vault
-    from quell.app._warden import Warden as Warden
 
 _DOOR = {
     "AgentDesk": "_agents",
@@ -33,7 +33,7 @@ _DOOR = {
     "open_authority": "_authority",
     "Office": "_office",
     "Toolset": "_toolset",
-    "Warden": "_warden",
+    "ToolDesk": "_tool_desk",
     "idle_tools": "_idle_tools",
     "TaskBook": "_task_book",
 }

@@ -61,7 +61,10 @@ class Authority:
 
     def desk(self) -> ToolDesk:
         """Return what people see of the tools."""
-        return self.toolset.desk(self.office, renew=self.toolbox.renew)
+        # What acts waits for nothing that only people look at.
+        from quell.app._tool_desk import ToolDesk  # noqa: PLC0415
+
+        return ToolDesk(self.office, self.toolset, renew=self.toolbox.renew)
 
     async def reload(self) -> None:
         """Take the policies as they are written now, whole or not at all; pins are taken at the next call anyway.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from quell import telemetry
 from quell.app._office import Office
@@ -30,9 +30,6 @@ from quell.domain import (
 from quell.governance import PolicySet
 from quell.runs import Database
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
-
-if TYPE_CHECKING:
-    from quell.app._tool_desk import ToolDesk
 
 
 class Confinement:
@@ -175,13 +172,6 @@ class Toolset:
                 served = self.registry.unchanged(served)
             self.registry.serve(served, turn=turn)
             self._taken = settings
-
-    def desk(self, office: Office, *, renew: Callable[[], Awaitable[object]] | None = None) -> ToolDesk:
-        """Return what people see of these tools; `renew` takes what was pinned elsewhere since."""
-        # What acts waits for nothing that only people look at.
-        from quell.app._tool_desk import ToolDesk  # noqa: PLC0415
-
-        return ToolDesk(office, self, renew=renew)
 
     async def close(self) -> None:
         """Let go of servers, programs and files."""

@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, urlencode
 
 import click
 
@@ -17,8 +16,7 @@ from quell.cli._person import person_in, person_of
 from quell.cli._session import Session
 
 if TYPE_CHECKING:
-    from quell.app import App, Office, Toolset
-    from quell.app._tool_desk import ToolDesk
+    from quell.app import App, Office, ToolDesk, Toolset
     from quell.domain import (
         CallState,
         OfferSheet,
@@ -77,7 +75,9 @@ def with_tools(session: Session, work: Callable[[ToolDoor], Awaitable[int]], *, 
         return _far(session, url, lambda client: work(_FarTools(client)))
 
     async def near(office: Office, toolset: Toolset) -> int:
-        return await work(_NearTools(desk=toolset.desk(office), office=office, session=session))
+        from quell.app import ToolDesk
+
+        return await work(_NearTools(desk=ToolDesk(office, toolset), office=office, session=session))
 
     return session.with_toolset(near)
 
@@ -179,23 +179,23 @@ class _FarTools:
     async def listed(self, server: str) -> ToolList:
         from quell.domain import ToolList
 
-        return self._client.read(await self._client.ask("GET", f"/api/v1/tools{_of(server)}"), ToolList)
+        return self._client.read(await self._client.ask("GET", "/api/v1/tools", query=_of(server)), ToolList)
 
     async def shown(self, name: str) -> ToolSheet:
         from quell.domain import ToolSheet
 
-        return self._client.read(await self._client.ask("GET", f"/api/v1/tools/{quote(name)}"), ToolSheet)
+        return self._client.read(await self._client.ask("GET", self._client.path("tools", name)), ToolSheet)
 
     async def checked(self, server: str) -> tuple[ServerCheck, ...]:
         from quell.domain import ServerCheck
 
-        told = await self._client.ask("GET", f"/api/v1/tool-servers{_of(server)}", timeout_s=_LOOK_S)
+        told = await self._client.ask("GET", "/api/v1/tool-servers", query=_of(server), timeout_s=_LOOK_S)
         return self._client.read(told.get("servers"), tuple[ServerCheck, ...])
 
     async def compared(self, server: str) -> tuple[ToolDrift, ...]:
         from quell.domain import ToolDrift
 
-        told = await self._client.ask("GET", f"/api/v1/tool-drift{_of(server)}", timeout_s=_LOOK_S)
+        told = await self._client.ask("GET", "/api/v1/tool-drift", query=_of(server), timeout_s=_LOOK_S)
         return self._client.read(told.get("tools"), tuple[ToolDrift, ...])
 
     async def offered(self, server: str, name: str, *, declared: str | None) -> OfferSheet:
@@ -215,7 +215,7 @@ class _FarTools:
         return self._client.read(await self._client.ask("POST", "/api/v1/pins", body=body, timeout_s=_LOOK_S), Pinned)
 
     async def unpin(self, server: str, name: str) -> None:
-        await self._client.ask("DELETE", f"/api/v1/pins/{quote(server, safe='')}/{quote(name)}")
+        await self._client.ask("DELETE", self._client.path("pins", server, name))
 
     def note_none(self, what: str) -> None:
         note(f"no {what} at {self._client.url}")
@@ -243,10 +243,11 @@ class _FarCalls:
     async def until(self, run: str, *, after: int) -> CallState:
         from quell.domain import CallState, OverloadError, WorldError
 
-        path = f"/api/v1/tool-calls/{quote(run, safe='')}?{urlencode({'after': after, 'wait_s': f'{_WAIT_S:g}'})}"
+        path, query = self._client.path("tool-calls", run), {"after": str(after), "wait_s": f"{_WAIT_S:g}"}
         for left in reversed(range(_TRIES_MAX)):
             try:
-                return self._client.read(await self._client.ask("GET", path, timeout_s=2 * _WAIT_S), CallState)
+                told = await self._client.ask("GET", path, query=query, timeout_s=2 * _WAIT_S)
+                return self._client.read(told, CallState)
             except (WorldError, OverloadError) as error:
                 if not left:
                     raise
@@ -255,11 +256,11 @@ class _FarCalls:
         raise AssertionError("the last try returns or raises")
 
     async def cancel(self, run: str) -> None:
-        await self._client.ask("POST", f"/api/v1/tool-calls/{quote(run, safe='')}/cancel")
+        await self._client.ask("POST", self._client.path("tool-calls", run, "cancel"))
 
     def shown_by(self, run: str) -> str:
         return f"`quell run trace {run} --server {self._client.url}`"
 
 
-def _of(server: str) -> str:
-    return f"?{urlencode({'server': server})}" if server else ""
+def _of(server: str) -> dict[str, str]:
+    return {"server": server} if server else {}

@@ -76,13 +76,19 @@ class ServerClient:
         path: str,
         *,
         body: object = None,
+        query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = _ANSWER_S,
     ) -> Mapping[str, object]:
         """Return the JSON object that the server answers. Raises WorldError, RefusedError, UsageError or OverloadError."""
         try:
             response = await self._http.request(
-                method, f"{self.url}{path}", json=body, headers=dict(headers or {}), timeout=timeout_s
+                method,
+                f"{self.url}{path}",
+                params=dict(query) if query else None,
+                json=body,
+                headers=dict(headers or {}),
+                timeout=timeout_s,
             )
         except (httpx2.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
@@ -94,7 +100,12 @@ class ServerClient:
 
     async def trace(self, run: str) -> RunTrace:
         """Return a run as a tree. Raises as `ask` does, and WorldError for a server that tells something else."""
-        return self.read(await self.ask("GET", f"/api/v1/runs/{quote(run, safe='')}/trace"), RunTrace)
+        return self.read(await self.ask("GET", self.path("runs", run, "trace")), RunTrace)
+
+    @staticmethod
+    def path(*parts: str) -> str:
+        """Return the path of something of our API; whatever stands in a part, it stays one."""
+        return "/".join(("/api/v1", *(quote(part, safe="") for part in parts)))
 
     def read(self, told: object, kind: type[T]) -> T:
         """Read an answer, or a part of one, as what it must be. Raises WorldError when it is something else."""

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quell.app import App
+from quell.app import App, ToolDesk
 from quell.domain import RefusedError, ToolTerms, UsageError
 from quell.server._approvals import caller_of, decoded
 from quell.server._body import Bodies
 from quell.server._errors import RETRY_AFTER_S, WireError, json_response, refused
 from quell.server._rates import Rates
-
-if TYPE_CHECKING:
-    from quell.app._tool_desk import ToolDesk
 
 T = TypeVar("T")
 _BODY_MAX_MB = 1.0
