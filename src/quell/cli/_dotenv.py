@@ -50,5 +50,22 @@ def line_of(name: str, value: str) -> str:
     return f'{name}="{escaped}"'
 
 
+def with_lines(text: str, variables: Mapping[str, str]) -> str:
+    """Return the text of a `.env` that sets these variables too, each once; everything else stays as it is."""
+    left = {name: f"{line_of(name, value)}\n" for name, value in variables.items()}
+    kept = []
+    for line in text.splitlines(keepends=True):
+        name = _name_of(line)
+        # Where it stood; of one that stood twice the first is enough.
+        kept.append(left.pop(name, "") if name in variables else line)
+    if kept and left and not kept[-1].endswith("\n"):
+        kept.append("\n")
+    return "".join((*kept, *left.values()))
+
+
+def _name_of(line: str) -> str:
+    return line.strip().removeprefix("export ").partition("=")[0].strip()
+
+
 def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found.group(1), found.group(1)), text)

@@ -6,19 +6,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from quell.cli._dotenv import NAME as DOTENV
-from quell.cli._dotenv import line_of, read_dotenv
+from quell.cli._dotenv import read_dotenv, with_lines
 from quell.cli._exit import ExitCode
 from quell.cli._init_files import Planned, planned, text_of, write_all
 from quell.cli._init_senses import KEYS, PROVIDERS, Provider, look_around, providers_here
 from quell.cli._init_texts import Wanted, agent_text, agents_line, prometheus_text, store_text
 from quell.cli._output import note, put_document, put_text
+from quell.cli._person import API_KEY_VARIABLE
 from quell.cli._root import QuellCommand
 from quell.cli._session import Session
+
+if TYPE_CHECKING:
+    from quell.cli._chat_door import Card
+    from quell.cli._init_remote import Client
 
 _SHOWN_MAX = 20
 _KEY_BYTES_MAX = 10_000
@@ -30,6 +35,18 @@ _FIRST_CHOICE: Mapping[str, tuple[str, ...]] = {
 }
 """What is proposed where nobody says which: the first of these that the provider offers."""
 _NONE = "none"
+_OF_AN_AGENT = (
+    "provider",
+    "model",
+    "base_url",
+    "region",
+    "name",
+    "form",
+    "context_window",
+    "prometheus",
+    "clickhouse",
+)
+"""Flags that mean nothing for a client of a server."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +91,8 @@ class _Asking:
 @click.option("--prometheus", default="", metavar="URL", help="Read this Prometheus; `none` for no.")
 @click.option("--clickhouse", default="", metavar="URL", help="Read this ClickHouse; `none` for the embedded store.")
 @click.option("--file", "agent_file", default="agent.toml", show_default=True, metavar="FILE", help="The agent's file.")
+@click.option("--server", default="", metavar="URL", help="Make no agent: be a client of a `quell serve`.")
+@click.option("--agent", default="", metavar="ID", help="Of the server: who is asked.  [default: its default]")
 @click.option("--offline", is_flag=True, help="Ask nobody for lists of models, and look for no telemetry.")
 @click.option("--no-input", "--non-interactive", is_flag=True, help="Ask nothing: flags and defaults decide.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
@@ -84,23 +103,54 @@ def init_command(session: Session, /, *, agent_file: str, dry_run: bool, force: 
 
     Without any key it begins with `builtin`, which answers from evidence and needs no model. Keys never go into a
     configuration: it refers to the environment, and a key that is typed here goes to `.env`.
+
+    With --server nothing is made here: `.env` names the server, its agent and the key, and `quell ask` and `quell chat`
+    talk to it from then on.
     """
     asking = _asking_of(session, flags)
-    wanted = _run(asking)
     project = session.config or Path(session.env.get("QUELL_CONFIG") or "quell.toml")
-    files = _files(asking, wanted, agent=Path(agent_file), project=project)
+    told: dict[str, Any]
+    if url := str(flags["server"]):
+        client = _client(asking, url, agent=str(flags["agent"]))
+        files = [_dotenv(asking, project.parent, client.variables())]
+        told, more = {"server": client.url, "agent": client.agent}, []
+    else:
+        wanted = _run(asking)
+        files = _files(asking, wanted, agent=Path(agent_file), project=project)
+        _check(files, env=asking.env)
+        told, more = {"provider": wanted.provider, "model": wanted.model}, _extra(wanted)
     changes = [file for file in files if file.change != "same"]
-    _check(files, env=asking.env)
     _refuse_overwriting(changes, force=force, is_dry=dry_run)
     if not session.is_json:
         _show(changes)
-    if dry_run or not changes:
-        return _end(session, files, wanted, notes=asking.notes, is_written=False)
-    if asking.is_asking and not _confirmed():
+    is_written = bool(changes) and not dry_run
+    if is_written and asking.is_asking and not _confirmed():
         note("nothing was written")
         return ExitCode.BAD
-    write_all(changes)
-    return _end(session, files, wanted, notes=asking.notes, is_written=True)
+    if is_written:
+        write_all(changes)
+    return _end(session, files, told, notes=[*asking.notes, *more], is_written=is_written)
+
+
+def _client(asking: _Asking, url: str, *, agent: str) -> Client:
+    """Ask the server who is there, and have chosen who is to be asked."""
+    from quell.cli._init_remote import Client, checked, listed
+
+    session, key, where = asking.session, asking.key, url.rstrip("/").removesuffix("/v1")
+    cards: tuple[Card, ...] = ()
+    if asking.is_asking and not key and not asking.env.get(API_KEY_VARIABLE):
+        typed: str = click.prompt(
+            "Key of the server, if it wants one", hide_input=True, default="", show_default=False, err=True
+        )
+        key = asking.key = typed.strip()
+    session.env.update(asking.env)
+    if not asking.is_offline:
+        where, cards = listed(session, url, key=key)
+    agent = checked(agent, cards)
+    if not agent and asking.is_asking and len(cards) > 1:
+        rows = [f"{each.id}: {each.description or each.model}" for each in cards]
+        agent = _choice("Who is asked?", [each.id for each in cards], rows=rows, default=cards[0].id)
+    return Client(url=where, agent=agent, key=key, cards=cards)
 
 
 def _asking_of(session: Session, flags: Mapping[str, object]) -> _Asking:
@@ -108,7 +158,8 @@ def _asking_of(session: Session, flags: Mapping[str, object]) -> _Asking:
     where = session.config.parent if session.config else Path()
     provider, window = str(flags["provider"] or ""), flags["context_window"]
     key = _read_key(flags["key_from"]) if flags["key_from"] is not None else ""
-    if key and provider not in KEYS:
+    _refuse_mixture(flags)
+    if key and provider not in KEYS and not flags["server"]:
         raise click.UsageError("--key-from needs --provider with a key: " + ", ".join(KEYS))
     return _Asking(
         session=session,
@@ -126,6 +177,17 @@ def _asking_of(session: Session, flags: Mapping[str, object]) -> _Asking:
         clickhouse=str(flags["clickhouse"]),
         key=key,
     )
+
+
+def _refuse_mixture(flags: Mapping[str, object]) -> None:
+    """Refuse flags of a client together with flags of an agent that is made here."""
+    if not flags["server"]:
+        if flags["agent"]:
+            raise click.UsageError("--agent is for --server: an agent that is made here has a --name")
+        return
+    if made := [name for name in _OF_AN_AGENT if flags[name]]:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in made)
+        raise click.UsageError(f"{told} makes an agent here, and --server makes none")
 
 
 def _read_key(source: object) -> str:
@@ -329,19 +391,16 @@ def _files(asking: _Asking, wanted: Wanted, *, agent: Path, project: Path) -> li
         named = str(agent.resolve())
     files.append(planned(project, _project_text(asking, wanted, text, agent=named)))
     if asking.key and wanted.variable:
-        dotenv = project.parent / DOTENV
-        kept = text_of(dotenv) or ""
-        if wanted.variable in read_dotenv(project.parent):
-            kept = "".join(line for line in kept.splitlines(keepends=True) if not _sets(line, wanted.variable))
-        after = kept + ("\n" if kept and not kept.endswith("\n") else "") + line_of(wanted.variable, asking.key) + "\n"
-        files.append(planned(dotenv, after, is_secret=True))
-        if not _is_ignored(project.parent):
-            asking.notes.append(f"{DOTENV} holds a key: put `{DOTENV}` into .gitignore before anything is committed")
+        files.append(_dotenv(asking, project.parent, {wanted.variable: asking.key}))
     return files
 
 
-def _sets(line: str, name: str) -> bool:
-    return line.strip().removeprefix("export ").partition("=")[0].strip() == name
+def _dotenv(asking: _Asking, directory: Path, variables: Mapping[str, str]) -> Planned:
+    read_dotenv(directory)  # what is none is told before anything is added to it
+    if asking.key and not _is_ignored(directory):
+        asking.notes.append(f"{DOTENV} holds a key: put `{DOTENV}` into .gitignore before anything is committed")
+    path = directory / DOTENV
+    return planned(path, with_lines(text_of(path) or "", variables), is_secret=True)
 
 
 def _project_text(asking: _Asking, wanted: Wanted, text: str | None, *, agent: str) -> str:
@@ -421,20 +480,26 @@ def _confirmed() -> bool:
     return click.confirm("Write this?", default=True, err=True)
 
 
-def _end(session: Session, files: Sequence[Planned], wanted: Wanted, *, notes: Sequence[str], is_written: bool) -> int:
+def _end(
+    session: Session,
+    files: Sequence[Planned],
+    told: Mapping[str, Any],
+    *,
+    notes: Sequence[str],
+    is_written: bool,
+) -> int:
     if session.is_json:
-        told = [{"path": str(file.path), "change": file.change} for file in files]
-        put_document(
-            "init", provider=wanted.provider, model=wanted.model, files=told, is_written=is_written, notes=list(notes)
-        )
+        left = [{"path": str(file.path), "change": file.change} for file in files]
+        put_document("init", **told, files=left, is_written=is_written, notes=list(notes))
     elif is_written:
         for file in files:
             if file.change != "same":
                 put_text(f"{file.change:8} {file.path}")
-    for each in (*notes, *_extra(wanted)):
+    for each in notes:
         note(each)
     if is_written:
-        note('next: `quell ask "is anything wrong?"`, `quell chat`, `quell doctor`')
+        looks = "" if "server" in told else ", `quell doctor`"
+        note(f'next: `quell ask "is anything wrong?"`, `quell chat`{looks}')
     return ExitCode.DONE
 
 
