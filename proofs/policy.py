@@ -293,6 +293,8 @@ def _unchanged(pin: Pin) -> Iterator[tuple[str, str]]:
     backwards = dict(reversed(list(_DEFINITION.items())))
     yield "keys in another order", pin(backwards, tool=_TOOL, server=dict(reversed(list(_SERVER.items()))))
     yield "the pin itself", pin(_DEFINITION, tool=replace(_TOOL, pin="sha256:other"), server=_SERVER)
+    called = replace(_TOOL, stands_for="k8s", also=("k8s__scale",))
+    yield "what it is called beside others", pin(_DEFINITION, tool=called, server=_SERVER)
     yield "a whole number of seconds", pin(_DEFINITION, tool=replace(_TOOL, timeout_s=60), server=_SERVER)
 
 
@@ -304,7 +306,7 @@ def _changed(pin: Pin) -> Iterator[tuple[str, str]]:
         assert isinstance(server, dict)
         yield what, pin(_DEFINITION, tool=_TOOL, server=server)
     for part in fields(Tool):
-        if part.name not in {"pin", "resource"}:
+        if part.name not in {"pin", "resource", "stands_for", "also"}:
             for value in _other_values(getattr(_TOOL, part.name)):
                 tool = replace(_TOOL, **{part.name: value})  # type: ignore[arg-type]  # one field, by its name
                 yield f"tool.{part.name} = {value!r:.40}", pin(_DEFINITION, tool=tool, server=_SERVER)

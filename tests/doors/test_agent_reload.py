@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from quell.app import App
-from quell.config import AgentSettings
+from quell.config import AgentSettings, GovernanceSettings, Settings
 from quell.domain import AuditKind, ConfigError, Heard, OutcomeKind
 from tests._mcp_bench import ROGUE
 from tests._mcp_rogue import OBJECT, Rogue, rogue
@@ -145,6 +145,72 @@ def test_runs_keep_the_server_that_they_began_with_and_it_is_closed_when_nobody_
                 assert offered_to(model, 2) == offered_to(slow, 0)
                 assert (len(old.calls), len(new.calls)) == (1, 2)
                 assert set(app.settings.mcp.servers) == {"shop"}
+
+    asyncio.run(story())
+
+
+def governed(tmp_path: Path, policy: str) -> Settings:
+    """Return settings of a journal with this policy of the operator's beside the pack."""
+    (tmp_path / "own.cedar").write_text(policy)
+    settings = settings_of(tmp_path / "state")
+    return replace(settings, governance=GovernanceSettings(policies=(str(tmp_path / "own.cedar"),)))
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        'action == Quell::Action::"echo", resource)',
+        'action in Quell::Action::"server:shop", resource)',
+        'action, resource) when { context.server == "shop" }',
+    ],
+)
+def test_a_forbid_counts_for_the_changed_server_while_an_old_run_still_has_its_name(scope: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        go = asyncio.Event()
+        async with (
+            provider(CALM, once(go, CALM)) as slow,
+            provider(calls("shop-sre__echo"), CALM) as model,
+            rogue("legacy") as old,
+            rogue() as new,
+        ):
+            _shop(old), _shop(new)
+            before = agents_with(tmp_path / "a", slow, {"shop": old.url})
+            async with a_desk(tmp_path / "state", before) as app:
+                await asks(app)
+            settings = governed(tmp_path, f'@id("no") forbid (principal, {scope};')
+            async with a_desk(tmp_path / "state", before, settings=settings) as app:
+                first = await app.agents.start(asked("How is the shop?"), by=ANN)
+                await until(slow, lambda it: len(it.bodies) == 2)
+                await app.agents.take(agents_with(tmp_path / "a", model, {"shop": new.url}))
+                assert outcomes(await asks(app)) == [OutcomeKind.DENIED]
+                assert "shop-sre__echo" in offered_to(model, 0)
+                assert new.calls == []
+                go.set()
+                await heard(app, first.id)
+
+    asyncio.run(story())
+
+
+def test_a_kill_by_the_name_that_a_tool_had_holds_under_the_name_that_it_has_meanwhile(tmp_path: Path) -> None:
+    async def story() -> None:
+        go = asyncio.Event()
+        async with (
+            provider(once(go, CALM)) as slow,
+            provider(calls("shop-sre__echo"), CALM) as model,
+            rogue("legacy") as old,
+            rogue() as new,
+        ):
+            _shop(old), _shop(new)
+            async with a_desk(tmp_path / "state", agents_with(tmp_path / "a", slow, {"shop": old.url})) as app:
+                first = await app.agents.start(asked("How is the shop?"), by=ANN)
+                await until(slow, lambda it: it.bodies)
+                switches = (await app.open_authority()).guard.switches
+                switches.kill_now(by=replace(ANN, roles=("admin",)), reason="it says too much", tool="echo")
+                await app.agents.take(agents_with(tmp_path / "a", model, {"shop": new.url}))
+                assert outcomes(await asks(app)) == [OutcomeKind.DENIED]
+                assert ("shop-sre__echo" in offered_to(model, 0), new.calls) == (True, [])
+                go.set()
+                await heard(app, first.id)
 
     asyncio.run(story())
 

@@ -13,7 +13,7 @@ import pytest
 
 from quell.app._agent_servers import merged, offered
 from quell.app._first_pins import pin_first
-from quell.config import McpServerSettings, McpSettings, Settings
+from quell.config import McpServerSettings, McpSettings, Settings, ToolSettings
 from quell.domain import AuditKind, OutcomeKind, ToolClass
 from tests._mcp_bench import ROGUE
 from tests._mcp_rogue import OBJECT, Rogue, rogue
@@ -112,6 +112,54 @@ def test_what_a_person_took_back_does_not_come_back_by_itself(tmp_path: Path) ->
                 (state,) = (await pin_first(room.authority)).values()
                 assert (state.tools, state.held_back, _pins(room)) == ((), ("echo",), {})
                 assert "echo" not in {tool.name for tool in room.authority.toolbox.catalog()}
+
+    asyncio.run(story())
+
+
+def test_who_names_one_of_our_own_tools_does_not_mean_a_server_s_that_is_called_so_too(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with rogue() as server:
+            _offering(server, {**ECHO, "name": "logs_search"})
+            agent = agent_of(tmp_path, server_table("shop", server.url) + '[quell]\nreads = ["*"]\n')
+            async with room_of(tmp_path, agent) as (room, _):
+                await pin_first(room.authority)
+                switches = room.authority.guard.switches
+                switches.kill_now(by=person("ada", "admin"), reason="ours is slow", tool="logs_search")
+                ours = await room.call("logs_search", call="c1", service="web", query="error")
+                theirs = await room.call("shop__logs_search", call="c2")
+                assert (outcome_of(ours).kind, outcome_of(theirs).kind) == (OutcomeKind.DENIED, OutcomeKind.OK)
+
+    asyncio.run(story())
+
+
+def test_what_people_say_of_a_server_s_tools_holds_for_another_server_of_its_name(tmp_path: Path) -> None:
+    """What they took back, and rows of the settings where those make a tool stricter."""
+
+    async def story() -> None:
+        async with rogue() as first, rogue() as second:
+            for server in (first, second):
+                _offering(server, ECHO, {**ECHO, "name": "list"}, WIPE)
+            words = '[quell]\nreads = ["echo", "list"]\n'
+            one = agent_of(tmp_path, server_table("shop", first.url) + words, name="one")
+            two = agent_of(tmp_path, server_table("shop", second.url) + words, name="two")
+            async with room_of(tmp_path, one, two) as (room, names):
+                assert names["two"] == {"shop": "shop-two"}
+                await pin_first(room.authority, names=["shop"])
+                with room.runs.database.writing() as connection:
+                    assert room.authority.pins.drop(connection, "shop", "echo")
+                rows = (
+                    ToolSettings(server="shop", name="list", effect="irreversible"),
+                    ToolSettings(server="shop", name="wipe", effect="read"),
+                )
+                room.authority.serve(replace(room.authority.settings, tool=rows))
+                (state,) = (await pin_first(room.authority, names=["shop-two"])).values()
+                assert (set(state.tools), state.held_back) == ({"list", "wipe"}, ("echo",))
+                classes = {
+                    tool.original: tool.tool_class
+                    for tool in room.authority.toolbox.catalog()
+                    if tool.server == "shop-two"
+                }
+                assert classes == {"list": ToolClass.IRREVERSIBLE, "wipe": ToolClass.IRREVERSIBLE}
 
     asyncio.run(story())
 

@@ -79,6 +79,8 @@ def test_what_a_server_is_told_counts_in_the_version_and_a_secret_only_by_being_
         (("servers.files", "servers.Files"), "mcp.servers.Files", "lower-case"),
         (("headers =", "heders ="), "mcp.servers.cluster.heders", "unknown key"),
         (('server = "cluster"', 'server = "clutser"'), "tool.0.server", "there is no server"),
+        (("cmd = [", 'stands_for = "clutser"\ncmd = ['), "mcp.servers.files.stands_for", "no other server"),
+        (("cmd = [", 'stands_for = "files"\ncmd = ['), "mcp.servers.files.stands_for", "no other server"),
         (('recovery = "natural"', 'recovery = "probeable"'), "tool.0.probe", "needs `probe`"),
         (('resource = "/service"', 'resource = "service"'), "tool.0.resource", "JSON pointer"),
         (('effect = "reversible"', 'effect = "reversable"'), "tool.0.effect", "one of"),

@@ -8,7 +8,21 @@ import pytest
 
 from quell.domain import Facts, Level, Principal, Recovery, Tool, ToolClass, UsageError
 from quell.governance import PolicySet
-from tests.doors._policy_bench import ADA, DELETE, FETCH, LOGS, SCALE, TOOLS, as_role, call, decide, load, source, tool
+from tests.doors._policy_bench import (
+    ADA,
+    DELETE,
+    FETCH,
+    LOGS,
+    ON_WEB,
+    SCALE,
+    TOOLS,
+    as_role,
+    call,
+    decide,
+    load,
+    source,
+    tool,
+)
 
 ALL = '@id("all") permit (principal, action, resource);'
 COPILOT = load(PolicySet.pack("copilot"))
@@ -258,6 +272,61 @@ def test_a_call_that_was_changed_after_it_was_frozen_is_denied() -> None:
         verdict = policies.admit(changed, tool=SCALE, principal=ADA, facts=Facts())
         assert verdict.decision == "deny"
         assert verdict.policies[0] in {"quell.binding", "quell.arguments", "quell.error"}
+
+
+BESIDE = replace(
+    SCALE, name="k8s-two__k8s.scale", server="k8s-two", stands_for="k8s", also=("k8s.scale",), pin="sha256:beside"
+)
+"""What another server under the name `k8s` offers while the first is there."""
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        'action == Quell::Action::"k8s.scale", resource)',
+        'action in [Quell::Action::"k8s.scale", Quell::Action::"k8s.delete"], resource)',
+        'action in Quell::Action::"server:k8s", resource)',
+        'action, resource) when { context.server == "k8s" }',
+        'action, resource) when { action == Quell::Action::"k8s.scale" && context.args.replicas == 3 }',
+    ],
+)
+def test_a_forbid_by_the_name_that_a_server_was_given_counts_for_the_one_that_stands_for_it(scope: str) -> None:
+    policies = load(f'{ALL} @id("no") @reason("not now") forbid (principal, {scope};', tools=(*TOOLS, BESIDE))
+    what = ON_WEB[SCALE]
+    for each in (SCALE, BESIDE):
+        verdict = decide(policies, each, arguments=what)
+        assert (verdict.decision, verdict.policies, verdict.reason) == ("deny", ("no",), "not now")
+    told = policies.explain(call(BESIDE, what), tool=BESIDE, principal=ADA, facts=Facts())
+    assert [(ruling.policy, ruling.says) for ruling in told.rulings][:2] == [("all", "applies"), ("no", "applies")]
+    assert decide(policies, LOGS).decision == "permit"
+
+
+def test_a_permit_by_the_name_that_a_server_was_given_is_not_one_for_the_server_that_stands_for_it() -> None:
+    text = '@id("some") permit (principal, action in Quell::Action::"server:k8s", resource);'
+    policies = load(text, tools=(*TOOLS, BESIDE))
+    assert decide(policies, SCALE).decision == "permit"
+    assert decide(policies, BESIDE, arguments=ON_WEB[SCALE]).decision == "deny"
+
+
+def test_a_forbid_by_another_name_that_an_approval_lifts_asks_and_a_watching_one_is_told() -> None:
+    text = """@id("one-look") forbid (principal, action == Quell::Action::"k8s.scale", resource)
+    unless { context.approvals >= 1 };"""
+    policies = load(ALL + text, tools=(*TOOLS, BESIDE))
+    verdict = decide(policies, BESIDE, arguments=ON_WEB[SCALE])
+    assert (verdict.decision, verdict.quorum, verdict.policies) == ("ask", 1, ("all", "one-look"))
+    assert decide(policies, BESIDE, facts=Facts(approvals=1), arguments=ON_WEB[SCALE]).decision == "permit"
+    watching = load(ALL, source(text, "next", "log"), tools=(*TOOLS, BESIDE))
+    assert decide(watching, BESIDE, arguments=ON_WEB[SCALE]).would_deny == ("one-look",)
+
+
+def test_a_forbid_that_cannot_be_evaluated_for_a_tool_under_another_name_lets_nothing_through() -> None:
+    """The tool of the same name takes other arguments than the one that the policy was written for."""
+    other = replace(BESIDE, input_schema=FETCH.input_schema, resource=FETCH.resource)
+    text = '@id("many") forbid (principal, action == Quell::Action::"k8s.scale", resource) when { context.args.replicas > 9 };'
+    policies = load(ALL + text, tools=(*TOOLS, other))
+    verdict = decide(policies, other, arguments=ON_WEB[FETCH])
+    assert (verdict.decision, verdict.policies) == ("deny", ("quell.error",))
+    assert "many" in verdict.reason or "replicas" in verdict.reason
 
 
 def test_a_watching_set_never_decides_and_says_what_it_would_have_denied() -> None:

@@ -105,6 +105,14 @@ def test_a_kill_covers_what_all_its_globs_cover(small: Bench, scope: dict[str, s
     assert small.stopped() == (["kill"] if covers else [])
 
 
+def test_a_kill_covers_a_tool_under_each_name_that_it_goes_by(small: Bench) -> None:
+    small.kill(a.ADA, tool="restart")
+    state = small.switches.glance()
+    assert not state.stops(a.frozen(), principal=a.RUN)
+    assert not state.stops(a.frozen(), principal=a.RUN, also=("k8s__scale",))
+    assert state.stops(a.frozen(), principal=a.RUN, also=("k8s__restart", "restart"))
+
+
 def test_a_kill_of_ones_own_tenant_leaves_the_others(small: Bench) -> None:
     small.kill(by=a.BO)
     assert small.stopped() == ["kill"]

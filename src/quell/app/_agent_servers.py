@@ -32,7 +32,8 @@ def merged(
     An agent whose file names none has those of the deployment, never those of another agent's file. The same server
     under the same name is there once. What several files say of who pins and what reads, counts only as
     far as all of them say it; where the deployment itself names the server, its word alone counts. `kept` are servers
-    that runs still call by these names: they stay, and another server has another name beside them.
+    that runs still call by these names: they stay, and another server has another name beside them. Whichever has
+    another name than its file gave it stands for the one of that name.
     """
     servers = {**(kept or {}), **settings.mcp.servers}
     said: set[str] = set()
@@ -42,6 +43,8 @@ def merged(
         for name, server in agent.mcp.servers.items():
             wanted = _settings_of(name, server, agent, state_dir=settings.state_dir)
             own[name] = taken = _name_for(name, wanted, agent=agent.id, servers=servers)
+            given = _clean(name, mark=_mark_of(name, agent.id))
+            wanted = replace(wanted, stands_for=given if given != taken else "")
             if taken not in settings.mcp.servers:
                 servers[taken] = _strictest(servers[taken], wanted) if taken in said else wanted
                 said.add(taken)
@@ -235,7 +238,7 @@ def _clean(name: str, *, mark: str) -> str:
 
 def _definition(server: McpServerSettings) -> McpServerSettings:
     """Return what makes a server the one it is, without what is said of its tools."""
-    return replace(server, pin="by_person", reads=(), hints="ignore")
+    return replace(server, pin="by_person", reads=(), hints="ignore", stands_for="")
 
 
 def _strictest(one: McpServerSettings, other: McpServerSettings) -> McpServerSettings:

@@ -74,8 +74,11 @@ def _pin(authority: Authority, offers: Iterable[Offer]) -> None:
         known = {(pin.server, pin.original): pin for pin in book.listed(connection)}
         for offer in fresh:
             old = known.get((offer.server, offer.original))
+            server = authority.settings.mcp.servers.get(offer.server)
+            stands_for = server.stands_for if server is not None else ""
+            terms = authority.toolset.terms_of(offer)
             try:
-                pin = book.accept_first(connection, offer, authority.toolset.terms_of(offer), old=old)
+                pin = book.accept_first(connection, offer, terms, old=old, stands_for=stands_for)
             except RefusedError as refusal:
                 told = {"server": offer.server, "tool": offer.original, "reason": str(refusal)[:_TOLD_MAX_CHARS]}
                 telemetry.event("tool.first_pin_refused", **told)

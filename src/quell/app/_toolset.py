@@ -31,6 +31,9 @@ from quell.governance import PolicySet
 from quell.runs import Database
 from quell.tools import CodeTool, LocalHand, Pins, Registry, Sandbox, Scratchpad, Servers, Toolbox
 
+_STRICTNESS = tuple(ToolClass)
+"""From what only looks to what nothing undoes."""
+
 
 class Confinement:
     """The sandboxes of the stdio servers of one process."""
@@ -140,11 +143,13 @@ class Toolset:
 
     def terms_of(self, offer: Offer) -> ToolTerms:
         """Return what would be pinned of an offer: the operator's word, or the catalogue's."""
-        said = [each for each in self.settings.tool if (each.server, each.name) == (offer.server, offer.original)]
-        known = self.settings.mcp.servers.get(offer.server)
         # Of a client there are no settings: what the operator says of its tools counts, and nothing else.
-        server = tool_server(offer.server, known or McpServerSettings(transport="http_streamable"))
-        return Pins.terms_for(offer, server=server, operator=terms_of(said[0]) if said else None)
+        known = self.settings.mcp.servers.get(offer.server) or McpServerSettings(transport="http_streamable")
+        said = {each.server: terms_of(each) for each in self.settings.tool if each.name == offer.original}
+        server = tool_server(offer.server, known)
+        terms = Pins.terms_for(offer, server=server, operator=said.get(offer.server))
+        meant = said.get(known.stands_for) if offer.server not in said else None
+        return terms if meant is None else max(meant, terms, key=lambda each: _STRICTNESS.index(each.tool_class))
 
     def policy_sources(self, files: Sequence[str] = ()) -> list[PolicySource]:
         """Return the pack and the operator's files, or other files in their place. Raises ConfigError."""
@@ -163,7 +168,7 @@ class Toolset:
             pins = self.pins.listed(connection)
             for name in self.pins.broken(connection):
                 telemetry.event("tool.pin_broken", tool=name)
-            known = settings.mcp.servers
+            known = {name: server.stands_for for name, server in settings.mcp.servers.items()}
             served = self.registry.with_served(pins, servers=self.servers, known=known, busy=self.busy())
             try:
                 ready(self.registry.tools_with(served))

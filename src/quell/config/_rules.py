@@ -43,6 +43,7 @@ def rules(tree: Mapping[str, Toml], *, where: Where) -> Iterator[Problem]:
     servers = named if isinstance(named, dict) else {}
     for name, server in servers.items():
         yield from _mcp_server_rules(name, server, where=where)
+        yield from _stands_for_rules(name, server, servers=servers, where=where)
     yield from _tool_rules(tree.get("tool"), servers=servers, where=where)
     yield from _cap_rules(tree.get("cap"), where=where)
     yield from _pack_rules(tree.get("governance"), where=where)
@@ -223,6 +224,15 @@ def _mcp_server_rules(name: str, server: Toml, *, where: Where) -> Iterator[Prob
         if server.get(other):
             told = f"a server over {transport} has no `{other}`"
             yield Problem(path=f"{path}.{other}", reason=told, hint="take it out", source=where(f"{path}.{other}"))
+
+
+def _stands_for_rules(name: str, server: Toml, *, servers: Mapping[str, Toml], where: Where) -> Iterator[Problem]:
+    other = server.get("stands_for") if isinstance(server, dict) else None
+    if isinstance(other, str) and other and (other == name or other not in servers):
+        path = f"mcp.servers.{name}.stands_for"
+        others = ", ".join(each for each in servers if each != name)
+        hint = f"the other servers are: {others}" if others else "leave it out"
+        yield Problem(path=path, reason=f"there is no other server {other!r}", hint=hint, source=where(path))
 
 
 def _tool_rules(tools: Toml, *, servers: Mapping[str, Toml], where: Where) -> Iterator[Problem]:

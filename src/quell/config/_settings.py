@@ -479,6 +479,8 @@ class McpServerSettings:
     """Globs of its tools that only read, as you say; they count from the time they are pinned."""
     hints: Literal["ignore", "believe"] = "ignore"
     """`believe`: what the server itself calls read-only counts as a read when it is pinned."""
+    stands_for: str = ""
+    """Another server: what stops, forbids, `[[tool]]` and pins of people say of its tools holds for this one's too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -257,13 +257,13 @@ class Switch:
     reason: str
     by: str
 
-    def covers(self, call: FrozenCall, *, principal: Principal) -> bool:
-        """Tell whether a call of a principal falls under its globs."""
+    def covers(self, call: FrozenCall, *, principal: Principal, also: Iterable[str] = ()) -> bool:
+        """Tell whether a call of a principal falls under its globs; `also` are other names that the tool goes by."""
         return (
             fnmatchcase(principal.tenant, self.tenant)
             and fnmatchcase(principal.agent, self.agent)
             and fnmatchcase(call.resource.environment, self.environment)
-            and fnmatchcase(call.tool, self.tool)
+            and any(fnmatchcase(name, self.tool) for name in (call.tool, *also))
         )
 
 
@@ -278,13 +278,18 @@ class SwitchState:
     """How old this may be at most; 0: read in the transaction that asks."""
 
     def stops(
-        self, call: FrozenCall, *, principal: Principal, kind: Literal["kill", "freeze"] | None = None
+        self,
+        call: FrozenCall,
+        *,
+        principal: Principal,
+        kind: Literal["kill", "freeze"] | None = None,
+        also: Iterable[str] = (),
     ) -> tuple[Switch, ...]:
-        """Return the switches that cover a call."""
+        """Return the switches that cover a call; `also` are other names that its tool goes by."""
         return tuple(
             switch
             for switch in self.switches
-            if (kind is None or switch.kind == kind) and switch.covers(call, principal=principal)
+            if (kind is None or switch.kind == kind) and switch.covers(call, principal=principal, also=also)
         )
 
 

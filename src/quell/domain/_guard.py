@@ -122,6 +122,10 @@ class Tool:
     """Read tool that tells, given the same arguments, what it would change; people are shown that."""
     timeout_s: float = 60.0
     result_max_bytes: int = 8_000_000
+    stands_for: str = ""
+    """Name that its server was given where another server has that name now; empty: it has the one it was given."""
+    also: tuple[str, ...] = ()
+    """Names that it goes by beside other tools: stops and forbids by one of them count for it, permits do not."""
     pin: str
     """`sha256:` digest of the raw definition and of all fields above that people set."""
 

@@ -11,6 +11,7 @@ from quell.domain import FrozenCall, RefusedError, Resource, Tool
 from quell.governance._arguments_host import host_of
 from quell.governance._canonical import Json, canonical, parse
 
+_UNPINNED = frozenset({"pin", "stands_for", "also"})
 _NAME_MAX_CHARS = 253
 _DEFINITION_DEPTH_MAX = 80
 _DEFINITION_VALUES_MAX = 200_000
@@ -128,10 +129,11 @@ def pin_of(
     """Compute the `sha256:` pin of a tool: its raw definition on the wire, its server, and all that people set.
 
     `definition` is the wire object whole (name, description, schemas, annotations, and what a server adds);
-    `server` what else decides who answers (instructions, command, URL). `tool.pin` itself is left out.
+    `server` what else decides who answers (instructions, command, URL). `tool.pin` itself is left out, and so is what
+    the tool would be called beside others: it changes with them, and makes what is judged stricter only.
     Raises RefusedError when the definition is no strict JSON.
     """
-    said = {part.name: getattr(tool, part.name) for part in fields(tool) if part.name != "pin"}
+    said = {part.name: getattr(tool, part.name) for part in fields(tool) if part.name not in _UNPINNED}
     said |= {"resource": asdict(tool.resource), "timeout_s": float(tool.timeout_s)}
     parts = {"format": 1, "definition": dict(definition), "server": dict(server or {}), "tool": said}
     text = canonical(parts, depth_max=_DEFINITION_DEPTH_MAX, size_max_bytes=1 << 23, values_max=_DEFINITION_VALUES_MAX)

@@ -448,10 +448,10 @@ class Guard:
 
 
 def _stop_facts(request: CallRequest, stops: SwitchState, *, is_emergency: bool) -> Facts:
-    principal = request.caller.principal
+    covering = stops.stops(request.call, principal=request.caller.principal, also=request.tool.also)
     return Facts(
-        is_killed=bool(stops.stops(request.call, principal=principal, kind="kill")),
-        is_frozen=bool(stops.stops(request.call, principal=principal, kind="freeze")),
+        is_killed=any(switch.kind == "kill" for switch in covering),
+        is_frozen=any(switch.kind == "freeze" for switch in covering),
         is_break_glass=is_emergency,
         origin=request.caller.origin,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -36,7 +37,7 @@ from quell.governance._packs import pack
 from quell.governance._plan import person
 from quell.governance._policy_engine import Answer, Engine, Request, counted_approvals, request_of
 from quell.governance._policy_load import Examined, examine
-from quell.governance._policy_schema import effective_class
+from quell.governance._policy_schema import cedar_schema, effective_class, under_other_names
 from quell.governance._policy_source import QUORUM_MAX, Policy, attributes_read
 from quell.governance._policy_table import run_table
 from quell.governance._recorded import recorded
@@ -61,6 +62,7 @@ class PolicySet:
         self._policies: Mapping[str, Policy] = {policy.id: policy for policy in enforced}
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
         self._types = examined.types
+        self._others = {tool.name: found for tool in self._tools.values() if (found := self._otherwise(tool))}
         self._schema = cedarpy.Schema.from_json_str(examined.schema)
         self._read = attributes_read(examined.policies)
         self._deciding = self._engine(enforced, self._schema)
@@ -211,8 +213,18 @@ class PolicySet:
         )
 
     def _request(self, call: FrozenCall, tool: Tool, principal: Principal, facts: Facts) -> Request:
-        return request_of(
-            call, tool=tool, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
+        asking = partial(
+            request_of, call, types=self._types[tool.name], read=self._read, principal=principal, facts=facts
+        )
+        others = self._others.get(tool.name, ())
+        return replace(asking(tool=tool), others=tuple((asking(tool=other), schema) for other, schema in others))
+
+    def _otherwise(self, tool: Tool) -> tuple[tuple[Tool, cedarpy.Schema], ...]:
+        """Return a tool under the other names that policies may mean it by, each with a schema of its own."""
+        types = self._types[tool.name]
+        return tuple(
+            (other, cedarpy.Schema.from_json_str(json.dumps(cedar_schema({other.name: types}, [other]))))
+            for other in under_other_names(tool, known=self._tools)
         )
 
     def _deny(self, policies: tuple[str, ...], reason: str) -> Verdict:

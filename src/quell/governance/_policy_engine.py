@@ -35,19 +35,32 @@ class Request:
     entities: str
     context: str
     """JSON text of the context without its opening brace and without the approvals."""
+    others: tuple[tuple[Request, cedarpy.Schema], ...] = ()
+    """The same call under other names that its tool goes by: forbids count for them, permits do not."""
 
 
 class Engine:
     """Policies and schema, parsed once."""
 
-    __slots__ = ("_policies", "_schema")
+    __slots__ = ("_forbids", "_policies", "_schema")
 
     def __init__(self, policies: Iterable[Policy], schema: cedarpy.Schema) -> None:
-        self._policies = cedarpy.PolicySet.from_str("\n".join(policy.text for policy in policies))
+        listed = list(policies)
+        self._policies = _parsed(listed)
+        self._forbids = _parsed(policy for policy in listed if policy.effect == "forbid")
         self._schema = schema
 
     def answers(self, request: Request, approvals: Sequence[int]) -> list[Answer]:
         """Answer a request once for each number of approvals."""
+        told = self._asked(self._policies, request, approvals, self._schema)
+        for other, schema in request.others:
+            stopped = self._asked(self._forbids, other, approvals, schema)
+            told = [_stricter(*both) for both in zip(told, stopped, strict=True)]
+        return told
+
+    def _asked(
+        self, policies: cedarpy.PolicySet, request: Request, approvals: Sequence[int], schema: cedarpy.Schema
+    ) -> list[Answer]:
         asked = [
             {
                 "principal": request.principal,
@@ -57,7 +70,7 @@ class Engine:
             }
             for count in approvals
         ]
-        told = cedarpy.is_authorized_batch(asked, self._policies, request.entities, self._schema)
+        told = cedarpy.is_authorized_batch(asked, policies, request.entities, schema)
         assert len(told) == len(asked)
         return [self.judged(each) for each in told]
 
@@ -72,6 +85,22 @@ class Engine:
             policies=decided_by(result),
             errors=errors,
         )
+
+
+def _parsed(policies: Iterable[Policy]) -> cedarpy.PolicySet:
+    return cedarpy.PolicySet.from_str("\n".join(policy.text for policy in policies))
+
+
+def _stricter(answer: Answer, stopped: Answer) -> Answer:
+    """Add to an answer the forbids of the same call under another name."""
+    if not (stopped.policies or stopped.errors):
+        return answer
+    own = () if answer.is_allowed else answer.policies
+    return Answer(
+        is_allowed=False,
+        policies=tuple(sorted({*own, *stopped.policies})),
+        errors=(*answer.errors, *stopped.errors),
+    )
 
 
 def decided_by(result: cedarpy.AuthzResult) -> tuple[str, ...]:

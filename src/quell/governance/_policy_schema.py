@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -107,6 +107,15 @@ def cedar_schema(types: Mapping[str, ArgumentType], tools: Iterable[Tool]) -> di
         groups = [group_of(effective_class(tool)), server_group_of(tool)]
         actions[tool.name] = _action(groups, types[tool.name])
     return {"Quell": {"entityTypes": dict(_ENTITIES), "actions": actions}}
+
+
+def under_other_names(tool: Tool, *, known: Container[str]) -> tuple[Tool, ...]:
+    """Return a tool as policies may mean it, too: under the name that its server was given, and under those of `known` tools."""
+    server = tool.stands_for or tool.server
+    names = [name for name in tool.also if name in known]
+    if tool.stands_for and not names:
+        names = [tool.name]
+    return tuple(replace(tool, name=name, server=server) for name in names)
 
 
 def _action(groups: list[str], arguments: ArgumentType) -> Json:

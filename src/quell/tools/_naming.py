@@ -28,14 +28,31 @@ def model_names(originals: Iterable[Original], *, taken: frozenset[str] = frozen
     plain = {original: _sanitised(original[1]) for original in whole}
     looks = Counter(_look(name) for name in plain.values())
     reserved = {_look(name) for name in taken}
-    names: dict[Original, str] = {}
-    for (server, wire), name in plain.items():
+    names = {}
+    for original, name in plain.items():
         is_unique = looks[_look(name)] == 1 and _look(name) not in reserved
-        # Only we write `__`: otherwise one server could offer a tool that looks qualified by another.
-        qualified = name if is_unique and "__" not in name else f"{server}__{name}"
-        is_changed = name != wire or len(qualified) > NAME_MAX
-        names[server, wire] = _marked(qualified, (server, wire), digits=8) if is_changed else qualified
+        names[original] = _named(original, beside="nobody" if is_unique else "others")
     return _told_apart(names, reserved)
+
+
+def other_names(original: Original, *, stands_for: str) -> frozenset[str]:
+    """Return the names that a tool has where no other looks like it, and where one does.
+
+    `stands_for` is the name that its server was given where another has that: then also what it would have under it.
+    """
+    servers = (original[0], stands_for) if stands_for else (original[0],)
+    return frozenset(
+        _named((server, original[1]), beside=beside) for server in servers for beside in ("nobody", "others")
+    )
+
+
+def _named(original: Original, *, beside: str) -> str:
+    server, wire = original
+    name = _sanitised(wire)
+    # Only we write `__`: otherwise one server could offer a tool that looks qualified by another.
+    qualified = name if beside == "nobody" and "__" not in name else f"{server}__{name}"
+    is_changed = name != wire or len(qualified) > NAME_MAX
+    return _marked(qualified, original, digits=8) if is_changed else qualified
 
 
 def _sanitised(wire: str) -> str:

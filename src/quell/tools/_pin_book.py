@@ -42,16 +42,20 @@ class Pins:
         return pin
 
     def accept_first(
-        self, connection: Connection, offer: Offer, terms: ToolTerms, *, old: ToolPin | None
+        self, connection: Connection, offer: Offer, terms: ToolTerms, *, old: ToolPin | None, stands_for: str = ""
     ) -> ToolPin | None:
         """Pin an offer that nobody saw before in the name of the configuration; None for one that somebody did.
 
         `old` is the pin that it has in this transaction. What the configuration pinned itself follows it: to another address, and to other terms of the same definition.
-        Any other change, and what a person pinned or took back, is left to people. Raises RefusedError for what no call
-        can use.
+        Any other change, and what a person pinned or took back, is left to people; so is what a person pinned or took
+        back of the server that this one `stands_for`. Raises RefusedError for what no call can use.
         """
         if old is None and pins.was_seen(connection, offer.server, offer.original):
             return None
+        if old is None and stands_for and pins.was_seen(connection, stands_for, offer.original):
+            beside = self.find(connection, stands_for, offer.original)
+            if beside is None or beside.pinned_by != self.CONFIGURATION:
+                return None
         if old is not None and not _follows(old, offer, terms):
             return None
         pin = pins.pin_offer(offer, terms, pinned_by=self.CONFIGURATION, at=self._clock())

@@ -29,7 +29,7 @@ from quell.tools._client import ClientHand, ClientSeat
 from quell.tools._code import CodeTool
 from quell.tools._mcp import Servers
 from quell.tools._mcp_checks import CLIENT
-from quell.tools._naming import model_names
+from quell.tools._naming import model_names, other_names
 from quell.tools._programs import definition, program_reader
 from quell.tools._scratchpad import Reader, Scratchpad
 
@@ -97,10 +97,11 @@ class Registry:
         return entry
 
     def with_served(
-        self, pins: Iterable[ToolPin], *, servers: Servers, known: Container[str], busy: Container[str] = ()
+        self, pins: Iterable[ToolPin], *, servers: Servers, known: Mapping[str, str], busy: Container[str] = ()
     ) -> Mapping[str, Entry]:
         """Return what `serve` would take: the pinned tools of known servers and of clients, no two names alike.
 
+        `known` gives with each server the name that it stands for, empty where it has the one that it was given.
         Tools of servers that are `busy` keep the names that they have: runs that go on call them by those.
         """
         kept = [pin for pin in pins if pin.server in known or pin.server == CLIENT]
@@ -114,7 +115,15 @@ class Registry:
         by_wire = {(pin.server, pin.original): names[pin.server, pin.original] for pin in kept}
         served = {}
         for pin in kept:
-            tool = tool_of(pin, name=names[pin.server, pin.original], names=by_wire)
+            original = pin.server, pin.original
+            stands_for = known.get(pin.server, "")
+            also = other_names(original, stands_for=stands_for) | {names.get((stands_for, pin.original), "")}
+            tool = replace(
+                tool_of(pin, name=names[original], names=by_wire),
+                stands_for=stands_for,
+                # Who names one of our own tools means that one.
+                also=tuple(sorted(also - {"", names[original], *self._builtin})),
+            )
             hand: Hand = ClientHand(pin) if pin.server == CLIENT else ServerHand(servers, pin)
             served[tool.name] = Entry(tool=tool, hand=hand)
         return served
