@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -23,6 +25,7 @@ from quell.domain import (
     ModelFault,
     ModelRequest,
     OutcomeKind,
+    Principal,
     Recovery,
     Tool,
     ToolClass,
@@ -159,6 +162,22 @@ def test_what_people_decided_stands_in_the_digest() -> None:
     assert 'logs_search({"query": 3}) -> [e3] denied: bob: not on a Friday' in told
 
 
+def test_why_people_said_no_stays_when_the_results_around_it_leave() -> None:
+    talk = talk_of(calls=20, words=60)
+    reason = "bob: the shop sells most on a Friday, and the database is slow to start, so nobody scales it then. " * 4
+    outcome = ToolOutcome(call="3.1", tool="logs_search", kind=OutcomeKind.DENIED, detail=reason, content="word " * 900)
+    exhibit = exhibit_of("e3", outcome, call="3.1", tool="logs_search")
+    told = Message(role="tool", call="3.1", tool="logs_search", text=result_text(exhibit, outcome, key=KEY))
+    messages = tuple(told if each.call == "3.1" else each for each in talk.messages)
+    talk = replace(talk, messages=messages, exhibits=(*talk.exhibits[:2], exhibit, *talk.exhibits[3:]))
+    _, request, dropped = packed(talk, 5_000)
+    assert dropped.keys() == {"results"}
+    (left,) = [each.text for each in request.messages if each.call == "3.1"]
+    assert len(left) < len(told.text)
+    assert reason[:200] in left
+    assert "call again" not in left
+
+
 def test_skills_stay_longer_than_results_and_both_are_known_to_have_left() -> None:
     talk, request, dropped = packed(
         talk_of(calls=15, words=200, tools=("load_skill", "logs_search", "logs_search")), 5_600
@@ -270,3 +289,75 @@ def test_a_provider_that_finds_everything_too_long_is_asked_twice_and_then_left(
     assert "What was found so far" in answer.text
     assert isinstance(room.model, ScriptedModel)
     assert len(room.model.asked) == 5
+
+
+def test_a_call_that_waits_stands_whole_in_what_is_left() -> None:
+    talk = talk_of(*["word " * 300] * 20, calls=20)
+    open_calls = (CallWanted(id="21.1", name="scale", arguments='{"replicas": 3}'), search("later"))
+    waits = Message(role="assistant", text="I would scale it.", calls=open_calls)
+    talk = replace(talk, messages=(*talk.messages, waits), waiting=open_calls)
+    small, request, dropped = packed(talk, 2_800)
+    assert {"results", "history", "turns"} <= dropped.keys()
+    assert (small.messages[-1], small.waiting) == (waits, open_calls)
+    assert request.messages[-1] == waits
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("verdict", ["approve", "reject"])
+def test_what_people_are_asked_and_what_they_say_stay_while_everything_else_leaves(
+    verdict: Literal["approve", "reject"], tmp_path: Path
+) -> None:
+    """Results leave before people are asked, while they are, and after they have answered."""
+    effect = CallWanted(
+        id="s", name="scale", arguments=json.dumps({"service": "web", "environment": "staging", "replicas": 3})
+    )
+    wanted = iter(
+        [*[search(str(number)) for number in range(8)], effect, *[search(str(each)) for each in range(8, 16)]]
+    )
+
+    def turn(_request: ModelRequest) -> Turn:
+        call = next(wanted, None)
+        if call is None:
+            return says("Seen.")
+        return wants(call, search("beside")) if call is effect else wants(call)
+
+    async def story() -> tuple[list[ModelRequest], set[object]]:
+        async with agent_room(tmp_path, turn, role=ROLE, window=6_000) as room:
+            long = [
+                ToolOutcome(call="", tool="t", kind=OutcomeKind.OK, content=f"{number} " + "word " * 600)
+                for number in range(20)
+            ]
+            done = ToolOutcome(call="", tool="scale", kind=OutcomeKind.OK, content="web has 3 replicas")
+            room.world.says += [*long[:8], *([done] if verdict == "approve" else []), *long[8:]]
+            run = await room.start("Why is web slow?")
+            parked = await room.parked(run)
+            assert await room.told(run, "agent.compacted"), "something had left when people were asked"
+            with room.runs.database.writing() as connection:
+                room.authority.guard.approvals.decide(
+                    connection,
+                    parked.approval,
+                    by=Principal(user="bob", roles=("approver",)),
+                    verdict=verdict,
+                    digest_seen=parked.digest,
+                    reason="not on a Friday",
+                )
+            assert await room.runs.wake(run.id)
+            assert (await room.answer(run)).stop is Stop.ANSWERED
+            assert isinstance(room.model, ScriptedModel)
+            return room.model.asked, {each["turn"] for each in await room.told(run, "agent.compacted")}
+
+    requests, compacted = asyncio.run(story())
+    said = "web has 3 replicas" if verdict == "approve" else "not on a Friday"
+    after = requests[9:]
+    assert len(after) == 9
+    assert {turn for turn in compacted if isinstance(turn, int) and turn >= 9}, "more left after people had answered"
+    (answered,) = [each.text for each in after[0].messages if each.role == "tool" and each.tool == "scale"]
+    assert said in answered
+    for request in after:
+        texts = [each.text for each in request.messages]
+        assert "Never restart the database." in texts[0]
+        assert "Why is web slow?" in texts
+        calls = [call.name for each in request.messages for call in each.calls]
+        in_digest = [text for text in texts if text.startswith("<digest") and "scale({" in text]
+        assert "scale" in calls or in_digest, "the call itself, or a line that tells of it"
+        assert any(said in text for text in texts) or (verdict == "approve" and "-> [e9] ok" in in_digest[0])

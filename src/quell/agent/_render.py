@@ -80,7 +80,10 @@ def notice_text(notice: str, *, key: str) -> str:
 
 
 def dropped_text(exhibit: Exhibit, *, key: str) -> str:
-    """Stand in for a result that left the context."""
+    """Stand in for a result that left the context; why a call was not carried out stays, for calling again is no way to learn it."""
+    if exhibit.kind is OutcomeKind.DENIED:
+        told = ": ".join(part for part in (_FAILED[exhibit.kind], exhibit.detail) if part)
+        return _fenced(exhibit, f"({_escaped(told, key)})", key=key)
     return _fenced(exhibit, "(left out to make room; call again to read)", key=key)
 
 
