@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from quell.cli._chat_permit import Permit, Rule, add_rule, read_permit
-from quell.domain import ConfigError
+from quell.cli._chat_tools import ClientTools
+from quell.domain import CallWanted, ConfigError
 from tests._quell import quell
 from tests.doors._chat_bench import agent_file, calls, played, says, terminal
 from tests.doors._cli_bench import Desk
@@ -235,3 +238,47 @@ def test_sigterm_cancels_and_ends_a_script(tmp_path: Path) -> None:
     assert sitting.code == 130
     (run,) = json.loads(quell("run", "list", "--json", cwd=tmp_path).stdout)["runs"]
     assert run["status"] == "cancelled"
+
+
+def searched(directory: Path, pattern: str) -> str:
+    """Have the tools of a chat search a directory."""
+    permit = Permit(allow=(Rule("SearchFiles", "*"),), deny=(), directory=directory)
+
+    async def nobody(_tool: str, _told: str) -> Literal["no"]:
+        return "no"
+
+    call = CallWanted(id="1", name="SearchFiles", arguments=json.dumps({"pattern": pattern}))
+    return asyncio.run(ClientTools(permit, ask=nobody).carry_out(call))
+
+
+@pytest.mark.timeout(20)
+def test_no_expression_of_a_model_holds_up_a_search_nor_does_a_pipe(tmp_path: Path) -> None:
+    """Python's own engine would take longer than anybody lives."""
+    (tmp_path / "notes.txt").write_text("a" * 60 + "!\npay is down\n")
+    os.mkfifo(tmp_path / "pipe")
+    assert searched(tmp_path, r"^(a+)+$") == "(nothing)"
+    assert searched(tmp_path, r"^(a|aa)+!") == f"notes.txt:1: {'a' * 60}!"
+    assert searched(tmp_path, r"(?i)PAY\s+is") == "notes.txt:2: pay is down"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("(", "unclosed group"),
+        ("(?=pay)", "look-around"),
+        (r"(a)\1", "backreferences"),
+        ("((a{1000}){1000}){1000}", "cannot be used"),
+        ("a" * 513, "longer than 512"),
+    ],
+)
+def test_an_expression_that_cannot_be_used_is_said_to_be_one(pattern: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("pay is down\n")
+    result = searched(tmp_path, pattern)
+    assert result.startswith("error: the pattern ")
+    assert told in result
+
+
+def test_a_search_that_takes_too_long_ends_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quell.cli._chat_tools._SEARCH_S", 0.0)
+    (tmp_path / "notes.txt").write_text("pay is down\n")
+    assert searched(tmp_path, "pay").startswith("[stopped after 0 s in ")

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import json
 import os
-import re
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ _RESULT_CHARS_MAX = 50_000
 _FILE_BYTES_MAX = 5_000_000
 _ENTRIES_MAX = 1_000
 _MATCHES_MAX = 300
+_PATTERN_CHARS_MAX, _SEARCH_S = 512, 20.0
 _SHELL_S, _SHELL_MAX_S = 120.0, 600.0
 _LEFT_OUT = frozenset({".git", "node_modules", ".venv", "__pycache__"})
 
@@ -157,22 +158,42 @@ def _find_files(arguments: Arguments, permit: Permit) -> str:
 def _search_files(arguments: Arguments, permit: Permit) -> str:
     """Tell the lines that match; of a file that may not be read, or searched, none."""
     directory = permit.directory
-    root = _path(arguments, directory)
-    try:
-        pattern = re.compile(_text(arguments, "pattern"))
-    except re.error as error:
-        raise ToolFailedError(f"the pattern is no regular expression: {error}") from error
+    root, matches = _path(arguments, directory), _matcher(_text(arguments, "pattern"))
+    until_s = time.monotonic() + _SEARCH_S
     found: list[str] = []
     for path in [root] if root.is_file() else _below(root):
         if "deny" in {permit.judge(tool, str(path)) for tool in ("SearchFiles", "Read")}:
             continue
         with suppress(ToolFailedError, OSError):
             for number, line in enumerate(_content(path).splitlines(), start=1):
-                if pattern.search(line[:2_000]):
+                if time.monotonic() > until_s:
+                    break
+                if matches(line[:2_000]):
                     found.append(f"{os.path.relpath(path, directory)}:{number}: {line[:300]}")
         if len(found) >= _MATCHES_MAX:
             return "\n".join(found[:_MATCHES_MAX]) + "\n[there are more]"
+        if time.monotonic() > until_s:
+            found.append(
+                f"[stopped after {_SEARCH_S:g} s in {path}: search a smaller directory, or for something simpler]"
+            )
+            break
     return "\n".join(found)
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Compile a model's expression for an engine of linear time, Rust's regex crate: Python's own could hold the chat for ever."""
+    from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+    if len(pattern) > _PATTERN_CHARS_MAX:
+        raise ToolFailedError(f"the pattern is longer than {_PATTERN_CHARS_MAX} characters")
+    try:
+        schema = core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")
+        return SchemaValidator(schema).isinstance_python
+    except SchemaError as error:
+        told = str(error).strip().splitlines()[-1].removeprefix("error: ")
+        raise ToolFailedError(
+            f"the pattern cannot be used: {told} (look-around and back-references neither)"
+        ) from error
 
 
 def _file_info(arguments: Arguments, directory: Path) -> str:
@@ -217,6 +238,8 @@ def _whole(arguments: Arguments, _directory: Path) -> str:
 
 
 def _content(path: Path) -> str:
+    if not path.is_file():
+        raise ToolFailedError(f"{path} is no file")  # to open a pipe would wait for whoever writes it
     with path.open("rb") as opened:
         raw = opened.read(_FILE_BYTES_MAX + 1)
     if len(raw) > _FILE_BYTES_MAX:
@@ -269,7 +292,7 @@ _TOOLS: Mapping[str, _Local] = {
         ),
         _Local(spec=_spec("ListFiles", "List a directory.", path=_WHERE), main="path", work=_off(_list_files), preview=_whole),
         _Local(
-            spec=_spec("SearchFiles", "Search files for a regular expression.", "pattern", pattern="regular expression", path=_WHERE),
+            spec=_spec("SearchFiles", "Search files for a regular expression.", "pattern", pattern="regular expression, without look-around", path=_WHERE),
             main="path", work=_among(_search_files), preview=_whole,
         ),
         _Local(
