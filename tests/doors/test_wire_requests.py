@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ NOWHERE = "http://127.0.0.1:9/v1"
 
 def body(**fields: object) -> bytes:
     return json.dumps({"messages": USER, **fields}).encode()
+
+
+CALLED = "messages[1].tool_calls[0]"
+
+
+def history(*, call: Mapping[str, object] | None = None, **function: object) -> bytes:
+    """Write a question whose history has a call of this function, with its result."""
+    called = {"id": "c1", "type": "function", "function": function, **(call or {})}
+    said = {"role": "assistant", "content": None, "tool_calls": [called]}
+    return body(messages=[*USER, said, {"role": "tool", "tool_call_id": "c1", "content": "x"}])
 
 
 def refusal(raw: bytes) -> ChatError:
@@ -56,6 +67,14 @@ def refusal(raw: bytes) -> ChatError:
             400,
             "invalid_value",
             "messages[1]",
+        ),
+        (history(name="look", strict=True), 400, "unsupported_parameter", f"{CALLED}.function.strict"),
+        (history(name="look", arguments={}), 422, "wrong_type", f"{CALLED}.function.arguments"),
+        (
+            body(messages=[{"role": "assistant", "function_call": {"name": "look", "more": 1}}, *USER]),
+            400,
+            "unsupported_parameter",
+            "messages[0].function_call.more",
         ),
         (body(stream="yes"), 422, "wrong_type", "stream"),
         (body(temperature=3), 400, "invalid_value", "temperature"),
@@ -97,6 +116,15 @@ def refusal(raw: bytes) -> ChatError:
 def test_what_is_not_taken_is_refused_by_its_name(raw: bytes, status: int, reason: str, param: str | None) -> None:
     found = refusal(raw)
     assert (found.status, found.reason, found.param) == (status, reason, param)
+
+
+def test_what_clients_keep_at_the_calls_of_a_history_is_taken_as_they_send_it_back() -> None:
+    """OpenAI's SDK keeps parsed arguments and places, LiteLLM and openai-agents marks of providers."""
+    marks = {"provider_specific_fields": {"thought_signature": "x"}, "extra_content": {"google": {}}}
+    raw = history(call={"index": 0, **marks}, name="look", arguments='{"a": 1}', parsed_arguments={"a": 1}, **marks)
+    _, said, told = read_chat(raw).ask.messages
+    assert [(call.id, call.name, call.arguments) for call in said.calls] == [("c1", "look", '{"a": 1}')]
+    assert (told.call, told.tool) == ("c1", "look")
 
 
 def test_every_mistake_of_a_request_is_told_at_once() -> None:

@@ -15,8 +15,20 @@ _MESSAGES_MAX = 4_000
 _PARTS_MAX = 1_000
 _CALLS_MAX = 256
 _TOOLS_MAX = 512
-_ECHOED = ("name", "refusal", "annotations", "audio", "reasoning", "reasoning_content", "reasoning_details", "id")
+_ECHOED = (
+    "name",
+    "refusal",
+    "annotations",
+    "audio",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+    "id",
+    "provider_specific_fields",
+)
 """What clients send back as they got it, from here or from elsewhere, and what has no meaning in a question."""
+_ECHOED_OF_CALLS = ("index", "parsed_arguments", "provider_specific_fields", "extra_content")
+"""The same in calls and their functions: OpenAI's SDK, LiteLLM and openai-agents keep what they parsed, and marks of providers."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -157,17 +169,24 @@ def _calls(wish: Wish) -> tuple[CallWanted, ...]:
     for call in wish.objects("tool_calls", items_max=_CALLS_MAX):
         identifier = required(call, "id")
         call.only("type", "function", why="only calls of functions are taken")
-        call.passed("index")
+        call.passed(*_ECHOED_OF_CALLS)
         function = call.below("function")
         call.rest()
         if function is None:
             call.wrong("function", "is required", "missing_required_parameter")
             continue
-        found.append(CallWanted(id=identifier, name=required(function, "name"), arguments=function.text("arguments")))
+        found.append(_call_of(function, id=identifier))
     legacy = wish.below("function_call")
     if legacy is not None:
-        found.append(CallWanted(id="", name=required(legacy, "name"), arguments=legacy.text("arguments")))
+        found.append(_call_of(legacy, id=""))
     return tuple(found)
+
+
+def _call_of(function: Wish, *, id: str) -> CallWanted:  # noqa: A002 - the protocol's word
+    function.passed(*_ECHOED_OF_CALLS)
+    wanted = CallWanted(id=id, name=required(function, "name"), arguments=function.text("arguments"))
+    function.rest()
+    return wanted
 
 
 def paired(wish: Wish, messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -143,6 +143,7 @@ def _item(item: Wish) -> Message | None:
         case "message":
             return _message(item)
         case "function_call":
+            item.passed("parsed_arguments")
             call = CallWanted(
                 id=required(item, "call_id"), name=required(item, "name"), arguments=item.text("arguments")
             )
