@@ -480,12 +480,9 @@ class Shift:
         board = self._board
         parts = [f"[{note}: these are the workers' own results, which nobody has put together.]"]
         for task in board.tasks():
-            end = board.ends.get(task.number)
-            if end is not None and (end.is_done or end.result):
+            if (end := board.ends.get(task.number)) is not None:
                 state = "" if end.is_done else f" (failed: {end.category.value if end.category else 'agent_error'})"
-                parts.append(f"{task.worker}{state}, {task.text}:\n{self._shown(end)}")
-        if len(parts) == 1:
-            parts.append("No task brought a result.")
+                parts.append(f"{task.worker}{state}, {task.text}:\n{self._shown(end) or end.error}")
         await self._round_ended(will_replan=False, reasoning=note)
         return await self._answer(self._held("\n\n".join(parts)), stop, fault=fault)
 

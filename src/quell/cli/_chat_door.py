@@ -157,7 +157,6 @@ class Embedded:
         decided = await self._app.warden.vote(
             asked.id, by=await self.person(), verdict=verdict, digest_seen=asked.digest, reason=reason, way="cli"
         )
-        await self._app.runs.wake(decided.approval.terms.run)
         return decided.told
 
     async def edit(self, asked: Asked, *, arguments: str) -> str:
