@@ -21,8 +21,9 @@ import pytest
 
 from quell.config import Secret, StoreSettings
 from quell.domain import ConfigError, StoreError
-from quell.signals import Store
+from quell.signals import Store, _trust
 from tests._live_store import LiveStore, now
+from tests.doors._authority_house import certificate
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -287,6 +288,32 @@ def test_a_store_behind_tls_that_nobody_vouches_for_is_not_asked(tmp_path: Path)
 
     asyncio.run(story())
     assert not any(asked), "nothing was said to it"
+
+
+def test_a_store_that_the_operator_s_own_authority_vouches_for_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority is named as for models, tools and webhooks."""
+    public, told = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    _trust._certificates.cache_clear()
+    asked: list[bytes] = []
+
+    async def story() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.read(4))
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=told) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(StoreError):
+                await Store.open(StoreSettings(url=url), state_dir=tmp_path, clock=now)
+
+    try:
+        asyncio.run(story())
+    finally:
+        _trust._certificates.cache_clear()
+    assert asked[0] in {b"GET ", b"POST"}
 
 
 def test_a_store_that_is_not_there_is_named_with_a_hint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is trusted where something listens: the certificates of this machine, which nothing in the clear has a use for."""
+"""What is trusted where something listens: this machine's certificates, or SSL_CERT_FILE's; nothing in the clear needs any."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def trusted(url: str) -> ssl.SSLContext:
 @cache
 def _certificates() -> ssl.SSLContext:
     """Load them once: it takes a tenth of a second, in which nothing else goes on."""
-    return httpx2.create_ssl_context(trust_env=False)
+    return httpx2.create_ssl_context()
 
 
 @cache
