@@ -38,6 +38,21 @@ def test_a_dotenv_may_hold_them(tmp_path: Path) -> None:
     assert model.heads[0]["authorization"] == f"Bearer {KEY}"
 
 
+def test_the_log_is_kept_where_auras_variable_says(tmp_path: Path) -> None:
+    place = tmp_path / "kept" / "aura.log"
+    env = {"AURA_LOG_FILE": str(place)}
+    assert quell("ask", "what would you do?", "--model", "builtin", cwd=tmp_path, env=env).returncode == 0
+    events = {json.loads(line)["event"] for line in place.read_text().splitlines()}
+    assert "run.started" in events
+    assert place.stat().st_mode & 0o077 == 0
+    assert not (tmp_path / ".quell" / "logs").exists()
+    named = quell(
+        "ask", "what would you do?", "--model", "builtin", cwd=tmp_path, env=env | {"QUELL_TELEMETRY__LOG_FILE": ""}
+    )
+    assert named.returncode == 0
+    assert (tmp_path / ".quell" / "logs" / "quell.log").exists(), "our own variable wins"
+
+
 def test_our_own_flags_and_variables_win(tmp_path: Path) -> None:
     with played(says("It is pay.")) as model:
         env = {"AURA_API_URL": NOWHERE, "AURA_API_KEY": KEY, "AURA_MODEL": "theirs", "QUELL_API_KEY": "our-own-key-1"}

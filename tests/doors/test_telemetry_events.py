@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -216,6 +217,20 @@ def test_a_log_file_that_cannot_be_written_is_counted_and_stops_nothing(
         telemetry.event("run.started", run="run_1")
         assert made.dropped["lines"] == 1
     assert "run.started" in capsys.readouterr().err
+
+
+def test_a_log_file_that_is_a_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with opened(tmp_path, said=TelemetrySettings(log_file=str(tmp_path / "pipe"))) as made:
+        telemetry.event("run.started", run="run_1")
+        assert made.dropped["lines"] == 1, "nobody reads it"
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with opened(tmp_path, said=TelemetrySettings(log_file=str(tmp_path / "pipe"))):
+            telemetry.event("run.started", run="run_2")
+        assert json.loads(os.read(reader, 65536))["run"] == "run_2"
+    finally:
+        os.close(reader)
 
 
 def test_the_log_file_is_not_written_through_a_link(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ ENVIRONMENT: dict[str, str] = {
     "AURA_API_KEY": "key for a server where QUELL_API_KEY is not set",
     "AURA_MODEL": "the agent of new conversations without --agent; in this process QUELL_DEFAULT_AGENT wins",
     "AURA_EXTRA_HEADERS": "headers for a server, NAME:VALUE,NAME:VALUE",
+    "AURA_LOG_FILE": "file that keeps the log (telemetry.log_file); logs/quell.log in the state directory without it",
     "XDG_CONFIG_HOME": "where the user's quell/quell.toml lies; ~/.config without it",
     "NO_COLOR": "no colour when set to anything",
     "FORCE_COLOR": "colour even when the output is no terminal",

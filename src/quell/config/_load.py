@@ -224,8 +224,9 @@ _AURAS: Mapping[str, str] = {
     "SHUTDOWN_TIMEOUT_SECS": "server.aura.shutdown_timeout_s",
     "AURA_ENABLE_A2A": "server.a2a",
     "AURA_SERVER_URL": "server.a2a_url",
+    "AURA_LOG_FILE": "telemetry.log_file",
 }
-"""Variables that AURA's server reads, and the keys that they set here; our own variables of these keys win."""
+"""Variables that AURA's server and client read, and the keys that they set here; our own variables of these keys win."""
 _AURAS_PLACE = "CONFIG_PATH"
 _WITH_PLACE: Mapping[str, str] = {
     "HOST": "server.host",

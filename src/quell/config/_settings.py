@@ -253,8 +253,10 @@ class TelemetrySettings:
     """Least severe event that is written to stderr."""
     log_format: Literal["auto", "plain", "json"] = "auto"
     """`auto`: coloured lines on a terminal, plain ones otherwise; `json`: one JSON object per line."""
+    log_file: str = ""
+    """File that keeps the log, not reached through a link; empty: logs/quell.log in the state directory. AURA_LOG_FILE sets it too."""
     log_file_max_mb: float = 10.0
-    """Size at which the log file in the state directory is rotated, in MiB."""
+    """Size at which the log file is rotated, in MiB."""
     record_content: bool = False
     """Put what people, models and tools say into spans, without secrets; `OTEL_RECORD_CONTENT` wins."""
     content_max_chars: int = 1000

@@ -1,4 +1,4 @@
-"""The log file of a state directory: capped in size, shared by processes, never in the way."""
+"""The log file of a state directory, or where the operator wants it: capped in size, shared by processes, never in the way."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class LogFile:
         self._forget()
         for directory in (self._path.parent.parent, self._path.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Not blocking: an operator may name a pipe that nobody reads.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o600)
         return self._descriptor
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeAlias
 
 from quell.config import Secret, Settings
@@ -61,8 +62,10 @@ class Telemetry:
         self._style = _style_of(settings, env=env, stderr=stderr)
         self._level = ORDER[_level_of(settings.telemetry.level, role=role)]
         self._redactor = Redactor(_secrets_in(settings), clean=clean)
+        own = settings.state_dir / "logs" / "quell.log"
         self._file = LogFile(
-            settings.state_dir / "logs" / "quell.log", bytes_max=int(settings.telemetry.log_file_max_mb * 1024 * 1024)
+            Path(settings.telemetry.log_file) if settings.telemetry.log_file else own,
+            bytes_max=int(settings.telemetry.log_file_max_mb * 1024 * 1024),
         )
         self._resource = {"service.name": "quell", "service.version": service_version, "service.instance.id": instance}
         self._otel: OpenTelemetry | None = None
