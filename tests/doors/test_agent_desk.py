@@ -35,7 +35,7 @@ def test_without_any_file_there_is_an_agent_that_answers_without_a_model(tmp_pat
                 "agent.call_ended",
                 "agent.turn",
                 "agent.answered",
-            ]
+            ], [(each.name, each.body) for each in told]
 
     asyncio.run(story())
 
