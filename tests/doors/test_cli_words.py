@@ -201,6 +201,22 @@ def test_config_check_tells_every_mistake_and_exits_1(tmp_path: Path) -> None:
     assert [problem["path"] for problem in document["problems"]] == ["server.prot", "server.port"]
 
 
+def test_config_check_tells_of_servers_that_are_called_otherwise_than_their_files_say(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    for number, name in enumerate(("one", "two", "three")):
+        table = f'[mcp.servers.shop]\ntransport = "http_streamable"\nurl = "http://127.0.0.1:{number // 2 + 1}/mcp"\n'
+        llm = '[agent.llm]\nprovider = "builtin"\n'
+        text = f'[agent]\nname = "{name}"\nsystem_prompt = "Help."\n{llm}{table}'
+        (tmp_path / "agents" / f"{number}.toml").write_text(text)
+    flags = ("--set", "agents=agents", "config", "check")
+    told = quell(*flags, cwd=tmp_path, env=UNPLANTED)
+    assert told.returncode == 0
+    said = "warning: agent three: mcp.servers.shop: another server has this name, so it is called shop-three"
+    assert [line for line in told.stdout.splitlines() if "another server" in line] == [said]
+    (warning,) = json.loads(quell(*flags, "--json", cwd=tmp_path, env=UNPLANTED).stdout)["warnings"]
+    assert "a permit names shop-three" in warning["hint"]
+
+
 def test_a_broken_configuration_stops_every_other_command_with_2(tmp_path: Path) -> None:
     (tmp_path / "quell.toml").write_text('[server]\nprot = 1\nport = "x"\n')
     for arguments in (["serve"], ["run", "list"], ["incident", "list"], ["config", "show"], ["watch"], ["brief"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,7 @@ from quell.cli._root import QuellCommand, QuellGroup
 from quell.cli._session import Session
 
 if TYPE_CHECKING:
+    from quell.config import Loaded
     from quell.domain import Problem
 
 
@@ -41,16 +43,34 @@ def check(session: Session) -> int:
         return ExitCode.BAD
     version, files = version_of(loaded.settings), list(dict.fromkeys(map(str, (*loaded.files, *loaded.agent_files))))
     agents = [agent.id for agent in loaded.agents]
+    warnings = [*loaded.warnings, *_renamed(loaded)]
     if session.is_json:
-        put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=loaded.warnings)
+        put_document("config_check", problems=[], version=version, files=files, agents=agents, warnings=warnings)
         return ExitCode.DONE
-    for problem in loaded.warnings:
+    for problem in warnings:
         put_text(f"warning: {_finding(problem)}")
     told_agents = f"; agents: {', '.join(agents)}" if agents else ""
     put_text(
         f"no mistakes; version {version}; read: {', '.join(files) or 'no file, every key has its default'}{told_agents}"
     )
     return ExitCode.DONE
+
+
+def _renamed(loaded: Loaded) -> Iterator[Problem]:
+    """Yield the MCP servers that are called otherwise than their file says, as another has that name."""
+    from quell.app import merged
+    from quell.domain import Problem
+
+    settings, names = merged(loaded.settings, loaded.agents)
+    for agent, servers in names.items():
+        for name, taken in servers.items():
+            if name != taken and (given := settings.mcp.servers[taken].stands_for):
+                yield Problem(
+                    path=f"mcp.servers.{name}",
+                    reason=f"another server has this name, so it is called {taken}",
+                    hint=f"forbids and stops of {given} hold for it; a permit names {taken}",
+                    source=f"agent {agent}",
+                )
 
 
 def _finding(problem: Problem) -> str:
