@@ -121,13 +121,13 @@ def test_who_names_one_of_our_own_tools_does_not_mean_a_server_s_that_is_called_
         async with rogue() as server:
             _offering(server, {**ECHO, "name": "logs_search"})
             agent = agent_of(tmp_path, server_table("shop", server.url) + '[quell]\nreads = ["*"]\n')
-            async with room_of(tmp_path, agent) as (room, _):
+            text = '@id("no") forbid (principal, action == Quell::Action::"logs_search", resource);'
+            async with room_of(tmp_path, agent, policies=[text]) as (room, _):
                 await pin_first(room.authority)
-                switches = room.authority.guard.switches
-                switches.kill_now(by=person("ada", "admin"), reason="ours is slow", tool="logs_search")
                 ours = await room.call("logs_search", call="c1", service="web", query="error")
                 theirs = await room.call("shop__logs_search", call="c2")
-                assert (outcome_of(ours).kind, outcome_of(theirs).kind) == (OutcomeKind.DENIED, OutcomeKind.OK)
+                assert outcome_of(ours).kind is OutcomeKind.DENIED
+                assert outcome_of(theirs).kind.is_answer
 
     asyncio.run(story())
 
