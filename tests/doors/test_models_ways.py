@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from contextlib import aclosing
 
 import pytest
@@ -207,12 +209,38 @@ def test_the_estimate_learns_how_a_provider_counts() -> None:
     assert abs(counter.count(request) - before * 2) < before * 0.05
 
 
-def test_a_tokenizer_that_is_installed_counts_exactly() -> None:
-    pytest.importorskip("bpe_openai", reason="left out: bpe-openai is not installed")
-    counter = TokenCounter.for_model("gpt-4o")
-    assert counter.is_exact
+def test_a_tokenizer_that_is_installed_counts_long_texts_exactly() -> None:
+    bpe = pytest.importorskip("bpe_openai", reason="left out: bpe-openai is not installed")
+    encoded = bpe.get_encoding("o200k_base").encode_ordinary
+    counter, other = TokenCounter.for_model("gpt-4o"), TokenCounter.for_model("some-model")
+    assert 2 <= counter.count_text("hello hello hello") <= 6
+    assert not counter.is_exact, "no window and no budget is so near that it mattered"
+    long = "hello " * 5_000
+    assert (counter.count_text(long), counter.is_exact) == (len(encoded(long)), True)
     assert counter.count_text("hello hello hello") == 3
-    assert not TokenCounter.for_model("some-model").is_exact
+    request = ModelRequest(messages=(Message(role="user", text=long),))
+    fresh = TokenCounter.for_model("gpt-4o")
+    fresh.learn(ModelRequest(messages=(Message(role="user", text="the quick brown fox " * 60),)), told=600)
+    assert fresh.factor != 1.0
+    assert 0 < fresh.count(request) - len(encoded(long)) < 20
+    assert fresh.factor == 1.0, "what the estimate learned says nothing about a tokenizer"
+    assert other.count_text(long) > 0
+    assert not other.is_exact
+
+
+def test_who_is_asked_something_short_waits_for_no_vocabulary() -> None:
+    pytest.importorskip("bpe_openai", reason="left out: bpe-openai is not installed")
+    code = """
+import sys
+from quell.domain import Message, ModelRequest
+from quell.models import TokenCounter
+counter = TokenCounter.for_model("gpt-4o")
+assert counter.count(ModelRequest(messages=(Message(role="user", text="Is anything wrong? " * 100),))) > 100
+assert "bpe_openai" not in sys.modules
+counter.prepare()
+assert "bpe_openai" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
 def test_the_estimate_is_near_a_tokenizer_on_what_an_agent_sends() -> None:

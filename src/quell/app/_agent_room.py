@@ -191,8 +191,10 @@ class AgentRoom:
                 await self._look_at(unseen if self._open.servers else None)
 
     async def look(self) -> None:
-        """Look again at the servers that were down, and for runs that ended elsewhere."""
+        """Look again at the servers that were down, and for runs that ended elsewhere; have long texts counted at once."""
         await self._miss()
+        for mind in self._open.whole:
+            await asyncio.to_thread(mind.model.counter.prepare)
         if not self._warden.settings.mcp.servers or time.monotonic() - self._looked_s < _AGAIN_S:
             return
         down = [name for name in self._warden.settings.mcp.servers if not self._is_up(name)]

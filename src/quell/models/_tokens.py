@@ -17,6 +17,8 @@ _MESSAGE_TOKENS = 4
 """What the frame of one message costs, as OpenAI documents it for its chat format."""
 _TOOL_TOKENS = 8
 _REPLY_TOKENS = 3
+_EXACT_FROM_CHARS = 16_000
+"""Some 4,000 tokens, half of the smallest window that a model with a known vocabulary has."""
 _LEARN_MIN_TOKENS = 200
 """A short request tells more about frames than about words."""
 _LEARN_WEIGHT = 0.3
@@ -28,20 +30,26 @@ _CL100K = ("gpt-4", "gpt-3.5")
 class TokenCounter:
     """Counts for one model; exact where it can be, and corrected by what its provider reports everywhere."""
 
-    def __init__(self, *, count: Callable[[str], int] | None = None) -> None:
-        """Count with a tokenizer, or without one by the estimate."""
-        self._count = count
+    def __init__(self, *, vocabulary: str = "") -> None:
+        """Count with the tokenizer of a vocabulary from the first long text on, or without one by the estimate."""
+        self._vocabulary = vocabulary
+        self._count: Callable[[str], int] | None = None
         self._factor = 1.0
 
     @classmethod
     def for_model(cls, name: str) -> TokenCounter:
         """Return the counter of a model by its name: with a tokenizer when it is installed and made for it."""
-        return cls(count=_tokenizer_of(name))
+        return cls(vocabulary=_vocabulary_of(name))
 
     @property
     def is_exact(self) -> bool:
         """Whether a tokenizer of the model itself counts."""
         return self._count is not None
+
+    def prepare(self) -> None:
+        """Load the tokenizer, if there is one: a third of a second that a server does not take in a question's middle."""
+        if self._vocabulary:
+            _tokenizer_of(self._vocabulary)
 
     @property
     def factor(self) -> float:
@@ -52,8 +60,7 @@ class TokenCounter:
         """Return the tokens of a text."""
         if not text:
             return 0
-        counted = self._count(text) if self._count is not None else estimated(text)
-        return max(1, round(counted * self._factor))
+        return max(1, round(self._of(len(text))(text) * self._factor))
 
     def count(self, request: ModelRequest) -> int:
         """Return the tokens of a request as it would be sent."""
@@ -69,7 +76,9 @@ class TokenCounter:
             self._factor += _LEARN_WEIGHT * (seen - self._factor)
 
     def _raw(self, request: ModelRequest) -> int:
-        of = self._count or estimated
+        texts = [request.answer_schema or "", *(message.text for message in request.messages)]
+        size_chars = sum(map(len, texts)) + sum(len(call.arguments) for each in request.messages for call in each.calls)
+        of = self._of(size_chars + sum(len(tool.description) + len(tool.parameters) for tool in request.tools))
         tokens = _REPLY_TOKENS + (of(request.answer_schema) if request.answer_schema else 0)
         for message in request.messages:
             tokens += _MESSAGE_TOKENS + (of(message.text) if message.text else 0)
@@ -77,6 +86,14 @@ class TokenCounter:
         for tool in request.tools:
             tokens += _TOOL_TOKENS + of(tool.name) + of(tool.description) + of(tool.parameters)
         return tokens
+
+    def _of(self, size_chars: int) -> Callable[[str], int]:
+        """Return what counts so much text: no window and no budget is so near that a short one had to be exact."""
+        if self._count is None and self._vocabulary and size_chars >= _EXACT_FROM_CHARS:
+            self._count, self._factor = _tokenizer_of(self._vocabulary), 1.0
+            if self._count is None:
+                self._vocabulary = ""
+        return self._count or estimated
 
 
 @lru_cache(maxsize=4096)
@@ -92,14 +109,16 @@ def estimated(text: str) -> int:
     return max(1, count)
 
 
-@lru_cache(maxsize=32)
-def _tokenizer_of(name: str) -> Callable[[str], int] | None:
-    """Find an installed tokenizer whose vocabulary lies in its own package: nothing is fetched."""
+def _vocabulary_of(name: str) -> str:
+    """Return the vocabulary of a model; empty when nobody knows it."""
     plain = name.rsplit("/", 1)[-1].lower()
     known = (("o200k_base", _O200K), ("cl100k_base", _CL100K))
-    vocabulary = next((each for each, names in known if plain.startswith(names)), "")
-    if not vocabulary:
-        return None
+    return next((each for each, names in known if plain.startswith(names)), "")
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_of(vocabulary: str) -> Callable[[str], int] | None:
+    """Find an installed tokenizer whose vocabulary lies in its own package: nothing is fetched."""
     try:
         import bpe_openai  # noqa: PLC0415 - an extra, and its vocabularies take a moment to load
     except ImportError:
