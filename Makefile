@@ -7,7 +7,7 @@ OUT ?= .demo
 PROOF ?=
 CLIENTS ?=
 
-.PHONY: help demo test test-clients check bench bench-serve prove lock docs clean
+.PHONY: help demo test test-clients check bench bench-serve bench-peer prove lock docs clean
 
 help:
 	@echo 'make demo    break a real little shop and let Quell say why (FAULT=name SEED=n)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make test-clients  real clients that are large, installed into .clients (4.3 GB; CLIENTS="node" for a part)'
 	@echo 'make bench   print the figures and write them as JSON (long: about two hours; BENCH="step cli ..." for a part)'
 	@echo 'make bench-serve  the figures of agents behind HTTP, beside a bare proxy (about five minutes)'
+	@echo 'make bench-peer   our command line beside that of HolmesGPT, which is installed into .peers (0.8 GB)'
 	@echo 'make prove   try to break every promise of PROMISES.md and print the table (PROOF="name ..." for a part)'
 	@echo 'make lock    renew the development lock file'
 	@echo 'make docs    regenerate the generated parts of the documents'
@@ -51,7 +52,16 @@ bench: $(VENV)/.dev
 
 # What the harness costs: streams beside a bare proxy, a turn, the first request, a client that leaves.
 bench-serve: $(VENV)/.dev
-	$(PY) -m bench serve-streams serve-turn serve-prompt serve-disconnect ask
+	$(PY) -m bench serve-streams serve-turn serve-prompt serve-disconnect models-client ask peer
+
+.peers/.done: requirements/peers.txt
+	python3 -m venv .peers
+	.peers/bin/python -m pip install --quiet --requirement requirements/peers.txt
+	@touch $@
+
+# Where it was installed, `make bench-serve` measures beside it too.
+bench-peer: $(VENV)/.dev .peers/.done
+	$(PY) -m bench peer
 
 prove: $(VENV)/.dev
 	$(PY) -m proofs --full $(PROOF)
@@ -64,4 +74,4 @@ docs: $(VENV)/.dev
 	$(PY) scripts/docs.py
 
 clean:
-	rm -rf $(VENV) .clients .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .clients .peers .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

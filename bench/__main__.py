@@ -1,6 +1,6 @@
 """`python -m bench [PART ...]`: measure, print a table, write `.bench/figures.json`.
 
-Parts: cli, ask, step, runs-direct, serve-streams, serve-turn, serve-prompt, serve-disconnect, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
+Parts: cli, ask, step, runs-direct, serve-streams, serve-turn, serve-prompt, serve-disconnect, models-client, peer, guard, audit, redact, brief, ingest, store_kill, agentdojo, lab. Without a part all of them run, the long one (lab) last.
 """
 
 from __future__ import annotations
@@ -40,6 +40,23 @@ def _missing(result: Mapping[str, object]) -> str:
     """Say how many cases the lab could not run: what was not measured must not look like a success."""
     missing = result.get("missing")
     return f", {len(missing)} cases not run" if isinstance(missing, list) and missing else ""
+
+
+def _beside(
+    figure: str, key: str, unit: str
+) -> tuple[str, Callable[[Mapping[str, object]], str], Callable[[Mapping[str, object]], bool | None]]:
+    """Return what a row needs that compares us with the peer, where it is installed."""
+
+    def value(result: Mapping[str, object]) -> str:
+        ours = f"{_number(result, f'ours_{key}'):.0f}"
+        if not result["is_peer_here"]:
+            return f"{ours} {unit}; HolmesGPT is not here (make bench-peer)"
+        return f"{ours} beside {_number(result, f'theirs_{key}'):.0f} {unit}"
+
+    def met(result: Mapping[str, object]) -> bool | None:
+        return _number(result, f"ours_{key}") < _number(result, f"theirs_{key}") if result["is_peer_here"] else None
+
+    return figure, value, met
 
 
 ROWS = [
@@ -241,7 +258,28 @@ ROWS = [
         met=lambda r: _number(r, "left") == 0,
     ),
 ]
-SERVE = ["serve-streams", "serve-turn", "serve-prompt", "serve-disconnect"]
+ROWS += [
+    Row(
+        part="models-client",
+        figure="our streaming client, CPU per token beside bare httptools and json",
+        goal="<= 1x",
+        value=lambda r: (
+            f"{_number(r, 'vs_bare'):.2f}x ({_number(r, 'ours_us'):.1f} us)"
+            + (f"; OpenAI's SDK takes {_number(r, 'sdk_us'):.0f} us" if "sdk_us" in r else "")
+        ),
+        met=lambda r: _number(r, "vs_bare") <= 1,
+    )
+]
+ROWS += [
+    Row(part="peer", figure=figure, goal="below HolmesGPT", value=value, met=met)
+    for figure, value, met in (
+        _beside("command line with one tool server: first model request, CPU", "first_cpu_ms", "ms"),
+        _beside("the same, wall", "first_wall_ms", "ms"),
+        _beside("from the model's answer over the tool to the next request, wall", "turn_wall_ms", "ms"),
+        _beside("tokens of the first request", "first_tokens", "tokens"),
+    )
+]
+SERVE = ["serve-streams", "serve-turn", "serve-prompt", "serve-disconnect", "models-client", "peer"]
 PARTS = [
     "cli",
     "ask",
