@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -39,10 +39,9 @@ class Parent:
 class Sink(Protocol):
     """What `open_telemetry` puts behind these functions."""
 
-    @contextmanager
     def span(
         self, name: str, attributes: Mapping[str, Attribute], *, parent: Parent | None, kind: Kind
-    ) -> Iterator[Span]:
+    ) -> AbstractContextManager[Span]:
         """Time a piece of work."""
         ...
 
@@ -78,7 +77,9 @@ class _Nothing:
         """Forget it."""
 
 
-_NOTHING = _Nothing()
+NOTHING: Span = _Nothing()
+"""A span that nobody hears of."""
+_UNHEARD = nullcontext(NOTHING)
 _sinks: list[Sink] = []
 _quiet: ContextVar[bool] = ContextVar("quell_telemetry_quiet", default=False)
 
@@ -128,20 +129,16 @@ def content(text: str) -> str:
     return _sinks[0].content(text) if is_recording() else ""
 
 
-@contextmanager
 def span(
     name: str,
     attributes: Mapping[str, Attribute] | None = None,
     *,
     parent: Parent | None = None,
     kind: Kind = "internal",
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Time a block as one span; an exception that leaves it marks the span as failed."""
-    if not _sinks or _quiet.get():
-        yield _NOTHING
-        return
-    with _sinks[0].span(name, attributes or {}, parent=parent, kind=kind) as opened:
-        yield opened
+    # One that nobody hears of costs nothing for as long as its block lasts: there are some for every run under way.
+    return _sinks[0].span(name, attributes or {}, parent=parent, kind=kind) if is_listening() else _UNHEARD
 
 
 def count(name: str, /, n: float = 1, **attributes: Scalar) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -26,6 +26,7 @@ from quell.domain import (
     ToolOutcome,
 )
 from quell.telemetry._active import (
+    NOTHING,
     Attribute,
     Span,
     content,
@@ -55,11 +56,17 @@ _whose: ContextVar[Mapping[str, Scalar]] = ContextVar("quell_telemetry_whose", d
 """Attributes of every span of a conversation."""
 
 
-@contextmanager
 def conversing(
     *, agent: str = "", session: str = "", user: str = "", metadata: Mapping[str, str] | None = None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Put onto every span of this block whose conversation it is; what is empty stays as it was outside."""
+    if not is_listening():
+        return nullcontext()
+    return _conversing(agent=agent, session=session, user=user, metadata=metadata or {})
+
+
+@contextmanager
+def _conversing(*, agent: str, session: str, user: str, metadata: Mapping[str, str]) -> Iterator[None]:
     told: dict[str, Scalar] = dict(_whose.get())
     if agent:
         told["gen_ai.agent.name"] = agent
@@ -109,9 +116,15 @@ class Invoked:
         _put_value(self._span, "output", answer)
 
 
-@contextmanager
-def invoke_agent(agent: str, *, run: str, session: str, question: Sequence[Message]) -> Iterator[Invoked]:
+def invoke_agent(agent: str, *, run: str, session: str, question: Sequence[Message]) -> AbstractContextManager[Invoked]:
     """Time the work of an agent as a span; everything below belongs to this agent."""
+    if not is_listening():
+        return nullcontext(Invoked(NOTHING, agent))
+    return _invoked(agent, run=run, session=session, question=question)
+
+
+@contextmanager
+def _invoked(agent: str, *, run: str, session: str, question: Sequence[Message]) -> Iterator[Invoked]:
     labels: dict[str, Scalar] = {"gen_ai.agent.name": agent}
     with conversing(agent=agent, session="" if "session.id" in _whose.get() else session):
         attributes: dict[str, Attribute] = {
@@ -155,7 +168,7 @@ class _Unheard:
         """Nobody listens."""
 
 
-_UNHEARD = _Unheard()
+_UNHEARD: Asking = _Unheard()
 
 
 class _Asking:
@@ -185,12 +198,15 @@ class _Asking:
             _put_value(self._span, "output", reply.text)
 
 
-@contextmanager
-def chat(request: ModelRequest, *, provider: str, model: str, attempt: int) -> Iterator[Asking]:
+def chat(request: ModelRequest, *, provider: str, model: str, attempt: int) -> AbstractContextManager[Asking]:
     """Time one try of a model call as a span."""
     if not is_listening():
-        yield _UNHEARD
-        return
+        return nullcontext(_UNHEARD)
+    return _chatting(request, provider=provider, model=model, attempt=attempt)
+
+
+@contextmanager
+def _chatting(request: ModelRequest, *, provider: str, model: str, attempt: int) -> Iterator[Asking]:
     labels: dict[str, Scalar] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": _PROVIDERS.get(provider, provider),

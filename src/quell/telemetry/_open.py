@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TextIO, TypeAlias
 
 from quell.config import Secret, Settings
 from quell.telemetry._active import (
+    NOTHING,
     Attribute,
     Exporter,
     Kind,
@@ -146,7 +147,7 @@ class Telemetry:
         """Time a piece of work."""
         engine = self._otel
         if engine is None:
-            yield _FORGETFUL
+            yield NOTHING
             return
         with engine.span(name, self._attributes(attributes), parent=parent, kind=kind) as opened:
             yield _CleanSpan(opened, self._redactor)
@@ -241,17 +242,6 @@ def open_telemetry(
         opened.close_now()
         raise
     return opened
-
-
-class _Forgetful:
-    def put(self, key: str, value: Attribute) -> None:
-        """Forget it."""
-
-    def put_content(self, key: str, text: str) -> None:
-        """Forget it."""
-
-
-_FORGETFUL = _Forgetful()
 
 
 class _RawSpan(Protocol):
