@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
 _QUEUE_MAX = 10_000
-_PARTS_MAX = 32
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):  # a dataclass takes eight times as long to make
@@ -50,65 +48,83 @@ class _Now:
 
     turn: int
     attempt: int
-    parts: list[str]
-    """Its newest pieces."""
-    agent: str = ""
-    passages: list[str] = field(default_factory=list)
-    """The text before its newest pieces, joined by so many."""
+    agent: str
+    text: bytearray = field(default_factory=bytearray)
+    """In UTF-8: pieces alone would take five times their text."""
 
 
 class Ear:
     """What a listener hears, in its order; who listens may put more into it. A queue for one, a third as large."""
 
-    __slots__ = ("_heard", "_waiter", "at_once")
+    __slots__ = ("_ears", "_heard", "_run", "_waiter", "at_once")
 
-    def __init__(self) -> None:
-        self._heard: deque[object] = deque()
+    def __init__(self, ears: dict[str, list[Ear]], run: str) -> None:
+        self._ears = ears
+        self._run = run
+        self._heard: deque[object] | None = None
+        """None while nothing waits, as it does nearly always: an empty one takes more than all the rest."""
         self._waiter: asyncio.Future[None] | None = None
         self.at_once: Callable[[Piece], bool] | None = None
         """Takes a piece in the moment in which it is said, while nothing else waits; False: it cannot now."""
 
+    def __enter__(self) -> Self:
+        """Begin to hear."""
+        self._ears.setdefault(self._run, []).append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hear no more."""
+        self._ears[self._run].remove(self)
+        if not self._ears[self._run]:
+            del self._ears[self._run]
+
     def qsize(self) -> int:
         """Return how much waits."""
-        return len(self._heard)
+        return len(self._heard or ())
 
     def get_nowait(self) -> object:
         """Return what was heard first, and has not been taken."""
-        return self._heard.popleft()
+        if self._heard is None:
+            raise IndexError("nothing waits")
+        heard = self._heard.popleft()
+        self._heard = self._heard or None
+        return heard
 
     async def get(self) -> object:
         """Return what was heard next. Raises what `at_once` raised."""
-        while not self._heard:
+        while self._heard is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        heard = self._heard.popleft()
+        heard = self.get_nowait()
         if isinstance(heard, Exception):
             raise heard
         return heard
 
     def put_nowait(self, heard: object) -> None:
         """Have something heard after all that waits."""
+        if self._heard is None:
+            self._heard = deque()
         self._heard.append(heard)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def forget_pieces(self) -> None:
         """Forget what waits of what was said: who listens has it by another way."""
-        self._heard = deque(each for each in self._heard if not isinstance(each, Piece))
+        self._heard = deque(each for each in self._heard or () if not isinstance(each, Piece)) or None
 
     def hear(self, piece: Piece | Moved) -> None:
         """Hand on what is said: at once where that is wanted and keeps the order."""
-        if self.at_once is not None and self._waiter is not None and not self._heard and isinstance(piece, Piece):
+        if self.at_once is not None and self._waiter is not None and self._heard is None and isinstance(piece, Piece):
             try:
                 if self.at_once(piece):
                     return
             except Exception as error:  # noqa: BLE001 - who speaks has no part in it: it is raised where one listens
                 self.put_nowait(error)
                 return
-        if len(self._heard) < _QUEUE_MAX:
+        if self.qsize() < _QUEUE_MAX:
             self.put_nowait(piece)
 
 
@@ -116,7 +132,7 @@ class Live:
     """Hands pieces to the listeners of a run. One that does not keep up misses some, and reads them in the journal."""
 
     def __init__(self) -> None:
-        self._ears: dict[str, set[Ear]] = defaultdict(set)
+        self._ears: dict[str, list[Ear]] = {}
         self._now: dict[str, _Now] = {}
 
     def say(self, piece: Piece | Moved) -> None:
@@ -124,12 +140,8 @@ class Live:
         if isinstance(piece, Piece) and piece.kind == "text" and not piece.task:
             now = self._now.get(piece.run)
             if now is None or now.turn != piece.turn or now.attempt != piece.attempt:
-                self._now[piece.run] = _Now(piece.turn, piece.attempt, [piece.text], piece.agent)
-            else:
-                now.parts.append(piece.text)
-                if len(now.parts) > _PARTS_MAX:
-                    now.passages.append("".join(now.parts))
-                    now.parts.clear()
+                self._now[piece.run] = now = _Now(piece.turn, piece.attempt, piece.agent)
+            now.text += piece.text.encode("utf-8", "surrogatepass")
         for ear in self._ears.get(piece.run, ()):
             ear.hear(piece)
 
@@ -140,20 +152,10 @@ class Live:
     def said(self, run: str) -> Piece | None:
         """Return all that was said of the present turn, as one piece; None when nothing is being said."""
         now = self._now.get(run)
-        return (
-            None
-            if now is None
-            else Piece(run, now.turn, now.attempt, "text", "".join((*now.passages, *now.parts)), now.agent)
-        )
+        if now is None:
+            return None
+        return Piece(run, now.turn, now.attempt, "text", now.text.decode("utf-8", "surrogatepass"), now.agent)
 
-    @contextmanager
-    def listen(self, run: str) -> Iterator[Ear]:
-        """Give an ear to what is said from now on."""
-        ear = Ear()
-        self._ears[run].add(ear)
-        try:
-            yield ear
-        finally:
-            self._ears[run].discard(ear)
-            if not self._ears[run]:
-                del self._ears[run]
+    def listen(self, run: str) -> Ear:
+        """Give an ear to what is said from now on, while it is entered."""
+        return Ear(self._ears, run)

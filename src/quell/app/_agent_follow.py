@@ -21,7 +21,7 @@ from quell.runs import Runs
 
 _KEPT = ("agent.", "run.")
 _ID_MAX_CHARS = 80
-_PENDING_MAX = 32
+_PENDING_MAX = 16
 _NUMBER_MAX = 2**63 - 1
 """What the journal counts up to."""
 

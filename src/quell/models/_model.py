@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -22,9 +22,6 @@ from quell.domain import (
     UsageTold,
 )
 from quell.models._tokens import TokenCounter
-
-_PIECES_MAX = 32
-"""So many pieces are joined: each alone takes five times its text."""
 
 Hear: TypeAlias = Callable[[ModelEvent], None]
 """Hears what a model says; it must not block."""
@@ -69,11 +66,14 @@ class Teller(Protocol):
         """Ask, hand everything that `stream` would yield to `hear`, and return at the end. Raises as `stream` does."""
 
 
-async def tell(model: Model, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+def tell(model: Model, request: ModelRequest, *, deadline_s: float, hear: Hear) -> Awaitable[None]:
     """Ask a model and hand what comes to `hear`, at once where the model can. Raises as `Model.stream` does."""
     if isinstance(model, Teller):
-        await model.tell(request, deadline_s=deadline_s, hear=hear)
-        return
+        return model.tell(request, deadline_s=deadline_s, hear=hear)
+    return _told(model, request, deadline_s=deadline_s, hear=hear)
+
+
+async def _told(model: Model, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
     async with aclosing(model.stream(request, deadline_s=deadline_s)) as events:
         async for event in events:
             hear(event)
@@ -83,10 +83,8 @@ async def tell(model: Model, request: ModelRequest, *, deadline_s: float, hear: 
 class Gathering:
     """A reply in the making: what has streamed so far."""
 
-    text: list[str] = field(default_factory=list)
-    """Its newest pieces."""
-    passages: list[str] = field(default_factory=list)
-    """Its text before them, joined by so many pieces: all of it anew each time would cost ever more."""
+    text: bytearray = field(default_factory=bytearray)
+    """In UTF-8: pieces alone would take five times their text."""
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, list[str]] = field(default_factory=dict)
     """By index: id, name, and pieces of the arguments."""
@@ -99,10 +97,7 @@ class Gathering:
         """Add one event."""
         match event:
             case TextPiece():
-                self.text.append(event.text)
-                if len(self.text) > _PIECES_MAX:
-                    self.passages.append("".join(self.text))
-                    self.text.clear()
+                self.text += event.text.encode("utf-8", "surrogatepass")
             case CallPiece():
                 call = self.calls.setdefault(event.index, ["", ""])
                 call[0] = call[0] or event.id
@@ -122,9 +117,10 @@ class Gathering:
         text = self.text
 
         def hear(event: ModelEvent) -> None:
+            nonlocal text
             also(event)
-            if type(event) is TextPiece and len(text) < _PIECES_MAX:
-                text.append(event.text)  # as nearly all are
+            if type(event) is TextPiece:
+                text += event.text.encode("utf-8", "surrogatepass")  # as nearly all are
             else:
                 self.take(event)
 
@@ -132,10 +128,9 @@ class Gathering:
 
     def reply(self, *, request: ModelRequest, counter: TokenCounter) -> ModelReply:
         """Return the whole; tokens that nobody told are estimated. Raises ModelError when it has no end."""
+        text, reasoning = self.text.decode("utf-8", "surrogatepass"), "".join(self.reasoning)
         if self.ended is None:
-            raise ModelError(
-                "the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(self.text or self.passages)
-            )
+            raise ModelError("the answer ended in its middle", fault=ModelFault.BROKEN_STREAM, said=bool(text))
         calls = tuple(
             CallWanted(
                 id=call[0],
@@ -145,7 +140,6 @@ class Gathering:
             )
             for index, call in sorted(self.calls.items())
         )
-        text, reasoning = "".join((*self.passages, *self.text)), "".join(self.reasoning)
         reason: Literal["stop", "length", "calls", "filtered"] = self.ended.reason
         if calls and reason == "stop":
             # Some providers say `stop` where they wanted tools called.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from quell.models._proxy import Proxy
 from quell.models._tunnel import tunnelled
 
 _BUFFER_HIGH_BYTES = 256 * 1024
-_BUFFER_LOW_BYTES = 64 * 1024
 _HEAD_MAX_BYTES = 64 * 1024
 _IDLE_S = 50.0
 """A connection that was not used for this long is not used again: servers close theirs after a minute."""
@@ -71,8 +69,8 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._pieces: deque[bytes] = deque()
-        self._buffered = 0
+        self._kept = bytearray()
+        """What came of the answer, and nobody has taken."""
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
@@ -111,7 +109,7 @@ class Wire(asyncio.Protocol):
             self._fail(ModelError("the answer changes the protocol", fault=ModelFault.BAD_ANSWER))
         if not self.has_head and self._head_bytes > _HEAD_MAX_BYTES:
             self._fail(ModelError("the head of the answer has no end", fault=ModelFault.BAD_ANSWER))
-        if self._buffered > _BUFFER_HIGH_BYTES and not self._paused and self._transport is not None:
+        if len(self._kept) > _BUFFER_HIGH_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         if self._take is None or self.is_complete or self._broken is not None:
@@ -144,8 +142,7 @@ class Wire(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Hand on a piece of the answer, or keep it until somebody takes it."""
         if self._take is None:
-            self._pieces.append(body)
-            self._buffered += len(body)
+            self._kept += body
             return
         try:
             self._take(body)
@@ -176,14 +173,8 @@ class Wire(asyncio.Protocol):
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the answer as it comes. Raises ModelError when it breaks off."""
         while True:
-            while self._pieces:
-                piece = self._pieces.popleft()
-                self._buffered -= len(piece)
-                if self._paused and self._buffered < _BUFFER_LOW_BYTES:
-                    self._paused = False
-                    if self._transport is not None and not self.is_lost:
-                        self._transport.resume_reading()
-                yield piece
+            while self._kept:
+                yield self._taken()
             if self.is_complete:
                 return
             self._check()
@@ -191,12 +182,8 @@ class Wire(asyncio.Protocol):
 
     async def give(self, take: Callable[[bytes], None]) -> None:
         """Hand the answer to `take` as it comes, and return at its end. Raises as `pieces` does, and what `take` raises."""
-        while self._pieces:
-            take(self._pieces.popleft())
-        self._buffered = 0
-        if self._paused and self._transport is not None and not self.is_lost:
-            self._transport.resume_reading()
-        self._paused = False
+        if self._kept:
+            take(self._taken())
         self._take, self._broken = take, None
         try:
             while not self.is_complete:
@@ -239,11 +226,20 @@ class Wire(asyncio.Protocol):
 
     def is_fit(self, now: float) -> bool:
         """Tell whether it may carry another request."""
-        if self.is_lost or not self.is_kept or now - self.idle_since > _IDLE_S or self._pieces:
+        if self.is_lost or not self.is_kept or now - self.idle_since > _IDLE_S or self._kept:
             return False
         return self._transport is not None and not self._transport.is_closing()
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _taken(self) -> bytes:
+        """Return what was kept, and let more come."""
+        kept, self._kept = bytes(self._kept), bytearray()
+        if self._paused:
+            self._paused = False
+            if self._transport is not None and not self.is_lost:
+                self._transport.resume_reading()
+        return kept
 
     def _look(self) -> None:
         """See whether something came in time: one timer serves a whole exchange."""

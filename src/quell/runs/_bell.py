@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from quell.domain import JournalError
 
@@ -24,40 +24,45 @@ _LINGER_S = 2.0
 """How long one goes on to look when nobody listens any more: who reads a page, comes back."""
 
 
-class _Bell:
-    """The bell of one run, as long as somebody listens to it."""
-
-    __slots__ = ("listeners", "over", "rung")
-
-    def __init__(self) -> None:
-        self.rung = asyncio.Event()
-        self.over: asyncio.Event | None = None
-        """For those who wait for the end; None: nobody does."""
-        self.listeners = 0
-
-
 class Ear:
-    """What one follower hears of one run, or of all."""
+    """What one follower hears of one run, or of all, while it is entered."""
 
-    __slots__ = ("_bell", "_bells", "_run", "_rung", "_until")
+    __slots__ = ("_bells", "_has_rung", "_run", "_until", "_waiter")
 
-    def __init__(self, bells: Bells, run: str, bell: _Bell, *, until: Until) -> None:
+    def __init__(self, bells: Bells, run: str, *, until: Until) -> None:
         self._bells = bells
         self._run = run
-        self._bell = bell
-        self._rung = bell.rung
         self._until = until
+        self._has_rung = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to hear."""
+        self._bells.add(self._run, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hear no more."""
+        self._bells.remove(self._run, self)
 
     def listen(self) -> None:
         """Begin to listen: call this before looking, so that no ring between looking and waiting is missed."""
-        if self._until == "news":
-            self._rung = self._bell.rung
-        else:
-            self._rung = self._bell.over = self._bell.over or asyncio.Event()
+        self._has_rung = False
 
     async def wait(self) -> None:
         """Wait until it rang since `listen`."""
-        await self._bells.wait(self._run, self._rung)
+        with self._bells.looking(self._run):
+            while not self._has_rung:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+
+    def ring(self, *, has_ended: bool) -> None:
+        """Wake who waits, if it is for this."""
+        if self._until == "end" and not has_ended:
+            return
+        self._has_rung = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Bells:
@@ -69,22 +74,24 @@ class Bells:
         """Take how to tell a run that is executed here, and what looks for runs with events past a number."""
         self._is_here = is_here
         self._news = news
-        self._bells: dict[str, _Bell] = {}
+        self._ears: dict[str, list[Ear]] = {}
         self._elsewhere = 0
         self._hurry = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
-    @contextmanager
-    def ear(self, run: str, *, until: Until = "news") -> Iterator[Ear]:
+    def ear(self, run: str, *, until: Until = "news") -> Ear:
         """Give an ear for a run, or for `EVERYTHING`."""
-        bell = self._bells.setdefault(run, _Bell())
-        bell.listeners += 1
-        try:
-            yield Ear(self, run, bell, until=until)
-        finally:
-            bell.listeners -= 1
-            if not bell.listeners:
-                del self._bells[run]
+        return Ear(self, run, until=until)
+
+    def add(self, run: str, ear: Ear) -> None:
+        """Have an ear hear what rings for a run."""
+        self._ears.setdefault(run, []).append(ear)
+
+    def remove(self, run: str, ear: Ear) -> None:
+        """Let an ear hear no more."""
+        self._ears[run].remove(ear)
+        if not self._ears[run]:
+            del self._ears[run]
 
     def ring(self, *runs: str, ended: Collection[str] | None = None) -> None:
         """Wake those who follow these runs, and those who follow all.
@@ -92,17 +99,12 @@ class Bells:
         Who waits for an end is woken for those that have `ended`; None: any of them may have.
         """
         for run in (*runs, EVERYTHING):
-            bell = self._bells.get(run)
-            if bell is None:
-                continue
-            bell.rung.set()
-            bell.rung = asyncio.Event()
-            if bell.over is not None and (ended is None or run in ended):
-                bell.over.set()
-                bell.over = None
+            for ear in self._ears.get(run, ()):
+                ear.ring(has_ended=ended is None or run in ended)
 
-    async def wait(self, run: str, rung: asyncio.Event) -> None:
-        """Wait for a ring; one looks for all who wait what other processes have written."""
+    @contextmanager
+    def looking(self, run: str) -> Iterator[None]:
+        """Look, while somebody waits for a ring, what other processes have written."""
         is_elsewhere = not self._is_here(run)
         if is_elsewhere:
             self._elsewhere += 1
@@ -110,7 +112,7 @@ class Bells:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_forever())
         try:
-            await rung.wait()
+            yield
         finally:
             if is_elsewhere:
                 self._elsewhere -= 1
@@ -120,7 +122,7 @@ class Bells:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
-        self.ring(*self._bells)
+        self.ring(*self._ears)
 
     async def _look_forever(self) -> None:
         """Look as long as somebody listens."""
@@ -139,9 +141,9 @@ class Bells:
             else:
                 self._hurry.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_HERE_S if self._bells else _LINGER_S):
+                    async with asyncio.timeout(_LOOK_HERE_S if self._ears else _LINGER_S):
                         await self._hurry.wait()
-            if self._bells:
+            if self._ears:
                 heard_s = loop.time()
 
     async def _look(self, last: int | None, late: set[str]) -> int | None:
@@ -149,12 +151,12 @@ class Bells:
         try:
             newest, runs = await self._news(last)
         except JournalError:
-            self.ring(*self._bells)  # they look themselves, and say what is wrong
+            self.ring(*self._ears)  # they look themselves, and say what is wrong
             return last
         if last is None:
-            self.ring(*self._bells)  # what came before the first look is not known to all of them
+            self.ring(*self._ears)  # what came before the first look is not known to all of them
         elif newest > last:
-            followed = [run for run in runs if run in self._bells]
+            followed = [run for run in runs if run in self._ears]
             late.update(run for run in followed if self._is_here(run))
             self.ring(*(run for run in followed if run not in late))
         return newest
