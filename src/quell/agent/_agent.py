@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -82,13 +82,13 @@ class Agent:
         self._entropy = entropy
         self._hands = Hands(role, toolbox=toolbox, seat=self._seat, live=self._live)
 
-    async def begin(self, context: RunContext, messages: Sequence[Message], *, caller: ToolCaller) -> Ended:
+    def begin(self, context: RunContext, messages: Sequence[Message], *, caller: ToolCaller) -> Awaitable[Ended]:
         """Begin a conversation: its last message is what is asked, or brings results of the client's own tools."""
-        return await self.converse(context, opened(messages, fence=fence_of(self._entropy)), caller=caller)
+        return self.converse(context, opened(messages, fence=fence_of(self._entropy)), caller=caller)
 
-    async def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Ended:
+    def go_on(self, context: RunContext, state: Mapping[str, object], *, caller: ToolCaller) -> Awaitable[Ended]:
         """Go on with a conversation that waited."""
-        return await self.converse(context, talk_of(state), caller=caller)
+        return self.converse(context, talk_of(state), caller=caller)
 
     @told
     async def converse(self, context: RunContext, talk: Talk, *, caller: ToolCaller) -> Ended:
@@ -169,8 +169,8 @@ class Agent:
     async def _turn(self, context: RunContext, talk: Talk, request: ModelRequest, *, left_s: float, name: str) -> Asked:
         deadline_s = max(1.0, min(left_s, _MODEL_MINUTES_MAX * 60))
 
-        async def work() -> Asked:
-            return await asked(
+        def work() -> Awaitable[Asked]:
+            return asked(
                 self._model,
                 request,
                 run=context.run.id,

@@ -62,7 +62,7 @@ class Model(Protocol):
 class Teller(Protocol):
     """A model that need not wake anybody for each piece: what comes is handed on in the moment in which it comes."""
 
-    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+    def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> Awaitable[None]:
         """Ask, hand everything that `stream` would yield to `hear`, and return at the end. Raises as `stream` does."""
 
 
@@ -112,7 +112,7 @@ class Gathering:
             case Ended():
                 self.ended = event
 
-    async def fill(self, model: Model, request: ModelRequest, *, deadline_s: float, also: Hear) -> None:
+    def fill(self, model: Model, request: ModelRequest, *, deadline_s: float, also: Hear) -> Awaitable[None]:
         """Ask a model, and take all that comes, each thing after `also` was told. Raises as `Model.stream` does."""
         text = self.text
 
@@ -124,7 +124,7 @@ class Gathering:
             else:
                 self.take(event)
 
-        await tell(model, request, deadline_s=deadline_s, hear=hear)
+        return tell(model, request, deadline_s=deadline_s, hear=hear)
 
     def reply(self, *, request: ModelRequest, counter: TokenCounter) -> ModelReply:
         """Return the whole; tokens that nobody told are estimated. Raises ModelError when it has no end."""

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
@@ -144,9 +144,9 @@ class ChosenModel(Wrapped):
             async for event in events:
                 yield event
 
-    async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
+    def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> Awaitable[None]:
         """Ask as the settings say, and hand on what comes. Raises as `Model.stream` does."""
-        await tell(self._inner, self.chosen(request), deadline_s=deadline_s, hear=hear)
+        return tell(self._inner, self.chosen(request), deadline_s=deadline_s, hear=hear)
 
     def chosen(self, request: ModelRequest) -> ModelRequest:
         """Return a request with what the settings say about it."""

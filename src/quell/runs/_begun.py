@@ -18,7 +18,8 @@ class Begun:
     """A segment that this process holds."""
 
     run: Run
-    arguments: JsonObject
+    arguments: str
+    """JSON: read into objects it would take five times as much, for as long as the run does."""
     place: Mapping[str, str]
     """Where in a trace it was started, as headers; empty: nowhere."""
     state: JsonObject

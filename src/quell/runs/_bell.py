@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Literal, Self, TypeAlias
 
 from quell.domain import JournalError
@@ -51,10 +51,13 @@ class Ear:
 
     async def wait(self) -> None:
         """Wait until it rang since `listen`."""
-        with self._bells.looking(self._run):
+        self._bells.begin_looking(self._run, self)
+        try:
             while not self._has_rung:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
+        finally:
+            self._bells.end_looking(self)
 
     def ring(self, *, has_ended: bool) -> None:
         """Wake who waits, if it is for this."""
@@ -75,7 +78,7 @@ class Bells:
         self._is_here = is_here
         self._news = news
         self._ears: dict[str, list[Ear]] = {}
-        self._elsewhere = 0
+        self._elsewhere: set[Ear] = set()
         self._hurry = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
@@ -102,20 +105,17 @@ class Bells:
             for ear in self._ears.get(run, ()):
                 ear.ring(has_ended=ended is None or run in ended)
 
-    @contextmanager
-    def looking(self, run: str) -> Iterator[None]:
-        """Look, while somebody waits for a ring, what other processes have written."""
-        is_elsewhere = not self._is_here(run)
-        if is_elsewhere:
-            self._elsewhere += 1
+    def begin_looking(self, run: str, ear: Ear) -> None:
+        """Look what other processes have written, as long as this ear waits for a ring."""
+        if not self._is_here(run):
+            self._elsewhere.add(ear)
             self._hurry.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_forever())
-        try:
-            yield
-        finally:
-            if is_elsewhere:
-                self._elsewhere -= 1
+
+    def end_looking(self, ear: Ear) -> None:
+        """Look for it no more."""
+        self._elsewhere.discard(ear)
 
     async def close(self) -> None:
         """Stop looking, and wake everybody."""

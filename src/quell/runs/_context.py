@@ -119,7 +119,7 @@ class RunContext:
         self,
         *,
         run: Run,
-        arguments: JsonObject,
+        arguments: str,
         state: JsonObject,
         kept: Mapping[str, KeptStep],
         pen: Pen,
@@ -130,7 +130,7 @@ class RunContext:
         self.run = run
         self.fence = fence
         """Proof that this segment holds its run; the ledger asks for it before every effect."""
-        self.arguments = arguments
+        self._arguments = arguments
         self.state = state
         """What the segment before handed over; empty at first."""
         self._kept = kept
@@ -139,6 +139,11 @@ class RunContext:
         self._clean = clean
         self._used: set[str] = set()
         self._nows = 0
+
+    @property
+    def arguments(self) -> JsonObject:
+        """Read what the run was started with."""
+        return msgspec.json.decode(self._arguments, type=dict[str, object])
 
     async def step(
         self,
@@ -236,13 +241,9 @@ class RunContext:
 
 async def _within(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
     """Await one attempt; at the deadline, or when the run is cancelled, interrupt it and do not wait long for it."""
-
-    async def attempt() -> T:
-        return await work()
-
-    task = asyncio.create_task(attempt())
+    task = asyncio.ensure_future(work())
     try:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        done, _ = await asyncio.wait((task,), timeout=timeout_s)
     except asyncio.CancelledError:
         task.cancel()
         task.add_done_callback(_retrieve)
@@ -259,7 +260,7 @@ async def _within(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
     raise _DeadlineError
 
 
-def _retrieve(task: asyncio.Task[T]) -> None:
+def _retrieve(task: asyncio.Future[T]) -> None:
     """Take the outcome of an interrupted attempt, so that nobody reports it as forgotten."""
     if not task.cancelled():
         task.exception()

@@ -244,7 +244,7 @@ class Journal:
         arguments, place = without_place(_object(row.arguments))
         return Begun(
             run=_run(row),
-            arguments=arguments,
+            arguments=json_of(arguments),
             place=place,
             state=_object(state),
             segment=row.segment,

@@ -34,6 +34,7 @@ class SegmentPen:
         # A step that is over by then is told in one transaction with its end.
         await asyncio.sleep(_ANNOUNCE_AFTER_S)
         await self._announce_now(name)
+        self._announcements.pop(name, None)  # steps may last long
 
     async def _announce_now(self, name: str) -> None:
         self._announced.add(name)

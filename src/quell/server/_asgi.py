@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from quell import telemetry
 from quell.app import App
@@ -33,6 +34,7 @@ from quell.server._rates import Rates
 from quell.server._responses import Responses
 from quell.server._spans import traced
 from quell.server._stops import Stops
+from quell.server._streaming import LASTING, Lasting
 from quell.server._telemetry import Intake, Signal
 from quell.server._tools import Tools
 
@@ -43,6 +45,22 @@ _TELEMETRY = Access(verb="telemetry.write", roles=OPERATORS, opens="on loopback"
 _ALERTS = Access(verb="alert.write", roles=OPERATORS, opens="on loopback", grants="role or scope")
 _TRACE = Access(verb="run.read", belongs_to="tenant")
 _CHANGES = Access(verb="change.write", roles=OPERATORS, grants="role or scope")
+
+
+class _Face(Starlette):
+    """Answers requests, and writes the streams that they began when nothing else of them is left."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one."""
+        await super().__call__(scope, receive, send)
+        lasting: Lasting | None = scope.pop(LASTING, None)
+        if lasting is None:
+            return
+        try:
+            await lasting(send)
+        except Exception as error:
+            _tell_bug(scope["path"], error)
+            raise
 
 
 def asgi(app: App) -> Starlette:
@@ -57,7 +75,7 @@ def asgi(app: App) -> Starlette:
     others = _a2a_face(app, gate, bodies=bodies, rates=rates)
     talking: list[BaseRoute] = [Route("/mcp", face)] if face is not None else []
     talking += others.routes if others is not None else []
-    starlette = Starlette(
+    starlette = _Face(
         routes=[
             *talking,
             *_trouble(app, gate, streams, bodies=bodies),
@@ -232,8 +250,11 @@ def _methods_of(request: Request) -> list[str]:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    said = f"{type(error).__name__}: {error}"
-    telemetry.event("server.failed", path=request.url.path, error=said)
+    _tell_bug(request.url.path, error)
     return error_response(
         WireError(500, "InternalError", "a bug of Quell's; its log says more", hint="see logs/quell.log")
     )
+
+
+def _tell_bug(path: str, error: Exception) -> None:
+    telemetry.event("server.failed", path=path, error=f"{type(error).__name__}: {error}")

@@ -299,7 +299,7 @@ class Chats:
         )
         return Streaming(partial(self._answer, begun=begun, telling=telling), headers=STREAM_HEADERS | begun.headers())
 
-    async def _answer(self, receive: Receive, send: Send, at_once: AtOnce, *, begun: Begun, telling: _Telling) -> Ended:
+    async def _answer(self, receive: Receive, send: Send, *, at_once: AtOnce, begun: Begun, telling: _Telling) -> Ended:
         """Send the stream of one run to its end, and tell how it ended."""
         frames, events, listening = telling.frames, telling.events, telling.listening
         outlet = Outlet(send, on_sent=listening.sent, at_once=at_once)

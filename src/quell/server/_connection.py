@@ -8,7 +8,7 @@ from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from quell.server._streaming import AT_ONCE, SEND
+from quell.server._streaming import AT_ONCE
 
 _HEAD_BYTES_MAX = 64 * 1024
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -17,15 +17,15 @@ _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\
 class Connection(HttpToolsProtocol):
     """Ends a connection whose request head has no end in size or time; uvicorn would wait and gather for ever."""
 
+    # Beyond thirty attributes, and uvicorn has nearly as many, each connection would keep a table of their names.
+    __slots__ = ("_deadline", "_head_bytes", "_is_in_head")
     head_s = 30.0
-    _is_in_head = True
-    _head_bytes = 0
-    _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request, but not for ever."""
+        self._is_in_head, self._head_bytes = True, 0
         super().connection_made(cast("asyncio.Transport", transport))
-        self._deadline = self.loop.call_later(self.head_s, self.transport.close)
+        self._deadline: asyncio.TimerHandle | None = self.loop.call_later(self.head_s, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
         self._lift_deadline()
         super().on_headers_complete()
         # The application begins after this, and finds here what leads to the connection past everything in between.
-        self.scope |= {SEND: self.cycle.send, AT_ONCE: partial(_at_once, self.cycle)}  # type: ignore[misc] # keys of ours
+        self.scope[AT_ONCE] = partial(_at_once, self.cycle)  # type: ignore[literal-required] # a key of ours
 
     def on_message_complete(self) -> None:
         """Expect the head of another request."""
@@ -79,6 +79,7 @@ def connection_class(*, head_timeout_s: float) -> type[Connection]:
     """Return the class of connections that wait this long for the head of a request."""
 
     class Bounded(Connection):
+        __slots__ = ()
         head_s = head_timeout_s
 
     return Bounded

@@ -6,7 +6,8 @@ import asyncio
 import types
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -18,8 +19,11 @@ Ended: TypeAlias = Mapping[str, str | int | bool]
 """How a stream ended, as attributes of its request's span."""
 AtOnce: TypeAlias = Callable[[bytes], bool]
 """Sends a piece of a body in this moment; False: the connection has no room for it now."""
-SEND, AT_ONCE = "quell.send", "quell.at_once"
-"""Where a request's scope has the ways to its connection that no middleware stands in."""
+AT_ONCE = "quell.at_once"
+"""Where a request's scope has the way to its connection that takes no waiting."""
+LASTING = "quell.lasting"
+"""Where a request's scope takes what goes on when all that stands around its endpoint has been left."""
+Lasting: TypeAlias = Callable[[Send], Awaitable[None]]
 
 
 def never(_piece: bytes) -> bool:
@@ -27,33 +31,50 @@ def never(_piece: bytes) -> bool:
     return False
 
 
+class Writing(Protocol):
+    """Writes a stream to its end, and then tells how it ended."""
+
+    def __call__(self, receive: Receive, send: Send, *, at_once: AtOnce) -> Awaitable[Ended]:
+        """Write it."""
+
+
+def _forget(_name: str, _value: object) -> None:
+    """Tell nobody."""
+
+
 class Streaming(StreamingResponse):
     """Hands the connection to whoever writes; Starlette's own would put two tasks between each piece and the wire."""
 
-    def __init__(
-        self, write: Callable[[Receive, Send, AtOnce], Awaitable[Ended]], *, headers: Mapping[str, str]
-    ) -> None:
+    def __init__(self, write: Writing, *, headers: Mapping[str, str]) -> None:
         """Take what writes it to its end, and then tells how it ended."""
         super().__init__(iter(()), headers=headers)
         self._write = write
         self._within: AbstractContextManager[object] = nullcontext()
-        self._tell: Callable[[str, str | int | bool], None] | None = None
+        self._tell: Callable[[str, str | int | bool], None] = _forget
 
     def within(self, lasting: AbstractContextManager[object], *, tell: Callable[[str, str | int | bool], None]) -> None:
         """Leave `lasting` when the stream has ended, and `tell` before that how it did."""
         self._within, self._tell = lasting, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer: the head, what is written, and the end."""
-        with self._within:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            # Now that it has begun, nobody in between has anything to do with what is sent.
-            send = scope.get(SEND, send)
-            ended = await self._write(receive, send, scope.get(AT_ONCE, never))
-            if self._tell is not None:
-                for name, value in ended.items():
-                    self._tell(name, value)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        """Begin to answer, and leave the rest to the outermost: the frames in between would last as long as the stream."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        writing = partial(self._write, receive, at_once=scope.get(AT_ONCE, never))
+        scope[LASTING] = partial(_lasting, writing, within=self._within, tell=self._tell)
+
+
+async def _lasting(
+    write: Callable[[Send], Awaitable[Ended]],
+    send: Send,
+    *,
+    within: AbstractContextManager[object],
+    tell: Callable[[str, str | int | bool], None],
+) -> None:
+    """Write a stream to its end, and tell how it ended."""
+    with within:
+        for name, value in (await write(send)).items():
+            tell(name, value)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Outlet:

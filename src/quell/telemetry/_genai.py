@@ -54,6 +54,7 @@ _OPENINFERENCE_PROVIDERS: Mapping[str, str] = {"bedrock": "aws", "gemini": "goog
 _FINISH: Mapping[str, str] = {"calls": "tool_calls", "filtered": "content_filter"}
 _whose: ContextVar[Mapping[str, Scalar]] = ContextVar("quell_telemetry_whose", default=MappingProxyType({}))
 """Attributes of every span of a conversation."""
+_NOWHERE = nullcontext()
 
 
 def conversing(
@@ -61,7 +62,7 @@ def conversing(
 ) -> AbstractContextManager[None]:
     """Put onto every span of this block whose conversation it is; what is empty stays as it was outside."""
     if not is_listening():
-        return nullcontext()
+        return _NOWHERE
     return _conversing(agent=agent, session=session, user=user, metadata=metadata or {})
 
 
@@ -168,7 +169,7 @@ class _Unheard:
         """Nobody listens."""
 
 
-_UNHEARD: Asking = _Unheard()
+_UNHEARD: AbstractContextManager[Asking] = nullcontext(_Unheard())
 
 
 class _Asking:
@@ -201,7 +202,7 @@ class _Asking:
 def chat(request: ModelRequest, *, provider: str, model: str, attempt: int) -> AbstractContextManager[Asking]:
     """Time one try of a model call as a span."""
     if not is_listening():
-        return nullcontext(_UNHEARD)
+        return _UNHEARD
     return _chatting(request, provider=provider, model=model, attempt=attempt)
 
 
