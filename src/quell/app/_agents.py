@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +188,7 @@ class AgentDesk:
             self._room.forget(ticket)
             raise
         self._room.begun(run.id, ticket)
-        await self._kept(run.id, wanted)
+        await self._kept(run.id, wanted, write=self._runs.write_beside)
         return run
 
     def follow(self, run: str, *, after: str = "", straight: Straight | None = None) -> AsyncGenerator[Heard, None]:
@@ -321,7 +321,7 @@ class AgentDesk:
             self._room.live.settle(context.run.id)
         if isinstance(ended, WaitUntil):
             return ended
-        await self._kept(context.run.id, wanted)
+        await self._kept(context.run.id, wanted, write=self._runs.write)
         self._room.ended(context.run.id, wanted)
         await self._room.settle()
         return Done(result=msgspec.to_builtins(ended))
@@ -335,8 +335,8 @@ class AgentDesk:
                 told = {"agent": mind.id, "version": mind.version, "now": mind.opened_as}
                 await context.emit("agent.version_differs", key=f"differs.{mind.opened_as}", **told)
             if not context.state:
-                # Written while the model is being asked: it comes first, as what is written goes out in its order.
-                began = asyncio.create_task(context.emit("agent.began", key="began", **_began(wanted, mind)))
+                # In the flush that asking the model waits for: it comes first, as what is written goes out in its order.
+                began = asyncio.create_task(context.emit_beside("agent.began", key="began", **_began(wanted, mind)))
                 await asyncio.sleep(0)
                 try:
                     return await agent.begin(context, parted(ask.messages)[0], caller=caller)
@@ -344,16 +344,14 @@ class AgentDesk:
                     await began
             return await agent.go_on(context, context.state, caller=caller)
 
-    async def _kept(self, run: str, wanted: Wanted) -> None:
+    async def _kept(self, run: str, wanted: Wanted, *, write: Callable[..., Awaitable[object]]) -> None:
         """Note whose conversation a run belongs to: when it begins, and once it is answered, should that have failed."""
         ask = wanted.ask
         if not ask.session:
             return
         with suppress(QuellError):  # a journal that blinks costs no run and no answer
             book = await self._room.book()
-            await self._runs.write(
-                book.keep_run, ask.session, run=run, by=wanted.by, agent=wanted.agent, subject=_subject(ask)
-            )
+            await write(book.keep_run, ask.session, run=run, by=wanted.by, agent=wanted.agent, subject=_subject(ask))
 
     def _clean(self, ask: ChatAsk) -> ChatAsk:
         """Take secrets of ours out of what is asked, before anything of it is kept or sent."""

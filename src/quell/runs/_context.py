@@ -103,6 +103,9 @@ class Pen(Protocol):
     async def emit(self, name: str, *, key: str, body: JsonObject) -> None:
         """Append to the event log, once per key."""
 
+    async def emit_beside(self, name: str, *, key: str, body: JsonObject) -> None:
+        """Append as `emit` does, in the flush of what is written next."""
+
 
 Work: TypeAlias = Callable[["RunContext"], Awaitable[Next]]
 """What a kind of run does: one segment per call."""
@@ -210,8 +213,13 @@ class RunContext:
 
     async def emit(self, name: str, *, key: str, **body: object) -> None:
         """Append to the run's event log; the same key again changes nothing."""
-        assert not key.startswith(_RESERVED), f"keys of {_RESERVED} are the journal's own: {key!r}"
+        _check_own(key)
         await self._pen.emit(name, key=key, body=body)
+
+    async def emit_beside(self, name: str, *, key: str, **body: object) -> None:
+        """Append as `emit` does, in the flush of what is written next: for what nothing waits for just now."""
+        _check_own(key)
+        await self._pen.emit_beside(name, key=key, body=body)
 
     def _claim(self, name: str) -> None:
         assert name not in self._used, f"two steps of one segment are called {name!r}"
@@ -237,6 +245,10 @@ class RunContext:
             await self._pen.step_retried(name, attempt=attempt, error=cause)
             await asyncio.sleep(min(_BACKOFF_FIRST_S * 2 ** (attempt - 1), _BACKOFF_MAX_S))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _check_own(key: str) -> None:
+    assert not key.startswith(_RESERVED), f"keys of {_RESERVED} are the journal's own: {key!r}"
 
 
 async def _within(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:

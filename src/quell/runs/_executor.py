@@ -67,6 +67,7 @@ class Executor:
         lanes: Mapping[str, Lane],
         call: Call,
         write: Call,
+        write_beside: Call,
         bells: Bells,
         clean: Callable[[str], str],
     ) -> None:
@@ -78,6 +79,7 @@ class Executor:
         self._lanes = lanes
         self._call = call
         self._write = write
+        self._write_beside = write_beside
         self._bells = bells
         self._dispatcher: Dispatcher | None = None
         self._clean = clean
@@ -302,7 +304,7 @@ class Executor:
 
     async def _perform(self, begun: Begun, *, hold: Hold | None) -> Begun | None:
         """Execute one segment; return the next one if the run goes on at once under the same hold."""
-        run, pen = begun.run, SegmentPen(self._journal, begun, keep=self.keep)
+        run, pen = begun.run, SegmentPen(self._journal, begun, keep=self.keep, keep_beside=self.keep_beside)
         context = RunContext(
             run=run,
             arguments=begun.arguments,
@@ -368,10 +370,18 @@ class Executor:
 
         Ends in cancellation when the run is not held any more, or, by the fence, when the database stays away.
         """
+        return await self._keep(self._write, partial(write, *args, **kwargs))
+
+    async def keep_beside(self, write: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Keep as `keep` does, in the flush of what is written next."""
+        return await self._keep(self._write_beside, partial(write, *args, **kwargs))
+
+    @staticmethod
+    async def _keep(way: Call, write: Callable[[], T]) -> T:
         pause_s = _RETRY_FIRST_S
         while True:
             try:
-                return await self._write(write, *args, **kwargs)
+                return await way(write)
             except SupersededError as error:
                 raise asyncio.CancelledError from error
             except JournalError as error:

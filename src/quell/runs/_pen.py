@@ -18,11 +18,12 @@ _ANNOUNCE_AFTER_S = 0.002
 class SegmentPen:
     """Writes for one segment that is executed here."""
 
-    def __init__(self, journal: Journal, begun: Begun, *, keep: Call) -> None:
-        """Take what keeps at it until a write is done."""
+    def __init__(self, journal: Journal, begun: Begun, *, keep: Call, keep_beside: Call) -> None:
+        """Take what keeps at it until a write is done, at once or beside the next one."""
         self._journal = journal
         self._begun = begun
         self._keep = keep
+        self._keep_beside = keep_beside
         self._announcements: dict[str, asyncio.Task[None]] = {}
         self._announced: set[str] = set()
 
@@ -70,3 +71,7 @@ class SegmentPen:
     async def emit(self, name: str, *, key: str, body: JsonObject) -> None:
         """Append to the event log, once per key."""
         await self._keep(self._journal.emit, self._begun.run.id, name, key=key, body=body)
+
+    async def emit_beside(self, name: str, *, key: str, body: JsonObject) -> None:
+        """Append as `emit` does, in the flush of what is written next."""
+        await self._keep_beside(self._journal.emit, self._begun.run.id, name, key=key, body=body)

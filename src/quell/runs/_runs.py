@@ -179,6 +179,7 @@ class Runs:
             lanes=self._lanes,
             call=self._call,
             write=self._scribe.write,
+            write_beside=self._scribe.write_beside,
             bells=self._bells,
             clean=self._clean,
         )
@@ -289,6 +290,10 @@ class Runs:
         It is kept when this returns. `work` opens its transaction with `database.writing`. Raises what it raises.
         """
         return await self._scribe.write(work, *args, **kwargs)
+
+    async def write_beside(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write as `write` does, in the flush of what is written next: for what nothing waits for just now."""
+        return await self._scribe.write_beside(work, *args, **kwargs)
 
     async def cancel(self, run_id: str) -> Run:
         """Cancel a run, wherever it is executed; a step that runs is interrupted. Raises RefusedError when it has ended."""

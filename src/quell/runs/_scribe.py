@@ -1,8 +1,8 @@
 """Writes of many runs that come at the same time share one transaction, and so one flush (group commit).
 
 A write returns only once its transaction is flushed. What comes while one is being flushed goes into the next, so that
-a write that comes alone waits for nobody. After DeWitt et al., *Implementation Techniques for Main Memory Database
-Systems* (1984), section 5.2.
+a write that comes alone waits for nobody, unless it says that it can. After DeWitt et al., *Implementation Techniques
+for Main Memory Database Systems* (1984), section 5.2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar, cast
+from typing import Literal, ParamSpec, TypeVar, cast
 
 from quell.domain import JournalError
 from quell.runs._database import Connection, Database, Told
@@ -23,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TOGETHER_MAX = 128
+_BESIDE_S = 0.003
 _SAVEPOINT = "quell_part"
 
 
@@ -33,12 +34,15 @@ class _ApartError(Exception):
 class _Part:
     """One write that waits, and what became of it."""
 
-    __slots__ = ("_context", "_last", "_work", "error", "future", "told", "value")
+    __slots__ = ("_context", "_last", "_work", "awaited", "error", "future", "told", "value")
 
-    def __init__(self, work: Callable[[], object], future: asyncio.Future[object]) -> None:
+    def __init__(
+        self, work: Callable[[], object], future: asyncio.Future[object], *, awaited: Literal["now", "later"]
+    ) -> None:
         self._work = work
         self._context = contextvars.copy_context()  # the place in the trace goes along
         self.future = future
+        self.awaited = awaited
         self.value: object = None
         self.error: BaseException | None = None
         self.told: list[Told] = []
@@ -87,24 +91,45 @@ class Scribe:
         self._lock = threading.Lock()
         self._waiting: deque[_Part] = deque()
         self._is_writing = False
+        self._is_closed = False
 
     async def write(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a write of the journal, which opens its transaction itself; it is flushed when this returns.
 
         Raises what the write raises, and JournalError when the database fails.
         """
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        part = _Part(partial(work, *args, **kwargs), future)
-        with self._lock:
-            if not self._is_writing:
-                self._pool.submit(self._write_all)
-                self._is_writing = True
-            self._waiting.append(part)
-        return cast("T", await future)
+        written = self._put(partial(work, *args, **kwargs), awaited="now")
+        self._begin()
+        return cast("T", await written)
+
+    async def write_beside(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a write in the flush of the next one, or alone when none comes soon: for what nothing waits for just now.
+
+        What is written after it comes after it. Raises as `write` does.
+        """
+        written = self._put(partial(work, *args, **kwargs), awaited="later")
+        written.get_loop().call_later(_BESIDE_S, self._begin)
+        return cast("T", await written)
 
     def close(self) -> None:
         """Take no more; what waits is still written."""
+        self._begin()
+        self._is_closed = True
         self._pool.shutdown(wait=False)
+
+    def _put(self, work: Callable[[], object], *, awaited: Literal["now", "later"]) -> asyncio.Future[object]:
+        if self._is_closed:
+            raise RuntimeError("a scribe that is closed writes nothing")
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._waiting.append(_Part(work, future, awaited=awaited))
+        return future
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._waiting and not self._is_writing:
+                self._pool.submit(self._write_all)
+                self._is_writing = True
 
     def _write_all(self) -> None:
         while True:
@@ -167,7 +192,8 @@ class Scribe:
 
 
 def _settle(parts: Sequence[_Part]) -> None:
-    for part in parts:
+    # Who waits for it now is woken first: it may be all that a model waits for.
+    for part in sorted(parts, key=lambda part: part.awaited == "later"):
         if part.future.done():
             continue
         if part.error is not None:
