@@ -78,7 +78,7 @@ class _OpenAI:
     async def _asked(self, texts: Sequence[str]) -> list[list[float]]:
         body = msgspec.json.encode({"model": self._model, "input": list(texts), "encoding_format": "float"})
         asked = self._exchange.asked("/embeddings", body, accept="application/json", deadline_s=self._timeout_s)
-        async with asked as wire:
+        with await asked as wire:
             said = await whole(wire)
         try:
             found = sorted(msgspec.json.decode(said, type=_Vectors).data, key=lambda each: each.index)

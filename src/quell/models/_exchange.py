@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quell.domain import Clock, ModelError, ModelFault
@@ -31,6 +30,30 @@ class Patience:
     """Until the first byte of an answer: a large prompt takes its time."""
     quiet_s: float = 60.0
     """Between two pieces of an answer."""
+
+
+class Answering:
+    """An answer under way: its connection is given back when it is left."""
+
+    __slots__ = ("_give_back", "_timer", "_wire")
+
+    def __init__(self, wire: Wire, *, timer: asyncio.TimerHandle, give_back: Callable[[Wire], None]) -> None:
+        self._wire = wire
+        self._timer = timer
+        self._give_back = give_back
+
+    def __enter__(self) -> Wire:
+        """Give the connection on which it comes."""
+        return self._wire
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.end()
+
+    def end(self) -> None:
+        """Give the connection back: there is no more to come, or nobody wants it."""
+        self._timer.cancel()
+        self._give_back(self._wire)
 
 
 class Exchange:
@@ -59,8 +82,7 @@ class Exchange:
         self._hear = hear
         self._via = via
 
-    @asynccontextmanager
-    async def asked(self, path: str, body: bytes, *, accept: str, deadline_s: float) -> AsyncIterator[Wire]:
+    async def asked(self, path: str, body: bytes, *, accept: str, deadline_s: float) -> Answering:
         """Post a body, and give the connection on which its answer comes.
 
         Raises:
@@ -70,21 +92,23 @@ class Exchange:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
         wire = await self._opened(path, body, accept=accept, ends_at=ends_at)
-        del body  # it has gone out, and may be large
-        timer = loop.call_at(ends_at, _cut, wire, deadline_s)
+        answering = Answering(wire, timer=loop.call_at(ends_at, _cut, wire, deadline_s), give_back=self._give_back)
         try:
-            head = wire.head
-            self._require_let_through(head.status)
-            if self._hear is not None:
-                self._hear(head.headers)
-            if head.status != 200:
-                said = await whole(wire, limit_bytes=_ERROR_MAX_BYTES, is_cut=True)
-                raise fault_of_answer(head.status, headers=head.headers, body=said, now=self._clock())
-            wire.expect_within(self._patience.quiet_s)
-            yield wire
-        finally:
-            timer.cancel()
-            self._give_back(wire)
+            await self._require_answer(wire)
+        except BaseException:
+            answering.end()
+            raise
+        wire.expect_within(self._patience.quiet_s)
+        return answering
+
+    async def _require_answer(self, wire: Wire) -> None:
+        head = wire.head
+        self._require_let_through(head.status)
+        if self._hear is not None:
+            self._hear(head.headers)
+        if head.status != 200:
+            said = await whole(wire, limit_bytes=_ERROR_MAX_BYTES, is_cut=True)
+            raise fault_of_answer(head.status, headers=head.headers, body=said, now=self._clock())
 
     async def fetched(self, path: str, *, timeout_s: float) -> bytes:
         """Return what a path holds. Raises as `asked` does."""

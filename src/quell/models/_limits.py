@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Self
 
 from quell.domain import ModelError, ModelEvent, ModelFault, ModelRequest, OverloadError, UsageTold
 from quell.models._model import Hear, Model, tell
@@ -175,49 +176,58 @@ class LimitedModel(Wrapped):
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Wait for a place, then ask. Raises as `Model.stream` does."""
-        async with (
-            self._admitted(request, deadline_s=deadline_s) as (left_s, note),
-            aclosing(self._inner.stream(request, deadline_s=left_s)) as events,
-        ):
-            async for event in events:
-                note(event)
-                yield event
+        with await self._admitted(request, deadline_s=deadline_s) as admitted:
+            async with aclosing(self._inner.stream(request, deadline_s=admitted.left_s)) as events:
+                async for event in events:
+                    admitted.note(event)
+                    yield event
 
     async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Hear) -> None:
         """Wait for a place, then ask, and hand on what comes. Raises as `Model.stream` does."""
-        async with self._admitted(request, deadline_s=deadline_s) as (left_s, note):
+        with await self._admitted(request, deadline_s=deadline_s) as admitted:
 
             def heard(event: ModelEvent) -> None:
                 if isinstance(event, UsageTold):
-                    note(event)
+                    admitted.note(event)
                 hear(event)
 
-            await tell(self._inner, request, deadline_s=left_s, hear=heard)
+            await tell(self._inner, request, deadline_s=admitted.left_s, hear=heard)
 
-    @asynccontextmanager
-    async def _admitted(self, request: ModelRequest, *, deadline_s: float) -> AsyncIterator[tuple[float, Hear]]:
-        """Wait for a place; give what is left of the time, and what is to hear everything that comes."""
+    async def _admitted(self, request: ModelRequest, *, deadline_s: float) -> _Admitted:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + deadline_s
-        limiter = self._limiter
         taken = self.counter.count(request) + min(request.output_max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
-        await limiter.admit(taken, wait_s=deadline_s)
-        used: int | None = None
+        await self._limiter.admit(taken, wait_s=deadline_s)
+        return _Admitted(self._limiter, taken=taken, left_s=max(ends_at - loop.time(), 0.001))
 
-        def note(event: ModelEvent) -> None:
-            nonlocal used
-            if isinstance(event, UsageTold):
-                used = event.usage.input_tokens + event.usage.output_tokens
 
-        try:
-            yield max(ends_at - loop.time(), 0.001), note
-        except ModelError as error:
-            if error.fault is ModelFault.RATE_LIMITED:
-                limiter.hold(error.retry_after_s)
-            raise
-        finally:
-            if used is not None:
-                limiter.correct(taken=taken, used=used)
+class _Admitted:
+    """A request that has its place: when it is over, the limiter learns what it took."""
+
+    __slots__ = ("_limiter", "_taken", "_used", "left_s")
+
+    def __init__(self, limiter: Limiter, *, taken: int, left_s: float) -> None:
+        self._limiter = limiter
+        self._taken = taken
+        self._used: int | None = None
+        self.left_s = left_s
+        """How much of its time is left."""
+
+    def __enter__(self) -> Self:
+        """Begin to ask."""
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        """Settle."""
+        if isinstance(error, ModelError) and error.fault is ModelFault.RATE_LIMITED:
+            self._limiter.hold(error.retry_after_s)
+        if self._used is not None:
+            self._limiter.correct(taken=self._taken, used=self._used)
+
+    def note(self, event: ModelEvent) -> None:
+        """Hear what comes: some of it tells what was used."""
+        if isinstance(event, UsageTold):
+            self._used = event.usage.input_tokens + event.usage.output_tokens
 
 
 def _heard(headers: Mapping[str, str], kind: str) -> tuple[float | None, float | None, str]:

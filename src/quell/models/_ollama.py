@@ -105,7 +105,7 @@ class OllamaModel:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
         body = _ENCODER.encode(chat_body(request, name=self.name, window=self.window))
         asked = self._exchange.asked("/api/chat", body, accept="application/x-ndjson", deadline_s=deadline_s)
-        async with asked as wire:
+        with await asked as wire:
             reader = _Reader()
             async for line in _lines(wire):
                 for event in reader.take(line):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
@@ -27,7 +26,7 @@ from quell.domain import (
     ToolSpec,
     UsageTold,
 )
-from quell.models._exchange import Exchange, Hear, Patience, whole
+from quell.models._exchange import Answering, Exchange, Hear, Patience, whole
 from quell.models._faults import fault_in_stream
 from quell.models._proxy import Proxy
 from quell.models._sse import EventSplitter
@@ -160,7 +159,7 @@ class OpenAIModel:
 
     async def stream(self, request: ModelRequest, *, deadline_s: float) -> AsyncGenerator[ModelEvent, None]:
         """Ask, and yield what comes. Raises as `Model.stream` does."""
-        async with self._asked(request, deadline_s=deadline_s) as wire:
+        with await self._asked(request, deadline_s=deadline_s) as wire:
             reader = _Reader()
             if "json" in wire.head.headers.get("content-type", ""):
                 for event in reader.take(await whole(wire)):
@@ -171,7 +170,7 @@ class OpenAIModel:
 
     async def tell(self, request: ModelRequest, *, deadline_s: float, hear: Callable[[ModelEvent], None]) -> None:
         """Ask, and hand on what comes in the moment in which it comes. Raises as `Model.stream` does."""
-        async with self._asked(request, deadline_s=deadline_s) as wire:
+        with await self._asked(request, deadline_s=deadline_s) as wire:
             reader, splitter = _Reader(), EventSplitter()
 
             def take(piece: bytes) -> None:
@@ -188,7 +187,7 @@ class OpenAIModel:
             if not reader.is_done:
                 reader.finish()
 
-    def _asked(self, request: ModelRequest, *, deadline_s: float) -> AbstractAsyncContextManager[Wire]:
+    def _asked(self, request: ModelRequest, *, deadline_s: float) -> Coroutine[None, None, Answering]:
         body = _ENCODER.encode(body_of(request, name=self.name, endpoint=self._endpoint))
         return self._exchange.asked("/chat/completions", body, accept="text/event-stream", deadline_s=deadline_s)
 

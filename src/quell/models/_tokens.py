@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from hashlib import blake2b
 
 from quell.domain import ModelRequest
 
@@ -23,6 +24,8 @@ _LEARN_MIN_TOKENS = 200
 """A short request tells more about frames than about words."""
 _LEARN_WEIGHT = 0.3
 _FACTOR_MIN, _FACTOR_MAX = 0.4, 3.0
+_REMEMBERED_MAX = 4096
+_SHORT_CHARS = 512
 _O200K = ("gpt-4o", "gpt-4.1", "gpt-5", "o1", "o3", "o4", "chatgpt", "gpt-oss")
 _CL100K = ("gpt-4", "gpt-3.5")
 
@@ -96,9 +99,26 @@ class TokenCounter:
         return self._count or estimated
 
 
-@lru_cache(maxsize=4096)
-def estimated(text: str) -> int:
-    """Estimate the tokens of a text. Histories grow by their end: what was counted before is remembered."""
+def _remembering(count: Callable[[str], int]) -> Callable[[str], int]:
+    """Count a text only once: histories grow by their end. Of a long text its digest is remembered, not the text."""
+    of_short = lru_cache(maxsize=_REMEMBERED_MAX)(count)
+    of_long: dict[bytes, int] = {}
+
+    def counted(text: str) -> int:
+        if len(text) <= _SHORT_CHARS:
+            return of_short(text)
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        found = of_long.get(digest)
+        if found is None:
+            if len(of_long) >= _REMEMBERED_MAX:
+                of_long.clear()
+            found = of_long[digest] = count(text)
+        return found
+
+    return counted
+
+
+def _estimated(text: str) -> int:
     count = 0
     for piece in _PIECE.finditer(text):
         found = piece.group()
@@ -107,6 +127,14 @@ def estimated(text: str) -> int:
         else:
             count += 1 if found.isascii() else max(1, len(found.encode("utf-8", "surrogatepass")) // 2)
     return max(1, count)
+
+
+_estimate = _remembering(_estimated)
+
+
+def estimated(text: str) -> int:
+    """Estimate the tokens of a text."""
+    return _estimate(text)
 
 
 def _vocabulary_of(name: str) -> str:
@@ -128,4 +156,4 @@ def _tokenizer_of(vocabulary: str) -> Callable[[str], int] | None:
     def count(text: str) -> int:
         return len(encode(text))
 
-    return lru_cache(maxsize=4096)(count)
+    return _remembering(count)
