@@ -152,6 +152,12 @@ class _Saying:
         self._run, self._turn, self._attempt = run, turn, attempt
         self._holder = holder
         self._kind: Literal["text", "reasoning"] = "reasoning" if voice.task else "text"
+        self._kept: bytearray | None = None
+
+    def keeps(self, gathering: Gathering) -> None:
+        """Note who keeps the text, where it is said as it comes."""
+        if self._holder is None:
+            self._kept = gathering.text
 
     def text(self, piece: str) -> None:
         if self._holder is not None:
@@ -172,7 +178,8 @@ class _Saying:
 
     def _say(self, text: str, kind: Literal["text", "reasoning"]) -> None:
         voice = self._voice
-        voice.live.say(Piece(self._run, self._turn, self._attempt, kind, text, voice.agent, voice.task))
+        piece = Piece(self._run, self._turn, self._attempt, kind, text, voice.agent, voice.task)
+        voice.live.say(piece, kept=self._kept)
 
 
 async def _once(
@@ -185,6 +192,7 @@ async def _once(
     silent_s: float,
 ) -> ModelReply:
     gathering, is_begun = Gathering(), False
+    saying.keeps(gathering)
     loop = asyncio.get_running_loop()
 
     def hear(event: ModelEvent) -> None:

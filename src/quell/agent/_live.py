@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import msgspec
@@ -49,7 +49,7 @@ class _Now:
     turn: int
     attempt: int
     agent: str
-    text: bytearray = field(default_factory=bytearray)
+    text: bytearray
     """In UTF-8: pieces alone would take five times their text."""
 
 
@@ -135,13 +135,15 @@ class Live:
         self._ears: dict[str, list[Ear]] = {}
         self._now: dict[str, _Now] = {}
 
-    def say(self, piece: Piece | Moved) -> None:
-        """Hand a piece to everybody who listens."""
+    def say(self, piece: Piece | Moved, *, kept: bytearray | None = None) -> None:
+        """Hand a piece to everybody who listens; `kept` is where who speaks adds what was said, in UTF-8: it is not kept twice."""
         if isinstance(piece, Piece) and piece.kind == "text" and not piece.task:
             now = self._now.get(piece.run)
             if now is None or now.turn != piece.turn or now.attempt != piece.attempt:
-                self._now[piece.run] = now = _Now(piece.turn, piece.attempt, piece.agent)
-            now.text += piece.text.encode("utf-8", "surrogatepass")
+                text = bytearray() if kept is None else kept
+                self._now[piece.run] = now = _Now(piece.turn, piece.attempt, piece.agent, text)
+            if kept is None:
+                now.text += piece.text.encode("utf-8", "surrogatepass")
         for ear in self._ears.get(piece.run, ()):
             ear.hear(piece)
 
