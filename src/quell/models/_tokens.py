@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from hashlib import blake2b
 
 from quell.domain import ModelRequest
@@ -104,6 +104,7 @@ def _remembering(count: Callable[[str], int]) -> Callable[[str], int]:
     of_short = lru_cache(maxsize=_REMEMBERED_MAX)(count)
     of_long: dict[bytes, int] = {}
 
+    @wraps(count)
     def counted(text: str) -> int:
         if len(text) <= _SHORT_CHARS:
             return of_short(text)
@@ -118,7 +119,9 @@ def _remembering(count: Callable[[str], int]) -> Callable[[str], int]:
     return counted
 
 
-def _estimated(text: str) -> int:
+@_remembering
+def estimated(text: str) -> int:
+    """Estimate the tokens of a text."""
     count = 0
     for piece in _PIECE.finditer(text):
         found = piece.group()
@@ -127,14 +130,6 @@ def _estimated(text: str) -> int:
         else:
             count += 1 if found.isascii() else max(1, len(found.encode("utf-8", "surrogatepass")) // 2)
     return max(1, count)
-
-
-_estimate = _remembering(_estimated)
-
-
-def estimated(text: str) -> int:
-    """Estimate the tokens of a text."""
-    return _estimate(text)
 
 
 def _vocabulary_of(name: str) -> str:
