@@ -67,7 +67,7 @@ def test_every_look_at_tools_says_the_same_here_and_there(tmp_path: Path) -> Non
         assert (code, "changed" in told, r"\u202e" in told) == (1, True, True)
         assert both("check")[0] == 1
         (tmp_path / "tools.json").unlink()
-        assert both("check")[0] == 3
+        assert (both("check")[0], both("diff")[0], both("diff", "small")[0]) == (3, 3, 3)
 
 
 def test_a_pin_on_a_server_is_of_what_was_seen_and_in_a_persons_name(tmp_path: Path) -> None:

@@ -165,6 +165,10 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
             looked = (await wire.http.get("/api/v1/tool-servers", headers=ann)).json()
             assert not looked["ok"]
             assert [(each["server"], each["state"]) for each in looked["servers"]] == [("shop", "up"), ("gone", "down")]
+            drift = (await wire.http.get("/api/v1/tool-drift", headers=ann)).json()
+            assert not drift["ok"], "one is down, and the other is told all the same"
+            assert [each["tool"] for each in drift["tools"]] == ["echo"]
+            assert [each["server"] for each in drift["down"]] == ["gone"]
 
     asyncio.run(story())
 

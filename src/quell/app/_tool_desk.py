@@ -21,7 +21,9 @@ from quell.domain import (
     QuellError,
     RefusedError,
     ServerCheck,
+    ServerDown,
     Tool,
+    ToolComparison,
     ToolDrift,
     ToolList,
     ToolPin,
@@ -88,10 +90,19 @@ class ToolDesk:
             return ToolSheet(tool=tool, pin=None, definition="")
         return ToolSheet(tool=tool, pin=note_of(pin), definition=self._toolset.pins.show(_offer_of(pin)))
 
-    async def compared(self, server: str = "", *, headers: Mapping[str, str] | None = None) -> tuple[ToolDrift, ...]:
-        """Ask what is offered now, and compare it with what is pinned. Raises UsageError and WorldError."""
-        names = [self._server(server)] if server else list(self._toolset.settings.mcp.servers)
-        return tuple([each for name in names for each in await self._drift(name, headers)])
+    async def compared(self, server: str = "", *, headers: Mapping[str, str] | None = None) -> ToolComparison:
+        """Ask what is offered now, and compare it with what is pinned; of all servers, those that are down are named.
+
+        Raises UsageError, and WorldError when the one that is named cannot be asked.
+        """
+        if server:
+            return ToolComparison(tools=tuple(await self._drift(self._server(server), headers)))
+        names = list(self._toolset.settings.mcp.servers)
+        found = await asyncio.gather(*(self._drift_or_down(name, headers) for name in names))
+        return ToolComparison(
+            tools=tuple(drift for drifts, _ in found for drift in drifts),
+            down=tuple(down for _, down in found if down is not None),
+        )
 
     async def checked(self, server: str = "", *, headers: Mapping[str, str] | None = None) -> tuple[ServerCheck, ...]:
         """Ask whether servers answer, and whether what is pinned is still what they offer. Raises UsageError."""
@@ -227,6 +238,15 @@ class ToolDesk:
             drifts.append(ToolDrift(server=server, tool=original, verdict=verdict, change=change))
         return drifts
 
+    async def _drift_or_down(
+        self, server: str, headers: Mapping[str, str] | None
+    ) -> tuple[list[ToolDrift], ServerDown | None]:
+        try:
+            return await self._drift(server, headers), None
+        except QuellError as error:
+            clean = self._office.redactor.text
+            return [], ServerDown(server=server, reason=clean(str(error)), hint=clean(error.hint))
+
     def _change(self, pin: ToolPin, offer: Offer) -> str:
         """Show how an offer differs from its pin, and that the operator's word changed: that counts from a new pin on."""
         terms = self._toolset.terms_of(offer)
@@ -241,12 +261,10 @@ class ToolDesk:
         known = self._toolset.settings.mcp.servers[name]
         pinned = sum(pin.server == name for pin in await asyncio.to_thread(self._pins))
         whole = ServerCheck(server=name, transport=known.transport, state="up", pinned=pinned, pins=known.pin)
-        try:
-            found = await self._drift(name, headers)
-            offers = await self._toolset.servers.offers(name, headers=headers or {})
-        except QuellError as error:
-            clean = self._office.redactor.text
-            return replace(whole, state="down", reason=clean(str(error)), hint=clean(error.hint))
+        found, down = await self._drift_or_down(name, headers)
+        if down is not None:
+            return replace(whole, state="down", reason=down.reason, hint=down.hint)
+        offers = await self._toolset.servers.offers(name, headers=headers or {})
         effects = (each.original for each in offers if self._toolset.terms_of(each).tool_class.is_effect)
         return replace(
             whole,

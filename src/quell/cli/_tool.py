@@ -87,23 +87,30 @@ def show_tool(session: Session, name: str, *, url: str) -> int:
 @server_option
 @click.pass_obj
 def diff(session: Session, server: str, *, url: str) -> int:
-    """Ask servers what they offer now, and compare with what is pinned. Exit 1 when a pinned tool changed or is gone."""
+    """Ask servers what they offer now, and compare with what is pinned.
+
+    Exit 1 when a pinned tool changed or is gone, 3 when a server cannot be reached; the others are told all the same.
+    """
 
     async def use(door: ToolDoor) -> int:
-        found = await door.compared(server)
-        is_same = not any(each.verdict in {"changed", "gone"} for each in found)
+        compared = await door.compared(server)
+        found, down = compared.tools, compared.down
         if session.is_json:
-            put_document("tool_diff", is_ok=is_same, tools=found)
-            return ExitCode.DONE if is_same else ExitCode.BAD
-        put_table(("SERVER", "TOOL", "IT IS"), [(each.server, shown(each.tool), each.verdict) for each in found])
-        for each in found:
-            if each.change:
-                put_text(f"\n{each.server} {shown(each.tool)}\n{each.change}")
-        if not found and not server:
-            door.note_none("MCP server (mcp.servers), or none that offers a tool,")
-        if any(each.verdict == "unknown" for each in found):
-            note("`quell tool pin SERVER NAME` shows an unknown one whole and lets you accept it")
-        return ExitCode.DONE if is_same else ExitCode.BAD
+            put_document("tool_diff", is_ok=compared.is_same and not down, tools=found, down=down)
+        else:
+            put_table(("SERVER", "TOOL", "IT IS"), [(each.server, shown(each.tool), each.verdict) for each in found])
+            for each in found:
+                if each.change:
+                    put_text(f"\n{each.server} {shown(each.tool)}\n{each.change}")
+            for gone in down:
+                note(f"{gone.server}: {gone.reason}" + (f" ({gone.hint})" if gone.hint else ""))
+            if not (found or down or server):
+                door.note_none("MCP server (mcp.servers), or none that offers a tool,")
+            if any(each.verdict == "unknown" for each in found):
+                note("`quell tool pin SERVER NAME` shows an unknown one whole and lets you accept it")
+        if down:
+            return ExitCode.UNREACHABLE
+        return ExitCode.DONE if compared.is_same else ExitCode.BAD
 
     return with_tools(session, use, url=url)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Pinned,
         Principal,
         ServerCheck,
-        ToolDrift,
+        ToolComparison,
         ToolList,
         ToolSheet,
     )
@@ -43,7 +43,7 @@ class ToolDoor(Protocol):
     async def listed(self, server: str) -> ToolList: ...
     async def shown(self, name: str) -> ToolSheet: ...
     async def checked(self, server: str) -> tuple[ServerCheck, ...]: ...
-    async def compared(self, server: str) -> tuple[ToolDrift, ...]: ...
+    async def compared(self, server: str) -> ToolComparison: ...
     async def offered(self, server: str, name: str, *, declared: str | None) -> OfferSheet: ...
     async def pin(self, sheet: OfferSheet, *, digest: str, declared: str | None) -> Pinned: ...
     async def unpin(self, server: str, name: str) -> None: ...
@@ -128,7 +128,7 @@ class _NearTools:
     async def checked(self, server: str) -> tuple[ServerCheck, ...]:
         return await self.desk.checked(server)
 
-    async def compared(self, server: str) -> tuple[ToolDrift, ...]:
+    async def compared(self, server: str) -> ToolComparison:
         return await self.desk.compared(server)
 
     async def offered(self, server: str, name: str, *, declared: str | None) -> OfferSheet:
@@ -192,11 +192,11 @@ class _FarTools:
         told = await self._client.ask("GET", "/api/v1/tool-servers", query=_of(server), timeout_s=_LOOK_S)
         return self._client.read(told.get("servers"), tuple[ServerCheck, ...])
 
-    async def compared(self, server: str) -> tuple[ToolDrift, ...]:
-        from quell.domain import ToolDrift
+    async def compared(self, server: str) -> ToolComparison:
+        from quell.domain import ToolComparison
 
         told = await self._client.ask("GET", "/api/v1/tool-drift", query=_of(server), timeout_s=_LOOK_S)
-        return self._client.read(told.get("tools"), tuple[ToolDrift, ...])
+        return self._client.read(told, ToolComparison)
 
     async def offered(self, server: str, name: str, *, declared: str | None) -> OfferSheet:
         from quell.domain import OfferSheet

@@ -243,6 +243,8 @@ from quell.domain._tool_book import OfferSheet as OfferSheet
 from quell.domain._tool_book import Pinned as Pinned
 from quell.domain._tool_book import PinNote as PinNote
 from quell.domain._tool_book import ServerCheck as ServerCheck
+from quell.domain._tool_book import ServerDown as ServerDown
+from quell.domain._tool_book import ToolComparison as ToolComparison
 from quell.domain._tool_book import ToolDrift as ToolDrift
 from quell.domain._tool_book import ToolList as ToolList
 from quell.domain._tool_book import ToolSheet as ToolSheet

@@ -78,6 +78,29 @@ class ToolDrift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerDown:
+    """An MCP server that did not say what it offers."""
+
+    server: str
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolComparison:
+    """How what servers offer compares with what is pinned."""
+
+    tools: tuple[ToolDrift, ...]
+    down: tuple[ServerDown, ...] = ()
+    """Of whose tools nothing is known now."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every pinned tool of the servers that answered is what was accepted."""
+        return all(each.verdict in {"pinned", "unknown"} for each in self.tools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCheck:
     """What came of looking at one MCP server."""
 

@@ -80,8 +80,9 @@ class Tools:
         """GET /api/v1/tool-drift: what is offered now beside what is pinned."""
         self._rates.take(caller_of(request))
         found = await (await self._desk()).compared(request.query_params.get("server", ""), headers=_headers(request))
-        is_same = not any(each.verdict in {"changed", "gone"} for each in found)
-        return self._told("tool_diff", {"ok": is_same, "tools": found})
+        return self._told(
+            "tool_diff", {"ok": found.is_same and not found.down, "tools": found.tools, "down": found.down}
+        )
 
     # -- pins ---------------------------------------------------------------------------------------------------------
 
