@@ -22,9 +22,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from bench.bench_cli import cpu_ms, environment
 
+M = TypeVar("M", bound=ThreadingHTTPServer)
 ROUNDS = 7
 _AGENT = (
     '[agent]\nname = "sre"\nsystem_prompt = "You look after a small shop."\n'
@@ -84,8 +86,9 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _model() -> Iterator[_Model]:
-    with _Model() as model:
+def serving(model: M) -> Iterator[M]:
+    """Have a played model answer until the block ends."""
+    with model:
         thread = threading.Thread(target=model.serve_forever, daemon=True)
         thread.start()
         try:
@@ -110,7 +113,7 @@ def _until_asked(command: Sequence[str], *, model: _Model, env: Mapping[str, str
 
 def measure() -> dict[str, object]:
     """Measure `quell ask` and its peers in turns."""
-    with tempfile.TemporaryDirectory() as directory, _model() as model:
+    with tempfile.TemporaryDirectory() as directory, serving(_Model()) as model:
         at = Path(directory)
         (at / "agent.toml").write_text(_AGENT.format(url=model.url))
         (at / "quell.toml").write_text('agents = "agent.toml"\n')

@@ -15,10 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 
 import bpe_openai
 
+from bench.bench_ask import serving
 from bench.bench_cli import environment
 
 ROUNDS = 3
@@ -135,18 +134,6 @@ class _Answer(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextmanager
-def _model() -> Iterator[_Model]:
-    with _Model() as model:
-        thread = threading.Thread(target=model.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield model
-        finally:
-            model.shutdown()
-            thread.join()
-
-
 def _run(command: Sequence[str], *, model: _Model, env: Mapping[str, str], at: Path) -> dict[str, float]:
     """Run a command to its end; return what it took until each request."""
     model.seen = _Seen()
@@ -196,7 +183,7 @@ def _theirs(at: Path, url: str) -> tuple[list[str], dict[str, str]]:
 def measure() -> dict[str, object]:
     """Ask both in turns; the first round, which writes what is kept for the next start, does not count."""
     told: dict[str, object] = {"rounds": ROUNDS, "is_peer_here": PEER.exists()}
-    with tempfile.TemporaryDirectory() as directory, _model() as model:
+    with tempfile.TemporaryDirectory() as directory, serving(_Model()) as model:
         makers = {"ours": _ours} | ({"theirs": _theirs} if PEER.exists() else {})
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
         for turn in range(ROUNDS + 1):

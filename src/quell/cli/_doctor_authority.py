@@ -216,27 +216,23 @@ def _pins(office: Office, toolset: Toolset) -> Check:
 
 async def _tools(office: Office, toolset: Toolset, server: str) -> Check:
     """Ask a server what it offers, and compare with what people accepted."""
-    from quell.domain import QuellError
+    from quell.app import ToolDesk
 
     name = f"tools {server}"
     try:
         async with asyncio.timeout(_SERVER_S):
-            offers = {offer.original: offer for offer in await toolset.servers.offers(server, max_age_s=0)}
+            (found,) = await ToolDesk(office, toolset).checked(server)
     except TimeoutError:
         return Check(name=name, status="bad", detail=f"no answer within {_SERVER_S:g} s")
-    except QuellError as error:
-        return Check(name=name, status="bad", detail=str(error), hint=error.hint)
-    with office.runs.database.reading() as connection:
-        pins = {pin.original: pin for pin in toolset.pins.listed(connection) if pin.server == server}
-    verdicts = {original: toolset.pins.judge(offer, pins.get(original)) for original, offer in offers.items()}
-    changed = sorted(original for original, verdict in verdicts.items() if verdict == "changed")
-    gone = sorted(pins.keys() - offers.keys())
-    detail = f"{len(pins)} tools are pinned, {len(offers)} are offered"
+    if found.state == "down":
+        return Check(name=name, status="bad", detail=found.reason, hint=found.hint)
+    changed, gone = found.changed, found.gone
+    detail = f"{found.pinned} tools are pinned, {found.pinned - len(gone) + found.unknown} are offered"
     if changed or gone:
         told = [f"changed: {', '.join(changed)}"] * bool(changed) + [f"gone: {', '.join(gone)}"] * bool(gone)
         hint = f"`quell tool diff {server}` shows how; what changed is refused until somebody pins it again"
         return Check(name=name, status="warn", detail=f"{detail}; {'; '.join(told)}", hint=hint)
-    if not pins:
+    if not found.pinned:
         hint = f"`quell tool diff {server}`, then `quell tool pin {server} NAME`"
         return Check(name=name, status="warn", detail=detail, hint=hint)
     return Check(name=name, status="ok", detail=detail)

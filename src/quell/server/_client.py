@@ -21,6 +21,8 @@ _SILENCE_S = 120.0
 _LINE_BYTES_MAX = 16_000_000
 _ANSWER_BYTES_MAX = 32_000_000
 _ERROR_BYTES_MAX = 64_000
+_BUSY = frozenset({"OverloadError", "StateHeldError"})
+"""Kinds of a 503 that another try may cure; errors of OpenAI's form have no kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,8 @@ def refusal_of(told: Mapping[str, object], *, status: int, retry_after_s: float 
         return RefusedError(message, hint=hint or "set QUELL_API_KEY to a key of that server", code="unauthenticated")
     if status == 403:
         return RefusedError(message, hint=hint)
+    if status == 503 and error.get("kind", "OverloadError") not in _BUSY:
+        return WorldError(message, hint=hint)  # it does answer: what it asked itself did not
     if status in {429, 503}:
         return OverloadError(message, retry_after_s=retry_after_s, hint=hint or f"try again in {retry_after_s:g} s")
     if status in {409, 410}:
