@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from quell.domain import OverloadError, QuellError, RefusedError, RunTrace, UsageError, WorldError
+from quell.domain import OverloadError, QuellError, RefusalCode, RefusedError, RunTrace, UsageError, WorldError
 
 T = TypeVar("T")
 _CONNECT_S = 5.0
@@ -21,6 +21,7 @@ _SILENCE_S = 120.0
 _LINE_BYTES_MAX = 16_000_000
 _ANSWER_BYTES_MAX = 32_000_000
 _ERROR_BYTES_MAX = 64_000
+_REFUSALS: Mapping[int, RefusalCode] = {401: "unauthenticated", 403: "forbidden", 409: "mismatch", 410: "gone"}
 _BUSY = frozenset({"OverloadError", "StateHeldError"})
 """Kinds of a 503 that another try may cure; errors of OpenAI's form have no kind."""
 
@@ -182,16 +183,13 @@ def refusal_of(told: Mapping[str, object], *, status: int, retry_after_s: float 
     error: Mapping[str, object] = inner if isinstance(inner, dict) else {}
     message = str(error.get("message") or f"{url} answered {status}")
     hint = str(error.get("hint") or "")
-    if status == 401:
-        return RefusedError(message, hint=hint or "set QUELL_API_KEY to a key of that server", code="unauthenticated")
-    if status == 403:
-        return RefusedError(message, hint=hint)
+    if (code := _REFUSALS.get(status)) is not None:
+        cure = "set QUELL_API_KEY to a key of that server" if status == 401 else ""
+        return RefusedError(message, hint=hint or cure, code=code)
     if status == 503 and error.get("kind", "OverloadError") not in _BUSY:
         return WorldError(message, hint=hint)  # it does answer: what it asked itself did not
     if status in {429, 503}:
         return OverloadError(message, retry_after_s=retry_after_s, hint=hint or f"try again in {retry_after_s:g} s")
-    if status in {409, 410}:
-        return RefusedError(message, hint=hint, code="mismatch" if status == 409 else "gone")
     if 400 <= status < 500:
         return UsageError(message, hint=hint)
     return WorldError(message, hint=hint)
