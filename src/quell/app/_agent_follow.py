@@ -121,6 +121,10 @@ class Follower:
         """Go on after the id of what was heard last. Raises UsageError when it is none."""
         return cls(run=run, place=_Place.read(written))
 
+    def is_ahead(self, piece: Piece) -> bool:
+        """Tell whether a later turn begins with this: what its run did before may not have been heard."""
+        return piece.turn > 0 and piece.turn not in {self.place.turn, self._ended} and not piece.task
+
     def piece(self, piece: Piece) -> Iterator[Heard]:
         """Hear some more of what is being said."""
         place = self.place
@@ -246,6 +250,10 @@ async def _followed(
         pumping = asyncio.create_task(pump())
         try:
             while (item := await ear.get()) is not None:
+                if isinstance(item, Piece) and follower.is_ahead(item):
+                    # What went before this turn is in the journal by now, and its bell may ring later than words come.
+                    for heard in await _news(runs, follower):
+                        yield heard
                 for heard in _heard_of(follower, item):
                     yield heard
             await pumping
@@ -261,15 +269,22 @@ async def _caught_up(
     while True:
         said = live.said(follower.run)
         forget()  # it is in one of the two
-        batch = await runs.events(run=follower.run, after=follower.place.seq)
-        if not batch:
+        seq = follower.place.seq
+        for heard in await _news(runs, follower):
+            yield heard
+        if follower.place.seq == seq:
             break
-        for event in batch:
-            for heard in _heard_of(follower, event):
-                yield heard
-            follower.place.seq = event.seq
     for heard in () if said is None else follower.whole(said):
         yield heard
+
+
+async def _news(runs: Runs, follower: Follower) -> list[Heard]:
+    """Return what the journal has of a run past the place of its follower, who has heard it with that."""
+    found: list[Heard] = []
+    for event in await runs.events(run=follower.run, after=follower.place.seq):
+        found += _heard_of(follower, event)
+        follower.place.seq = event.seq
+    return found
 
 
 async def _remember(runs: Runs, follower: Follower) -> None:
@@ -288,5 +303,5 @@ def _heard_of(follower: Follower, item: object) -> Iterator[Heard]:
             yield from follower.piece(item)
         case Moved():
             yield follower.moved(item)
-        case Event() if item.name.startswith(_KEPT):
+        case Event() if item.seq > follower.place.seq and item.name.startswith(_KEPT):
             yield from follower.event(item)
