@@ -33,6 +33,7 @@ from quell.server._body import Bodies
 from quell.server._errors import WireError, error_response, json_response
 from quell.server._identity import READERS, Access, Gate
 from quell.server._listening import Closing
+from quell.server._query import headers_of
 from quell.server._rates import Rates
 from quell.server._spans import Traced
 
@@ -105,7 +106,7 @@ class _Builder(ServerCallContextBuilder):
     def build(self, request: Request) -> ServerCallContext:
         state: dict[str, Any] = {
             "principal": request.scope["state"]["principal"],
-            "headers": {name.lower(): value for name, value in request.headers.items()},
+            "headers": headers_of(request),
             "receive": request.receive,
         }
         context = ServerCallContext(state=state)

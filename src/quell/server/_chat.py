@@ -28,6 +28,7 @@ from quell.server._chat_stream import HEARTBEAT, ChatFrames, Framing
 from quell.server._errors import WireError, json_response
 from quell.server._listening import Ending, Listening, ended_as, ending_error
 from quell.server._openai_errors import ChatError, chat_error_of
+from quell.server._query import headers_of
 from quell.server._rates import Rates
 from quell.server._scene import Scene
 from quell.server._streaming import AtOnce, Ended, Outlet, Straight, Streaming
@@ -139,7 +140,7 @@ class Chats:
     async def begin(self, request: Request, wish: ChatWish, *, by: Principal) -> Begun:
         """Start the run that answers. Raises ChatError when the request cannot be taken."""
         agent = self.agent(wish.ask.agent)
-        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers = headers_of(request)
         key = headers.get("idempotency-key", "")
         if len(key) > _KEY_MAX:
             raise ChatError(400, f"the Idempotency-Key has more than {_KEY_MAX} characters", reason="invalid_value")

@@ -1,6 +1,8 @@
-"""What is read from the query of a request."""
+"""What is read from the query and the headers of a request."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from starlette.requests import Request
 
@@ -17,3 +19,8 @@ def limit_of(request: Request) -> int:
     if not written.isdecimal() or len(written) > _LIMIT_DIGITS_MAX or not 1 <= int(written) <= _LIMIT_MAX:
         raise WireError(400, "UsageError", f"limit is {written[:20]!r}", hint=f"a number from 1 to {_LIMIT_MAX}")
     return int(written)
+
+
+def headers_of(request: Request) -> Mapping[str, str]:
+    """Return the headers of a request, names in small letters: for servers that are told to pass some on."""
+    return {name.lower(): value for name, value in request.headers.items()}

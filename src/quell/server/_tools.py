@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ from quell.domain import RefusedError, ToolTerms, UsageError
 from quell.server._approvals import caller_of, decoded
 from quell.server._body import Bodies
 from quell.server._errors import RETRY_AFTER_S, WireError, json_response, refused
+from quell.server._query import headers_of
 from quell.server._rates import Rates
 
 T = TypeVar("T")
@@ -73,13 +74,13 @@ class Tools:
     async def checked(self, request: Request) -> Response:
         """GET /api/v1/tool-servers: whether they answer, and whether what is pinned is still what they offer."""
         self._rates.take(caller_of(request))
-        found = await (await self._desk()).checked(request.query_params.get("server", ""), headers=_headers(request))
+        found = await (await self._desk()).checked(request.query_params.get("server", ""), headers=headers_of(request))
         return self._told("tool_check", {"ok": all(each.is_ok for each in found), "servers": found})
 
     async def compared(self, request: Request) -> Response:
         """GET /api/v1/tool-drift: what is offered now beside what is pinned."""
         self._rates.take(caller_of(request))
-        found = await (await self._desk()).compared(request.query_params.get("server", ""), headers=_headers(request))
+        found = await (await self._desk()).compared(request.query_params.get("server", ""), headers=headers_of(request))
         return self._told(
             "tool_diff", {"ok": found.is_same and not found.down, "tools": found.tools, "down": found.down}
         )
@@ -92,7 +93,7 @@ class Tools:
         wanted = decoded(body, _Declared, hint="send {server, tool}, and of a chat client what it declares")
         self._rates.take(caller_of(request))
         sheet = (await self._desk()).offered(
-            wanted.server, wanted.tool, declared=wanted.declared, headers=_headers(request)
+            wanted.server, wanted.tool, declared=wanted.declared, headers=headers_of(request)
         )
         return self._told("offer", await _found(sheet))
 
@@ -108,7 +109,7 @@ class Tools:
             declared=wanted.declared,
             by=caller_of(request),
             way="api",
-            headers=_headers(request),
+            headers=headers_of(request),
         )
         return self._told("tool_pinned", await _found(pinned))
 
@@ -131,7 +132,7 @@ class Tools:
             raise _stopping("try again when it is back")
         self._rates.take(by)
         arguments = json.dumps(wanted.arguments, ensure_ascii=False)
-        begun = self._app.calls.start(wanted.tool, arguments=arguments, by=by, headers=_headers(request), key=key)
+        begun = self._app.calls.start(wanted.tool, arguments=arguments, by=by, headers=headers_of(request), key=key)
         run = await _found(begun)
         return json_response({"kind": "tool_call", "ok": True, "run": run.id}, status=202)
 
@@ -178,10 +179,6 @@ async def _found(work: Awaitable[T]) -> T:
 
 def _stopping(hint: str) -> WireError:
     return WireError(503, "StateHeldError", "the server stops", hint=hint, retry_after_s=RETRY_AFTER_S)
-
-
-def _headers(request: Request) -> Mapping[str, str]:
-    return {name.lower(): value for name, value in request.headers.items()}
 
 
 def _seq_of(request: Request) -> int:
