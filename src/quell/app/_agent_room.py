@@ -22,6 +22,7 @@ from quell.app._agent_servers import ask_first_of, offered, people_s_of, spill_o
 from quell.app._ask_people import ask_people_hand
 from quell.app._file_tools import file_hands
 from quell.app._first_pins import pin_first
+from quell.app._held_headers import HeldHeaders
 from quell.app._in_force import InForce, in_force
 from quell.app._memory import DOCUMENTS, open_store, search_hand, skill_hands
 from quell.app._skill_book import git_sources
@@ -105,8 +106,7 @@ class AgentRoom:
         """Take the agents as they are configured, and which MCP servers they have."""
         self.agents = tuple(agents)
         self.live = Live()
-        self.headers: dict[str, Mapping[str, str]] = {}
-        """By ticket: headers of requests whose runs go on here."""
+        self.headers = HeldHeaders()
         self._tickets: dict[str, str] = {}
         """By run."""
         self._uses: dict[str, Mind] = {}
@@ -423,14 +423,12 @@ class AgentRoom:
         return crew, tuple(name for names in tools.values() for name in names)
 
     def hold(self, ticket: str, headers: Mapping[str, str]) -> None:
-        """Keep the headers of a request; those of the oldest are forgotten when there are too many."""
-        self.headers[ticket] = dict(headers)
-        if len(self.headers) > _HELD_MAX:
-            del self.headers[next(iter(self.headers))]
+        """Keep the headers of a request."""
+        self.headers.hold(ticket, headers)
 
     def headers_of(self, run: str) -> Mapping[str, str]:
         """Return the headers of the request that began a run, as long as it goes on here."""
-        return self.headers.get(self._tickets.get(run, ""), {})
+        return self.headers.of(self._tickets.get(run, ""))
 
     def ended(self, run: str, wanted: Wanted) -> None:
         """Forget the headers of a request, and that its run uses its version; `settle` then closes what nobody uses."""
@@ -439,7 +437,7 @@ class AgentRoom:
 
     def forget(self, ticket: str) -> None:
         """Forget a request of which no run came."""
-        self.headers.pop(ticket, None)
+        self.headers.forget(ticket)
         self._uses.pop(ticket, None)
 
     def begun(self, run: str, ticket: str) -> None:
@@ -484,7 +482,7 @@ class AgentRoom:
             fence=context.fence,
             session=wanted.ask.session,
             deadline_s=_CALL_S,
-            headers=self.headers.get(wanted.ticket, {}),
+            headers=self.headers.of(wanted.ticket),
             feature=KIND,
             ask_first=ask_first_of(mind.settings),
             people_s=people_s_of(mind.settings),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from quell.app._held_headers import HeldHeaders
 from quell.domain import (
     CallOrigin,
     CallState,
@@ -37,7 +38,6 @@ _LOOK_AGAIN_S = 30.0
 """Who waits for people looks this often by itself; who decides wakes it."""
 _CALL_ID = "1.1"
 _TICKET_BYTES = 12
-_HELD_MAX = 1_000
 _MAY_SEE_OTHERS = frozenset({"operator", "admin"})
 
 
@@ -65,8 +65,7 @@ class PersonCalls:
         """Name the work; nothing is opened before somebody calls."""
         self._warden = warden
         self._entropy = entropy
-        self._headers: dict[str, Mapping[str, str]] = {}
-        """Of the requests whose calls go on here, by ticket; they are never written down."""
+        self._headers = HeldHeaders()
         warden.runs.register(KIND, self._work, way="direct")
 
     async def start(
@@ -83,13 +82,14 @@ class PersonCalls:
         wanted = _Wanted(tool=tool, arguments=arguments, by=by, ticket=ticket)
         body: Mapping[str, object] = msgspec.to_builtins(wanted)
         place = msgspec.json.encode([KIND, by.tenant, by.user, key]).decode() if key else None
-        self._hold(ticket, headers or {})
+        if headers:
+            self._headers.hold(ticket, headers)
         try:
             run = await runs.start(KIND, subject=clean(f"{tool} {arguments}")[:200], arguments=body, key=place)
             if key:
                 await self._same(run.id, wanted, key)
         except BaseException:
-            self._headers.pop(ticket, None)
+            self._headers.forget(ticket)
             raise
         return run
 
@@ -137,20 +137,13 @@ class PersonCalls:
         """Check that a run began with this very call. Raises RefusedError (`mismatch`)."""
         began = await self._wanted(run)
         if began.ticket != wanted.ticket:
-            self._headers.pop(wanted.ticket, None)
+            self._headers.forget(wanted.ticket)
         if (began.tool, began.arguments) != (wanted.tool, wanted.arguments):
             told = f"the Idempotency-Key {key[:40]!r} stands for another call"
             raise RefusedError(told, hint="give every call a key of its own", code="mismatch")
 
     async def _wanted(self, run: str) -> _Wanted:
         return msgspec.convert(await self._warden.runs.arguments(run), type=_Wanted)
-
-    def _hold(self, ticket: str, headers: Mapping[str, str]) -> None:
-        """Keep the headers of a request; those of the oldest are forgotten when there are too many."""
-        if ticket:
-            self._headers[ticket] = dict(headers)
-        if len(self._headers) > _HELD_MAX:
-            del self._headers[next(iter(self._headers))]
 
     async def _work(self, context: RunContext) -> Next:
         """Make the call, or look again whether people have decided about it."""
@@ -163,7 +156,7 @@ class PersonCalls:
             fence=context.fence,
             origin=CallOrigin.PERSON,
             deadline_s=_CALL_S,
-            headers=self._headers.get(wanted.ticket, {}),
+            headers=self._headers.of(wanted.ticket),
             feature=KIND,
         )
 
@@ -181,7 +174,7 @@ class PersonCalls:
             at = min(await context.now() + timedelta(seconds=_LOOK_AGAIN_S), acted.parked.expires_at)
             return WaitUntil(at=at, state={"waits": acted.parked.approval})
         assert acted.outcome is not None, "a call ends or waits"
-        self._headers.pop(wanted.ticket, None)
+        self._headers.forget(wanted.ticket)
         await context.emit("agent.call_ended", key="ended", **msgspec.to_builtins(acted.outcome))
         return Done(result=msgspec.to_builtins(acted.outcome))
 
